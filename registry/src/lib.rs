@@ -1,0 +1,17 @@
+//! Tidegate's domain: what is defined, what is planned, what ran, and the [`store::Store`] in which all of it is kept.
+//!
+//! Begin with [`model::Project`] (what is true of a project), [`run`] (what becomes of it) and [`store::Store`] (where
+//! scheduler and worker meet). [`definitions`] turns an author's YAML into a `Project` or into
+//! [`diagnostics::Diagnostic`]s; [`plan`] compares two projects.
+//!
+//! May not know: SQL databases, DataFusion, HTTP. It reads files only in [`definitions`].
+
+pub mod definitions;
+pub mod diagnostics;
+pub mod fingerprint;
+pub mod ids;
+pub mod model;
+pub mod plan;
+pub mod run;
+pub mod store;
+pub mod time;

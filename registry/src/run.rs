@@ -1,0 +1,406 @@
+//! Runs and what becomes of them: the rows in which scheduler and worker meet.
+//!
+//! A run is one transaction over one interval of one DAG. Its tasks are, in order: `pin` (fix every source version),
+//! one task per view (stage and check), `publish` (intent, commits, online, cut over, record). Workers claim tasks by
+//! lease; what a task leaves for the next one is stored with it, so any worker can go on.
+
+use std::fmt;
+use std::str::FromStr;
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{BackfillId, DagName, LeaseToken, RunId, SnapshotId, ViewId};
+use crate::model::Severity;
+use crate::time::{Instant, Interval};
+
+/// Why a run exists.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// The schedule.
+    Tick,
+    /// A backfill.
+    Backfill(BackfillId),
+    /// A person, `tidegate run`; numbered, so that one can be asked for again.
+    Manual(u32),
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tick => f.pad("tick"),
+            Self::Backfill(id) => f.pad(&format!("backfill {id}")),
+            Self::Manual(number) => f.pad(&format!("manual {number}")),
+        }
+    }
+}
+
+impl FromStr for Cause {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let unknown = || format!("`{text}` is not a cause");
+        match text.split_once(' ') {
+            None if text == "tick" => Ok(Self::Tick),
+            Some(("backfill", id)) => id.parse().map(Self::Backfill).map_err(|_| unknown()),
+            Some(("manual", number)) => number.parse().map(Self::Manual).map_err(|_| unknown()),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+impl Serialize for Cause {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+macro_rules! states {
+    ($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum $type {
+            $($(#[$variant_doc])* #[serde(rename = $text)] $variant,)+
+        }
+
+        impl $type {
+            /// Every state.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The word that is stored and shown.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                match text {
+                    $($text => Ok(Self::$variant),)+
+                    _ => Err(format!("`{text}` is not one of {}", [$($text),+].join(", "))),
+                }
+            }
+        }
+    };
+}
+
+states!(
+    /// Where a run stands. `waiting → queued → running → (publishing) → an end`.
+    RunState {
+        /// Planned; not all that it reads is ready, or its turn has not come.
+        Waiting = "waiting",
+        /// Its tasks may be claimed.
+        Queued = "queued",
+        /// A task has been claimed.
+        Running = "running",
+        /// The intent is taken: from here it only rolls forward.
+        Publishing = "publishing",
+        /// Recorded: everything is visible.
+        Succeeded = "succeeded",
+        /// A check stopped it; nothing is visible.
+        Blocked = "blocked",
+        /// A task failed more often than it may be retried; nothing is visible.
+        Failed = "failed",
+        /// A person stopped it before its intent.
+        Cancelled = "cancelled",
+        /// A later publish number overtook it.
+        Superseded = "superseded",
+    }
+);
+
+impl RunState {
+    /// Whether something may still happen to it.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Waiting | Self::Queued | Self::Running | Self::Publishing)
+    }
+}
+
+states!(
+    /// Where a task stands.
+    TaskState {
+        /// Not yet claimed, or to be tried again.
+        Queued = "queued",
+        /// Claimed.
+        Running = "running",
+        /// Done; its output is stored.
+        Succeeded = "succeeded",
+        /// A check of severity `block` failed.
+        Blocked = "blocked",
+        /// Tried as often as it may be.
+        Failed = "failed",
+        /// The run ended without it.
+        Skipped = "skipped",
+    }
+);
+
+/// What a task does.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TaskKind {
+    /// Fix the version of everything that the run reads.
+    Pin,
+    /// Stage and check one view.
+    View(ViewId),
+    /// Intent, commits, online, cut over, record.
+    Publish,
+}
+
+impl fmt::Display for TaskKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pin => f.pad("pin"),
+            Self::View(view) => view.fmt(f),
+            Self::Publish => f.pad("publish"),
+        }
+    }
+}
+
+impl FromStr for TaskKind {
+    type Err = crate::ids::InvalidName;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "pin" => Self::Pin,
+            "publish" => Self::Publish,
+            view => Self::View(view.parse()?),
+        })
+    }
+}
+
+/// A run that shall exist. (DAG, interval, views, cause) is unique: creating it twice yields one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewRun {
+    /// The DAG.
+    pub dag: DagName,
+    /// The interval, of the DAG's stored grid.
+    pub interval: Interval,
+    /// The views to compute, in dependency order; the run's view tasks are these.
+    pub views: Vec<ViewId>,
+    /// Why.
+    pub cause: Cause,
+    /// The definitions that it uses to its end: a revision of the registry (see [`crate::store::Store::apply`]).
+    pub definitions: i64,
+    /// Attempts that each task has: 1 + retries.
+    pub attempts_max: u32,
+}
+
+/// A run as stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// Its id.
+    pub id: RunId,
+    /// The DAG.
+    pub dag: DagName,
+    /// The interval.
+    pub interval: Interval,
+    /// The views, in dependency order.
+    pub views: Vec<ViewId>,
+    /// Why.
+    pub cause: Cause,
+    /// The definitions' revision.
+    pub definitions: i64,
+    /// Numbers the runs of one (DAG, interval) from 0.
+    pub revision: u32,
+    /// Where it stands.
+    pub state: RunState,
+    /// Why it is in this state, in a sentence (what it waits for, which check stopped it, who cancelled it).
+    pub reason: Option<String>,
+    /// When it was planned, in project time.
+    pub created_at: Instant,
+    /// When its first task was claimed, in project time.
+    pub started_at: Option<Instant>,
+    /// When it ended, in project time.
+    pub finished_at: Option<Instant>,
+    /// How often it was thrown back to step 1 because a pinned file had changed.
+    pub restarts: u32,
+}
+
+/// A task as stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Task {
+    /// What it does.
+    pub kind: TaskKind,
+    /// Where it stands.
+    pub state: TaskState,
+    /// Attempts begun.
+    pub attempts: u32,
+    /// Rows staged or published.
+    pub rows: Option<u64>,
+    /// When the last attempt was claimed, in project time.
+    pub started_at: Option<Instant>,
+    /// When the last attempt ended, in project time.
+    pub finished_at: Option<Instant>,
+    /// Why the last attempt failed: the chain of causes on one line.
+    pub error: Option<String>,
+    /// What it left for the tasks after it (JSON; see [`TaskOutput`]).
+    pub output: Option<TaskOutput>,
+}
+
+/// What a task leaves behind for those after it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskOutput {
+    /// Of `pin`.
+    Pins(Pins),
+    /// Of a view's task.
+    Staged(StagedView),
+    /// Of `publish`.
+    Published(SnapshotId),
+}
+
+/// The versions of everything that a run reads.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Pins {
+    /// Sources by name.
+    pub sources: IndexMap<String, SourcePin>,
+    /// Views that are read or written, by id.
+    pub views: IndexMap<ViewId, ViewPin>,
+}
+
+/// One source, pinned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourcePin {
+    /// A Delta table at a version.
+    Delta {
+        /// The version.
+        version: u64,
+    },
+    /// A list of files.
+    Files(Vec<PinnedFile>),
+}
+
+/// One file as it was when the run began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinnedFile {
+    /// Full URL.
+    pub url: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Entity tag, where the store has one.
+    pub etag: Option<String>,
+    /// Last modification, in microseconds since 1970 (local files have no better tag).
+    pub modified_micros: i64,
+}
+
+/// One view, pinned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewPin {
+    /// The Delta version last recorded; never the log's head.
+    pub delta_version: u64,
+    /// The newest published interval with end ≤ the run's interval end, at pin time; `None` when there is none.
+    pub state: Option<Interval>,
+}
+
+/// What a view's task staged and found out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StagedView {
+    /// Delta `add` actions of the staged files, exactly as they will be committed.
+    pub adds: Vec<serde_json::Value>,
+    /// Rows staged.
+    pub rows: u64,
+    /// Bytes staged.
+    pub bytes: u64,
+    /// Sum of the rows' hashes: 32 hexadecimal digits.
+    pub digest: String,
+    /// Verdicts; those that compare with history are still `pending` and are judged with the intent.
+    pub checks: Vec<CheckResult>,
+    /// Per-column statistics (rows, nulls, min, max), by column name.
+    pub profile: IndexMap<String, ColumnProfile>,
+}
+
+/// Statistics of one staged column.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ColumnProfile {
+    /// Nulls.
+    pub nulls: u64,
+    /// Smallest value as canonical text; absent for lists, and when all are null.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<String>,
+    /// Largest value as canonical text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<String>,
+}
+
+states!(
+    /// A check's verdict.
+    Verdict {
+        /// It holds.
+        Passed = "passed",
+        /// It does not.
+        Failed = "failed",
+        /// It could not be judged (no history yet), with the reason.
+        Skipped = "skipped",
+        /// It could not be computed; counts as failed.
+        Error = "error",
+        /// It will be judged with the intent.
+        Pending = "pending",
+    }
+);
+
+/// A check's verdict on one run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CheckResult {
+    /// The check's name.
+    pub check: String,
+    /// What its failure means.
+    pub severity: Severity,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// What was found, in a sentence: `3 of 16 rows have a null in flights_7d`.
+    pub message: String,
+    /// Rows that broke the rule.
+    #[serde(default)]
+    pub failing_rows: u64,
+    /// Up to five of them, as JSON objects.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<serde_json::Value>,
+}
+
+impl CheckResult {
+    /// Whether it stops the run.
+    pub fn blocks(&self) -> bool {
+        self.severity == Severity::Block && matches!(self.verdict, Verdict::Failed | Verdict::Error)
+    }
+}
+
+/// A claimed task: everything that the worker needs, and the token that proves the claim.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Claim {
+    /// Proves the claim.
+    pub token: LeaseToken,
+    /// The run.
+    pub run: Run,
+    /// The task.
+    pub kind: TaskKind,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// How many there may be.
+    pub attempts_max: u32,
+    /// Outputs of the tasks that came before it (`pin`, then views in dependency order).
+    pub inputs: IndexMap<String, TaskOutput>,
+}
+
+/// What was decided at the point of no return: after it, recovery rolls forward with the same numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Intent {
+    /// The run.
+    pub run: RunId,
+    /// Per view what will be committed and published.
+    pub views: IndexMap<ViewId, ViewIntent>,
+}
+
+/// One view of an intent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ViewIntent {
+    /// The fence: the version of the Delta `txn` mark, and the number of the online generation.
+    pub publish_number: u64,
+    /// Whether it goes online: not when a later interval is already recorded.
+    pub online: bool,
+    /// All verdicts, those against history included.
+    pub checks: Vec<CheckResult>,
+}

@@ -1,0 +1,576 @@
+//! What the registry must be able to do, whatever database holds it.
+//!
+//! Semantics common to all methods:
+//! * Each method is one transaction: all of it happens or none.
+//! * `now` is project time and is only recorded or compared with ticks. Leases, retry delays and liveness use the
+//!   database's own clock.
+//! * A method that takes a [`LeaseToken`] changes nothing and returns [`StoreError::LostLease`] unless the token still
+//!   holds its task: a worker that slept through its lease can do no harm here.
+//! * Creating what exists, finishing what is finished and recording what is recorded are harmless.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use indexmap::IndexMap;
+use serde::Serialize;
+
+use crate::ids::{DagName, LeaseToken, RegistryId, RunId, SnapshotId, ViewId};
+use crate::model::Project;
+use crate::plan::DefinitionKind;
+use crate::run::{CheckResult, Claim, Intent, NewRun, Pins, Run, RunState, Task, TaskOutput, Verdict};
+use crate::time::{Instant, Interval};
+
+/// Why a store did not do what was asked: one variant per reaction.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is no such thing.
+    #[error("there is no {what} `{name}`")]
+    NotFound {
+        /// The kind of thing.
+        what: &'static str,
+        /// Its name or id as asked for.
+        name: String,
+    },
+    /// Somebody else changed what the caller's decision rests on: read again and decide again.
+    #[error("{0}")]
+    Conflict(String),
+    /// The lease is gone: stop, somebody else goes on.
+    #[error("the lease on this task was lost; another worker goes on with it")]
+    LostLease,
+    /// A publish number of ours was overtaken: the run can never publish.
+    #[error("a later publication of {view} overtook this run")]
+    Superseded {
+        /// The view.
+        view: ViewId,
+    },
+    /// The state of the thing forbids it, with what to do instead.
+    #[error("{0}")]
+    Refused(String),
+    /// The database cannot be reached or is busy: try again later.
+    #[error("the registry database is not available")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The registry holds something that this program does not understand or did something unexpected.
+    #[error("the registry failed while {doing}")]
+    Internal {
+        /// What was being done.
+        doing: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The result of a store method.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// What a registry is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistryInfo {
+    /// Written into the lake and the online store.
+    pub id: RegistryId,
+    /// The project that it serves; `None` until the first apply.
+    pub project: Option<String>,
+    /// The definitions' revision: grows by one with every apply; 0 before the first.
+    pub revision: i64,
+}
+
+/// One definition to write.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DefinitionRow {
+    /// What it is.
+    pub kind: DefinitionKind,
+    /// Its name; for views `name@vN`.
+    pub name: String,
+    /// Identifies its content: views, the logic fingerprint; others, a hash of the body.
+    pub fingerprint: String,
+    /// The definition as JSON.
+    pub body: serde_json::Value,
+}
+
+/// What an apply writes.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ApplyChanges {
+    /// Added or changed.
+    pub upserts: Vec<DefinitionRow>,
+    /// Removed: kept as versions, no longer current.
+    pub removals: Vec<(DefinitionKind, String)>,
+}
+
+/// One apply.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ApplyRecord {
+    /// The revision it made.
+    pub revision: i64,
+    /// When, in project time.
+    pub applied_at: Instant,
+    /// Who.
+    pub actor: String,
+    /// Why, as they said.
+    pub message: Option<String>,
+}
+
+/// One kept version of a definition.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DefinitionVersion {
+    /// The definition.
+    pub row: DefinitionRow,
+    /// The first revision with it.
+    pub since: i64,
+    /// The first revision without it; `None` while it is current.
+    pub until: Option<i64>,
+}
+
+/// A DAG as the scheduler sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DagState {
+    /// The DAG.
+    pub dag: DagName,
+    /// Whether a person has paused it: ticks are stored, runs are not created.
+    pub paused: bool,
+    /// The last stored tick; `None` before the first.
+    pub planned_until: Option<Instant>,
+    /// When the scheduler should look at it next; `None` when there is nothing to come.
+    pub due_at: Option<Instant>,
+    /// Identifies the schedule under which `planned_until` was reached.
+    pub schedule_fingerprint: Option<String>,
+    /// The project time of the DAG's first apply: `catchup: none` starts here.
+    pub created_at: Instant,
+    /// The revision of the definitions in force.
+    pub definitions: i64,
+}
+
+/// What planning one DAG adds. Written only while `planned_until` is still what the decision rests on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanStep {
+    /// The DAG.
+    pub dag: DagName,
+    /// The last stored tick when this was decided.
+    pub planned_until: Option<Instant>,
+    /// New ticks, ascending, all after `planned_until`.
+    pub ticks: Vec<Instant>,
+    /// Runs to create.
+    pub runs: Vec<NewRun>,
+    /// When to look again.
+    pub due_at: Option<Instant>,
+    /// The schedule that this follows.
+    pub schedule_fingerprint: String,
+}
+
+/// Which runs to list. Everything is optional; the newest come first.
+#[derive(Debug, Clone, Default)]
+pub struct RunFilter {
+    /// Of this DAG.
+    pub dag: Option<DagName>,
+    /// In one of these states; empty for all.
+    pub states: Vec<RunState>,
+    /// Of intervals whose start lies in [from, to).
+    pub from: Option<Instant>,
+    /// See `from`.
+    pub to: Option<Instant>,
+    /// With this cause, as printed.
+    pub cause: Option<String>,
+    /// At most so many; 0 for all.
+    pub limit: u32,
+}
+
+/// How a task's attempt ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TaskEnd {
+    /// Done.
+    Succeeded {
+        /// For the tasks after it.
+        output: TaskOutput,
+        /// Rows staged or published.
+        rows: Option<u64>,
+    },
+    /// Checks stopped it: the run ends `blocked` (its other tasks are skipped).
+    Blocked {
+        /// What was staged, with the verdicts.
+        output: Option<TaskOutput>,
+        /// Which check, in a sentence.
+        reason: String,
+    },
+    /// It failed; tried again after `retry_in` unless its attempts are used up (`None`: never, whatever is left).
+    Failed {
+        /// The chain of causes.
+        error: String,
+        /// Real time until the next attempt.
+        retry_in: Option<Duration>,
+    },
+    /// Handed back without burning the attempt (the worker is stopping, or must wait for another run's publication).
+    Released {
+        /// Real time until somebody should try again.
+        retry_in: Duration,
+        /// Shown while it waits.
+        reason: Option<String>,
+    },
+    /// A pinned file changed: the run starts again from step 1; after one restart the run fails with this text.
+    PinsChanged {
+        /// What changed.
+        reason: String,
+    },
+    /// A later publication overtook the run: it ends `superseded`.
+    Superseded {
+        /// By what.
+        reason: String,
+    },
+}
+
+/// What an intent rests on, per view: compared inside the transaction that takes it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct IntentRequest {
+    /// Per view: the record number that history checks were judged against, and all verdicts.
+    pub views: IndexMap<ViewId, ViewIntentRequest>,
+}
+
+/// One view of an [`IntentRequest`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct ViewIntentRequest {
+    /// [`ViewState::records`] when history was judged: a different number now is a [`StoreError::Conflict`].
+    pub records: u64,
+    /// Verdicts with nothing pending.
+    pub checks: Vec<CheckResult>,
+}
+
+/// What the registry knows of a view's table and online content.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ViewState {
+    /// The highest publish number given out; 0 before the first.
+    pub publish_number: u64,
+    /// The run that holds the view from intent to record.
+    pub publishing: Option<RunId>,
+    /// How often something was recorded.
+    pub records: u64,
+    /// The Delta version last recorded (the empty table's, after apply).
+    pub delta_version: u64,
+    /// The generation that is live online.
+    pub online_generation: Option<u64>,
+    /// The newest published interval.
+    pub newest: Option<Interval>,
+}
+
+/// One published interval of a view.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LedgerEntry {
+    /// The interval.
+    pub interval: Interval,
+    /// The run that published it last.
+    pub run: RunId,
+    /// The snapshot that it left.
+    pub snapshot: SnapshotId,
+    /// Rows of the slice.
+    pub rows: u64,
+    /// Digest of the slice.
+    pub digest: String,
+}
+
+/// What a recorded run left behind; written with the ledger, the profile and the audit event in one transaction.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// The snapshot's id, chosen by the caller so that repeating the record is harmless.
+    pub snapshot: SnapshotId,
+    /// Per view what is now true.
+    pub views: IndexMap<ViewId, ViewRecord>,
+    /// What the run read.
+    pub manifest: Pins,
+    /// Who or what acted, for the audit trail.
+    pub actor: String,
+}
+
+/// One view of a [`Record`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct ViewRecord {
+    /// Definition fingerprint.
+    pub fingerprint: String,
+    /// The fence that it was committed with.
+    pub publish_number: u64,
+    /// The Delta version that holds it.
+    pub delta_version: u64,
+    /// Rows of the slice.
+    pub rows: u64,
+    /// Digest of the slice.
+    pub digest: String,
+    /// The generation now live, when the run went online.
+    pub online_generation: Option<u64>,
+    /// Per-column statistics.
+    pub profile: serde_json::Value,
+}
+
+/// A snapshot as stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: SnapshotId,
+    /// The DAG.
+    pub dag: DagName,
+    /// The run.
+    pub run: RunId,
+    /// The interval.
+    pub interval: Interval,
+    /// When it was recorded, in project time.
+    pub created_at: Instant,
+    /// `live` when every view's newest ledger entry and online generation come from it, else `superseded`.
+    pub status: String,
+    /// Per view.
+    pub views: Vec<SnapshotView>,
+}
+
+/// One view of a snapshot.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SnapshotView {
+    /// The view.
+    pub view: ViewId,
+    /// Definition fingerprint.
+    pub fingerprint: String,
+    /// Delta version.
+    pub delta_version: u64,
+    /// Publish number.
+    pub publish_number: u64,
+    /// Rows of the slice.
+    pub rows: u64,
+    /// Digest of the slice.
+    pub digest: String,
+    /// Generation made live by this snapshot.
+    pub online_generation: Option<u64>,
+}
+
+/// One line that a task wrote.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogLine {
+    /// When, in project time.
+    pub at: Instant,
+    /// Which task.
+    pub task: String,
+    /// Which attempt.
+    pub attempt: u32,
+    /// `info`, `warn` or `error`.
+    pub level: String,
+    /// The sentence.
+    pub message: String,
+}
+
+/// One check's verdict with where it was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CheckRow {
+    /// The run.
+    pub run: RunId,
+    /// The DAG.
+    pub dag: DagName,
+    /// The interval.
+    pub interval: Interval,
+    /// The view.
+    pub view: ViewId,
+    /// The verdict.
+    pub result: CheckResult,
+}
+
+/// Which verdicts to list.
+#[derive(Debug, Clone, Default)]
+pub struct CheckFilter {
+    /// Of this view (every version when the version is 0 is not possible: give the id).
+    pub view: Option<ViewId>,
+    /// Of this run.
+    pub run: Option<RunId>,
+    /// With this verdict.
+    pub verdict: Option<Verdict>,
+    /// At most so many; 0 for all.
+    pub limit: u32,
+}
+
+/// The registry.
+#[async_trait]
+pub trait Store: Send + Sync + Debug {
+    // --- definitions -------------------------------------------------------------------------------------------------
+
+    /// What this registry is.
+    async fn info(&self) -> Result<RegistryInfo>;
+
+    /// Writes a new revision of the definitions: those of `changes`, on top of revision `base`.
+    ///
+    /// Every added DAG gets its [`DagState`], due at once; every DAG whose definition, views or sources changed is due at
+    /// once. Every added view gets a [`ViewState`] with the Delta version given in `tables`. Records who and why.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when the registry is no longer at `base`; [`StoreError::Refused`] when it serves another
+    /// project.
+    async fn apply(&self, request: ApplyRequest) -> Result<i64>;
+
+    /// The applies, newest first.
+    async fn applies(&self) -> Result<Vec<ApplyRecord>>;
+
+    /// The project as of `revision` (`None`: the newest). An empty project when nothing was applied.
+    async fn project(&self, revision: Option<i64>) -> Result<(i64, Project)>;
+
+    /// Every kept version of one definition, newest first.
+    async fn definition_versions(&self, kind: DefinitionKind, name: &str) -> Result<Vec<DefinitionVersion>>;
+
+    // --- planning ----------------------------------------------------------------------------------------------------
+
+    /// DAGs that are due at `now`, the longest waiting first, at most `limit`. Reads only what is due (an index).
+    async fn dags_due(&self, now: Instant, limit: u32) -> Result<Vec<DagState>>;
+
+    /// All DAGs, by name.
+    async fn dags(&self) -> Result<Vec<DagState>>;
+
+    /// The earliest `due_at` of all DAGs.
+    async fn next_due(&self) -> Result<Option<Instant>>;
+
+    /// Stores ticks and creates runs.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when the DAG's `planned_until` is no longer what `step` says.
+    async fn plan(&self, step: PlanStep, now: Instant) -> Result<()>;
+
+    /// The stored ticks of `dag` in `[from, to]`, ascending.
+    async fn ticks(&self, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Instant>>;
+
+    /// Pauses or unpauses a DAG; a DAG that is unpaused is due at once.
+    async fn dag_pause(&self, dag: &DagName, paused: bool) -> Result<()>;
+
+    // --- runs --------------------------------------------------------------------------------------------------------
+
+    /// Creates runs with their tasks, `waiting`; a run whose (DAG, interval, views, cause) exists is left as it is.
+    /// Returns the ids in the order given. The next revision of its (DAG, interval) is taken inside.
+    async fn runs_create(&self, runs: Vec<NewRun>, now: Instant) -> Result<Vec<RunId>>;
+
+    /// Runs, newest interval first, then newest revision.
+    async fn runs(&self, filter: &RunFilter) -> Result<Vec<Run>>;
+
+    /// One run with its tasks in order.
+    async fn run(&self, id: RunId) -> Result<(Run, Vec<Task>)>;
+
+    /// The runs whose id begins with `prefix` (at most 10).
+    async fn runs_by_prefix(&self, prefix: &str) -> Result<Vec<RunId>>;
+
+    /// Open runs, oldest interval first, then by DAG: what admission decides over.
+    async fn runs_open(&self) -> Result<Vec<Run>>;
+
+    /// Lets a waiting run's tasks be claimed; nothing when it is not waiting.
+    async fn run_admit(&self, id: RunId) -> Result<()>;
+
+    /// Notes what a waiting run waits for; nothing when it is not waiting.
+    async fn run_wait_reason(&self, id: RunId, reason: &str) -> Result<()>;
+
+    /// Ends a run before its intent.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] after the intent ("restoring is the way") and when it has ended.
+    async fn run_cancel(&self, id: RunId, actor: &str, now: Instant) -> Result<()>;
+
+    /// Makes a blocked, failed or cancelled run anew: a run of the same DAG, interval and views, with the newest
+    /// definitions and the next revision. Returns its id.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] while a run of that interval is open, and when the run succeeded.
+    async fn run_retry(&self, id: RunId, attempts_max: u32, now: Instant) -> Result<RunId>;
+
+    /// The state of the latest run of each interval of `dag` whose start lies in `[from, to)`, by interval.
+    async fn latest_runs(&self, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Run>>;
+
+    /// Lines that tasks wrote, oldest first.
+    async fn run_logs(&self, id: RunId) -> Result<Vec<LogLine>>;
+
+    // --- tasks -------------------------------------------------------------------------------------------------------
+
+    /// Claims the next task whose run is admitted (`queued`, `running` or `publishing`), whose predecessors are done and
+    /// whose retry delay has passed; or one whose lease has expired (with its attempt number kept if it was released,
+    /// one higher otherwise). Runs already begun come first, then older intervals. `only` restricts to these runs.
+    ///
+    /// A task whose lease expired with its last attempt used up fails here, with its run.
+    async fn task_claim(&self, request: &ClaimRequest, now: Instant) -> Result<Option<Claim>>;
+
+    /// Extends the lease.
+    async fn task_heartbeat(&self, token: LeaseToken, lease: Duration) -> Result<()>;
+
+    /// Ends the attempt and moves the run along.
+    async fn task_end(&self, token: LeaseToken, end: TaskEnd, now: Instant) -> Result<()>;
+
+    /// Writes lines of the claimed task.
+    async fn task_log(&self, token: LeaseToken, lines: &[(String, String)], now: Instant) -> Result<()>;
+
+    /// Lets go of every lease of `owner` at once: after a crash, by the next process on the same machine that knows the
+    /// owner to be dead. Returns how many.
+    async fn leases_release(&self, owner: &str) -> Result<u64>;
+
+    /// Owners that hold leases now.
+    async fn lease_owners(&self) -> Result<Vec<String>>;
+
+    // --- publishing --------------------------------------------------------------------------------------------------
+
+    /// What is known of each of `views`; absent views are left out.
+    async fn view_states(&self, views: &[ViewId]) -> Result<IndexMap<ViewId, ViewState>>;
+
+    /// Published intervals of `view` with end ≤ `until` (`None`: all), newest first, at most `limit` (0: all).
+    async fn ledger(&self, view: &ViewId, until: Option<Instant>, limit: u32) -> Result<Vec<LedgerEntry>>;
+
+    /// Takes the intent of the run that `token` publishes: locks all its views or none, gives each its next publish
+    /// number, decides whether it goes online, moves the run to `publishing`. Repeating it returns the stored intent.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when another run holds a view or history moved on since it was judged.
+    async fn intent_take(&self, token: LeaseToken, request: IntentRequest, now: Instant) -> Result<Intent>;
+
+    /// The intent of a run, if taken.
+    async fn intent(&self, run: RunId) -> Result<Option<Intent>>;
+
+    /// Records the run that `token` publishes as done: snapshot, ledger, profile, manifest, verdicts, audit event; lets
+    /// the views go; ends the task and the run as succeeded. Repeating it changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Superseded`] when a view has recorded a higher publish number.
+    async fn record(&self, token: LeaseToken, record: Record, now: Instant) -> Result<()>;
+
+    /// Snapshots, newest first: of a DAG, of a view, or all; at most `limit` (0: all).
+    async fn snapshots(&self, dag: Option<&DagName>, view: Option<&ViewId>, limit: u32) -> Result<Vec<Snapshot>>;
+
+    /// One snapshot.
+    async fn snapshot(&self, id: SnapshotId) -> Result<Snapshot>;
+
+    /// Verdicts, newest run first.
+    async fn checks(&self, filter: &CheckFilter) -> Result<Vec<CheckRow>>;
+
+    // --- processes ---------------------------------------------------------------------------------------------------
+
+    /// Says that a worker lives. `owner` is unique per process.
+    async fn worker_heartbeat(&self, owner: &str) -> Result<()>;
+
+    /// Says that a worker has stopped.
+    async fn worker_goodbye(&self, owner: &str) -> Result<()>;
+
+    /// Workers heard of within `within`, by the database's clock.
+    async fn workers_alive(&self, within: Duration) -> Result<Vec<String>>;
+
+    /// The real instant and project time at which this project's simulated clock started; stored by whoever asks first.
+    async fn clock_anchor(&self, real_now: Instant, project_start: Instant) -> Result<(Instant, Instant)>;
+}
+
+/// See [`Store::apply`].
+#[derive(Debug, Clone)]
+pub struct ApplyRequest {
+    /// The project.
+    pub project: String,
+    /// The revision that the plan was made on.
+    pub base: i64,
+    /// What changes.
+    pub changes: ApplyChanges,
+    /// Delta version of the (empty) table of every added view.
+    pub tables: IndexMap<ViewId, u64>,
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub message: Option<String>,
+    /// When, in project time.
+    pub now: Instant,
+}
+
+/// See [`Store::task_claim`].
+#[derive(Debug, Clone)]
+pub struct ClaimRequest {
+    /// Unique per process, as in `host:pid:start`.
+    pub owner: String,
+    /// How long the lease lasts without a heartbeat.
+    pub lease: Duration,
+    /// Only tasks of these runs; empty for all.
+    pub only: Vec<RunId>,
+}

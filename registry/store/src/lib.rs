@@ -1,0 +1,1 @@
+//! The registry's Store on a SQL database.

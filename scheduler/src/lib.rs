@@ -1,0 +1,1 @@
+//! When: cron, grids, planning, readiness, retries.

@@ -1,0 +1,1 @@
+//! How: the engine, the lake, checks and online stores.
