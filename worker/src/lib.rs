@@ -1,1 +1,3 @@
 //! How: the engine, the lake, checks and online stores.
+
+pub mod session;
