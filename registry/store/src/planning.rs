@@ -1,0 +1,130 @@
+//! DAGs as the scheduler sees them: when each is due, and the grid of ticks stored so far.
+
+use sqlx::SqliteConnection;
+use sqlx::sqlite::SqliteRow;
+use tidegate_registry::ids::DagName;
+use tidegate_registry::store::{DagState, PlanStep, Result, StoreError};
+use tidegate_registry::time::{Instant, format_instant};
+
+use crate::codec::{Columns, micros};
+use crate::db::{Db, commit, on};
+use crate::runs;
+
+macro_rules! dag_columns {
+    () => {
+        "SELECT dag, paused, planned_until, due_at, schedule_fingerprint, created_at, \
+         (SELECT revision FROM registry) AS definitions FROM dags "
+    };
+}
+
+/// What is due, by the index `dags_due` alone.
+pub(crate) const DUE: &str = concat!(dag_columns!(), "WHERE due_at <= $1 ORDER BY due_at, dag LIMIT $2");
+
+pub(crate) async fn dags_due(db: &Db, now: Instant, limit: u32) -> Result<Vec<DagState>> {
+    let mut tx = db.read().await?;
+    let rows =
+        sqlx::query(DUE).bind(micros(now)).bind(limit).fetch_all(&mut *tx).await.map_err(on("reading the due DAGs"))?;
+    rows.iter().map(dag_state).collect()
+}
+
+pub(crate) async fn dags(db: &Db) -> Result<Vec<DagState>> {
+    let mut tx = db.read().await?;
+    let rows = sqlx::query(concat!(dag_columns!(), "WHERE retired = 0 ORDER BY dag"))
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(on("reading the DAGs"))?;
+    rows.iter().map(dag_state).collect()
+}
+
+pub(crate) async fn next_due(db: &Db) -> Result<Option<Instant>> {
+    let mut tx = db.read().await?;
+    sqlx::query("SELECT min(due_at) AS due_at FROM dags WHERE due_at IS NOT NULL")
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(on("reading when a DAG is due"))?
+        .instant_option("due_at")
+}
+
+pub(crate) async fn plan(db: &Db, step: PlanStep, now: Instant) -> Result<()> {
+    let mut tx = db.write().await?;
+    let state = dag_in_tx(&mut tx, &step.dag).await?;
+    if state.planned_until != step.planned_until {
+        return Err(StoreError::Conflict(format!("`{}` was planned by somebody else meanwhile", step.dag)));
+    }
+    let mut last = step.planned_until;
+    for tick in &step.ticks {
+        if let Some(before) = last.filter(|before| before >= tick) {
+            return Err(StoreError::Refused(format!(
+                "the tick {} of `{}` does not come after {}",
+                format_instant(*tick),
+                step.dag,
+                format_instant(before)
+            )));
+        }
+        sqlx::query("INSERT INTO ticks (dag, at) VALUES ($1, $2)")
+            .bind(step.dag.as_str())
+            .bind(micros(*tick))
+            .execute(&mut *tx)
+            .await
+            .map_err(on("storing a tick"))?;
+        last = Some(*tick);
+    }
+    sqlx::query("UPDATE dags SET planned_until = $1, due_at = $2, schedule_fingerprint = $3 WHERE dag = $4")
+        .bind(last.map(micros))
+        .bind(step.due_at.map(micros))
+        .bind(&step.schedule_fingerprint)
+        .bind(step.dag.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(on("planning a DAG"))?;
+    runs::create_in_tx(&mut tx, &step.runs, now).await?;
+    commit(tx).await
+}
+
+pub(crate) async fn ticks(db: &Db, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Instant>> {
+    let mut tx = db.read().await?;
+    let rows = sqlx::query("SELECT at FROM ticks WHERE dag = $1 AND at >= $2 AND at <= $3 ORDER BY at")
+        .bind(dag.as_str())
+        .bind(micros(from))
+        .bind(micros(to))
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(on("reading ticks"))?;
+    rows.iter().map(|row| row.instant("at")).collect()
+}
+
+pub(crate) async fn dag_pause(db: &Db, dag: &DagName, paused: bool) -> Result<()> {
+    let mut tx = db.write().await?;
+    let state = dag_in_tx(&mut tx, dag).await?;
+    // No `now` is needed to be due at once: the DAG's creation lies in the past by any clock of the project.
+    let due_at = if state.paused && !paused { Some(state.created_at) } else { state.due_at };
+    sqlx::query("UPDATE dags SET paused = $1, due_at = $2 WHERE dag = $3")
+        .bind(paused)
+        .bind(due_at.map(micros))
+        .bind(dag.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(on("pausing a DAG"))?;
+    commit(tx).await
+}
+
+async fn dag_in_tx(tx: &mut SqliteConnection, dag: &DagName) -> Result<DagState> {
+    let row = sqlx::query(concat!(dag_columns!(), "WHERE dag = $1 AND retired = 0"))
+        .bind(dag.as_str())
+        .fetch_optional(tx)
+        .await
+        .map_err(on("reading a DAG"))?;
+    row.as_ref().map_or_else(|| Err(StoreError::NotFound { what: "DAG", name: dag.to_string() }), dag_state)
+}
+
+fn dag_state(row: &SqliteRow) -> Result<DagState> {
+    Ok(DagState {
+        dag: row.parse("dag")?,
+        paused: row.get_as("paused")?,
+        planned_until: row.instant_option("planned_until")?,
+        due_at: row.instant_option("due_at")?,
+        schedule_fingerprint: row.get_as("schedule_fingerprint")?,
+        created_at: row.instant("created_at")?,
+        definitions: row.get_as("definitions")?,
+    })
+}

@@ -1,0 +1,305 @@
+//! From intent to record: the part of a run during which its views belong to it alone.
+
+use indexmap::IndexMap;
+use serde_json::json;
+use sqlx::SqliteConnection;
+use sqlx::sqlite::SqliteRow;
+use tidegate_registry::ids::{LeaseToken, RunId, ViewId};
+use tidegate_registry::run::{Intent, Run, RunState, TaskKind, TaskOutput, TaskState, Verdict, ViewIntent};
+use tidegate_registry::store::{
+    IntentRequest, LedgerEntry, Record, Result, StoreError, ViewIntentRequest, ViewRecord, ViewState,
+};
+use tidegate_registry::time::{Instant, Interval};
+
+use crate::codec::{self, Columns, limit_or_all, micros, number, number_option};
+use crate::db::{Db, commit, on};
+use crate::moves::{self, Held};
+use crate::{audit, snapshots};
+
+pub(crate) async fn view_states(db: &Db, views: &[ViewId]) -> Result<IndexMap<ViewId, ViewState>> {
+    let mut tx = db.read().await?;
+    let mut states = IndexMap::new();
+    for view in views {
+        if let Some(row) = view_row(&mut tx, view).await? {
+            states.insert(view.clone(), row.state);
+        }
+    }
+    Ok(states)
+}
+
+struct ViewRow {
+    state: ViewState,
+    recorded_number: u64,
+}
+
+async fn view_row(tx: &mut SqliteConnection, view: &ViewId) -> Result<Option<ViewRow>> {
+    let row = sqlx::query(
+        "SELECT publish_number, recorded_number, publishing, records, delta_version, online_generation, \
+         newest_start AS interval_start, newest_end AS interval_end FROM view_states WHERE view = $1",
+    )
+    .bind(view.to_string())
+    .fetch_optional(tx)
+    .await
+    .map_err(on("reading what is known of a view"))?;
+    let read = |row: SqliteRow| -> Result<ViewRow> {
+        let newest = row.instant_option("interval_end")?.map(|_| row.interval()).transpose()?;
+        Ok(ViewRow {
+            state: ViewState {
+                publish_number: row.count("publish_number")?,
+                publishing: row.parse_option("publishing")?,
+                records: row.count("records")?,
+                delta_version: row.count("delta_version")?,
+                online_generation: row.count_option("online_generation")?,
+                newest,
+            },
+            recorded_number: row.count("recorded_number")?,
+        })
+    };
+    row.map(read).transpose()
+}
+
+async fn view_row_known(tx: &mut SqliteConnection, view: &ViewId) -> Result<ViewRow> {
+    view_row(tx, view).await?.ok_or_else(|| StoreError::NotFound { what: "feature view", name: view.to_string() })
+}
+
+pub(crate) async fn ledger(db: &Db, view: &ViewId, until: Option<Instant>, limit: u32) -> Result<Vec<LedgerEntry>> {
+    let mut tx = db.read().await?;
+    let rows = sqlx::query(
+        "SELECT interval_start, interval_end, run, snapshot, rows, digest FROM ledger \
+         WHERE view = $1 AND interval_end <= $2 ORDER BY interval_end DESC, interval_start DESC LIMIT $3",
+    )
+    .bind(view.to_string())
+    .bind(until.map_or(i64::MAX, micros))
+    .bind(limit_or_all(limit))
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(on("reading a ledger"))?;
+    rows.iter()
+        .map(|row| {
+            Ok(LedgerEntry {
+                interval: row.interval()?,
+                run: row.parse("run")?,
+                snapshot: row.parse("snapshot")?,
+                rows: row.count("rows")?,
+                digest: row.get_as("digest")?,
+            })
+        })
+        .collect()
+}
+
+pub(crate) async fn intent_take(db: &Db, token: LeaseToken, request: IntentRequest, now: Instant) -> Result<Intent> {
+    let mut tx = db.write().await?;
+    let task = moves::held(&mut tx, token).await?;
+    refuse_unless_publish(&task)?;
+    let run = &task.run;
+    if let Some(stored) = intent_in_tx(&mut tx, run.id).await? {
+        return Ok(stored);
+    }
+    refuse_unless_same_views(run, request.views.keys())?;
+    let mut views = IndexMap::new();
+    for (view, judged) in request.views {
+        refuse_unless_passed(&view, &judged)?;
+        views.insert(view.clone(), view_take(&mut tx, run, &view, judged).await?);
+    }
+    let intent = Intent { run: run.id, views };
+    sqlx::query("INSERT INTO intents (run, taken_at, views) VALUES ($1, $2, $3)")
+        .bind(run.id.to_string())
+        .bind(micros(now))
+        .bind(codec::json(&intent.views)?)
+        .execute(&mut *tx)
+        .await
+        .map_err(on("storing an intent"))?;
+    sqlx::query("UPDATE runs SET state = $1 WHERE id = $2")
+        .bind(RunState::Publishing.as_str())
+        .bind(run.id.to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(on("storing an intent"))?;
+    commit(tx).await?;
+    Ok(intent)
+}
+
+/// Locks one view for the run and gives it its publish number.
+async fn view_take(
+    tx: &mut SqliteConnection,
+    run: &Run,
+    view: &ViewId,
+    judged: ViewIntentRequest,
+) -> Result<ViewIntent> {
+    let state = view_row_known(tx, view).await?.state;
+    if let Some(other) = state.publishing.filter(|other| *other != run.id) {
+        return Err(StoreError::Conflict(format!("the run `{other}` is publishing `{view}`")));
+    }
+    if state.records != judged.records {
+        return Err(StoreError::Conflict(format!("`{view}` was published since its history was judged")));
+    }
+    let publish_number = state.publish_number + 1;
+    sqlx::query("UPDATE view_states SET publish_number = $1, publishing = $2 WHERE view = $3")
+        .bind(number(publish_number)?)
+        .bind(run.id.to_string())
+        .bind(view.to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(on("taking a view"))?;
+    let later = sqlx::query("SELECT 1 FROM ledger WHERE view = $1 AND interval_end > $2 LIMIT 1")
+        .bind(view.to_string())
+        .bind(micros(run.interval.end()))
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(on("looking for later intervals"))?;
+    moves::verdicts_store(tx, run.id, view, &judged.checks).await?;
+    tracing::debug!(run.id = %run.id, view = %view, publish_number, "took the intent");
+    Ok(ViewIntent { publish_number, online: later.is_none(), checks: judged.checks })
+}
+
+fn refuse_unless_publish(task: &Held) -> Result<()> {
+    if task.kind == TaskKind::Publish {
+        return Ok(());
+    }
+    Err(StoreError::Refused(format!("the task `{}` does not publish its run", task.kind)))
+}
+
+fn refuse_unless_same_views<'a>(run: &Run, given: impl ExactSizeIterator<Item = &'a ViewId>) -> Result<()> {
+    let count = given.len();
+    if count == run.views.len() && given.into_iter().all(|view| run.views.contains(view)) {
+        return Ok(());
+    }
+    Err(StoreError::Refused(format!("the run `{}` publishes exactly its own views", run.id)))
+}
+
+/// The last gate: whoever calls, nothing that a check stops gets an intent.
+fn refuse_unless_passed(view: &ViewId, judged: &ViewIntentRequest) -> Result<()> {
+    for check in &judged.checks {
+        if check.blocks() {
+            return Err(StoreError::Refused(format!("the check `{}` of `{view}` stops the run", check.check)));
+        }
+        if check.verdict == Verdict::Pending {
+            return Err(StoreError::Refused(format!("the check `{}` of `{view}` is not judged yet", check.check)));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) async fn intent(db: &Db, run: RunId) -> Result<Option<Intent>> {
+    let mut tx = db.read().await?;
+    intent_in_tx(&mut tx, run).await
+}
+
+async fn intent_in_tx(tx: &mut SqliteConnection, run: RunId) -> Result<Option<Intent>> {
+    let row = sqlx::query("SELECT views FROM intents WHERE run = $1")
+        .bind(run.to_string())
+        .fetch_optional(tx)
+        .await
+        .map_err(on("reading an intent"))?;
+    row.map(|row| Ok(Intent { run, views: row.json("views")? })).transpose()
+}
+
+pub(crate) async fn record(db: &Db, token: LeaseToken, record: Record, now: Instant) -> Result<()> {
+    let mut tx = db.write().await?;
+    let task = moves::by_token(&mut tx, token).await?.ok_or(StoreError::LostLease)?;
+    refuse_unless_publish(&task)?;
+    if task.state == TaskState::Succeeded {
+        return recorded_already(&mut tx, task.run.id, &record).await;
+    }
+    if task.state != TaskState::Running {
+        return Err(StoreError::LostLease);
+    }
+    let run = &task.run;
+    let intent = intent_in_tx(&mut tx, run.id)
+        .await?
+        .ok_or_else(|| StoreError::Refused(format!("the run `{}` has not taken its intent", run.id)))?;
+    refuse_unless_same_views(run, record.views.keys())?;
+    snapshots::insert_in_tx(&mut tx, run, &record, now).await?;
+    let mut rows = 0;
+    for (view, what) in &record.views {
+        view_record(&mut tx, run, &intent, &record, (view, what)).await?;
+        rows += what.rows;
+    }
+    sqlx::query("INSERT INTO manifests (run, pins) VALUES ($1, $2)")
+        .bind(run.id.to_string())
+        .bind(codec::json(&record.manifest)?)
+        .execute(&mut *tx)
+        .await
+        .map_err(on("recording a manifest"))?;
+    let output = TaskOutput::Published(record.snapshot);
+    moves::task_end(&mut tx, &task, TaskState::Succeeded, None, Some(&output), Some(rows), now).await?;
+    moves::run_end(&mut tx, run.id, RunState::Succeeded, "", now).await?;
+    let event = audit::Event { at: now, actor: &record.actor, action: "publish", subject: &run.id.to_string() };
+    let numbers: IndexMap<&ViewId, u64> = record.views.iter().map(|(view, what)| (view, what.publish_number)).collect();
+    let detail = json!({
+        "dag": run.dag,
+        "interval": run.interval,
+        "snapshot": record.snapshot,
+        "publish_numbers": numbers,
+    });
+    audit::add_in_tx(&mut tx, &event, &detail).await?;
+    commit(tx).await
+}
+
+async fn recorded_already(tx: &mut SqliteConnection, run: RunId, record: &Record) -> Result<()> {
+    let same = sqlx::query("SELECT 1 FROM snapshots WHERE run = $1 AND id = $2")
+        .bind(run.to_string())
+        .bind(record.snapshot.to_string())
+        .fetch_optional(tx)
+        .await
+        .map_err(on("looking for a snapshot"))?;
+    if same.is_some() {
+        return Ok(());
+    }
+    Err(StoreError::Refused(format!("the run `{run}` is recorded already, as another snapshot")))
+}
+
+async fn view_record(
+    tx: &mut SqliteConnection,
+    run: &Run,
+    intent: &Intent,
+    record: &Record,
+    (view, what): (&ViewId, &ViewRecord),
+) -> Result<()> {
+    let given = intent.views.get(view).map(|intent| intent.publish_number);
+    if given != Some(what.publish_number) {
+        return Err(StoreError::Refused(format!(
+            "`{view}` was given another publish number than {}",
+            what.publish_number
+        )));
+    }
+    let known = view_row_known(tx, view).await?;
+    if known.recorded_number > what.publish_number || known.state.publishing != Some(run.id) {
+        return Err(StoreError::Superseded { view: view.clone() });
+    }
+    sqlx::query(
+        "INSERT INTO ledger (view, interval_end, interval_start, run, snapshot, rows, digest) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (view, interval_end, interval_start) \
+         DO UPDATE SET run = excluded.run, snapshot = excluded.snapshot, rows = excluded.rows, \
+         digest = excluded.digest",
+    )
+    .bind(view.to_string())
+    .bind(micros(run.interval.end()))
+    .bind(micros(run.interval.start()))
+    .bind(run.id.to_string())
+    .bind(record.snapshot.to_string())
+    .bind(number(what.rows)?)
+    .bind(&what.digest)
+    .execute(&mut *tx)
+    .await
+    .map_err(on("recording an interval"))?;
+    let newest = newer(known.state.newest, run.interval);
+    sqlx::query(
+        "UPDATE view_states SET recorded_number = $1, records = records + 1, delta_version = $2, \
+         online_generation = coalesce($3, online_generation), newest_start = $4, newest_end = $5 WHERE view = $6",
+    )
+    .bind(number(what.publish_number)?)
+    .bind(number(what.delta_version)?)
+    .bind(number_option(what.online_generation)?)
+    .bind(micros(newest.start()))
+    .bind(micros(newest.end()))
+    .bind(view.to_string())
+    .execute(&mut *tx)
+    .await
+    .map_err(on("recording a view"))?;
+    Ok(())
+}
+
+fn newer(known: Option<Interval>, recorded: Interval) -> Interval {
+    known.filter(|known| known.end() > recorded.end()).unwrap_or(recorded)
+}

@@ -1,0 +1,393 @@
+//! Runs: creating them with their tasks, listing them, and what people do to them.
+
+use std::collections::HashMap;
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use tidegate_registry::ids::{DagName, RunId, ViewId};
+use tidegate_registry::run::{Cause, NewRun, Run, RunState, Task, TaskKind, TaskState};
+use tidegate_registry::store::{LogLine, Result, RunFilter, StoreError};
+use tidegate_registry::time::{Instant, Interval};
+
+use crate::codec::{Columns, json, limit_or_all, micros};
+use crate::db::{Db, commit, on};
+use crate::{audit, definitions, moves};
+
+/// All columns of [`run_from`].
+macro_rules! run_columns {
+    () => {
+        "SELECT runs.id, runs.dag, runs.interval_start, runs.interval_end, runs.views, runs.cause, runs.definitions, \
+         runs.revision, runs.state, runs.reason, runs.created_at, runs.started_at, runs.finished_at, runs.restarts \
+         FROM runs "
+    };
+}
+
+pub(crate) async fn create(db: &Db, runs: &[NewRun], now: Instant) -> Result<Vec<RunId>> {
+    let mut tx = db.write().await?;
+    let ids = create_in_tx(&mut tx, runs, now).await?;
+    commit(tx).await?;
+    Ok(ids)
+}
+
+/// Creates those of `runs` that do not exist. A run that was made anew by a retry exists under its newest id.
+pub(crate) async fn create_in_tx(tx: &mut SqliteConnection, runs: &[NewRun], now: Instant) -> Result<Vec<RunId>> {
+    let mut ids = Vec::with_capacity(runs.len());
+    // The runs of one plan mostly share their views, and reading what these read is most of the work.
+    let mut edges = HashMap::new();
+    for run in runs {
+        let existing = sqlx::query(
+            "SELECT id FROM runs WHERE dag = $1 AND interval_start = $2 AND interval_end = $3 AND views_key = $4 \
+             AND cause = $5 ORDER BY retry DESC LIMIT 1",
+        )
+        .bind(run.dag.as_str())
+        .bind(micros(run.interval.start()))
+        .bind(micros(run.interval.end()))
+        .bind(views_key(&run.views))
+        .bind(run.cause.to_string())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(on("looking for a run"))?;
+        ids.push(match existing {
+            Some(row) => row.parse("id")?,
+            None => insert(tx, run, false, &mut edges, now).await?,
+        });
+    }
+    Ok(ids)
+}
+
+/// Per (definitions, views): for each view in order, the positions of those of the views that it reads.
+type Edges = HashMap<(i64, Vec<ViewId>), Vec<Vec<usize>>>;
+
+async fn insert(
+    tx: &mut SqliteConnection,
+    run: &NewRun,
+    retry: bool,
+    edges: &mut Edges,
+    now: Instant,
+) -> Result<RunId> {
+    if run.views.is_empty() {
+        return Err(StoreError::Refused(format!("a run of `{}` needs at least one view", run.dag)));
+    }
+    let key = (run.definitions, run.views.clone());
+    if !edges.contains_key(&key) {
+        let found = edges_in_tx(tx, run).await?;
+        edges.insert(key.clone(), found);
+    }
+    let id = RunId::generate();
+    let revision: i64 = sqlx::query(
+        "SELECT coalesce(max(revision) + 1, 0) AS revision FROM runs \
+         WHERE dag = $1 AND interval_start = $2 AND interval_end = $3",
+    )
+    .bind(run.dag.as_str())
+    .bind(micros(run.interval.start()))
+    .bind(micros(run.interval.end()))
+    .fetch_one(&mut *tx)
+    .await
+    .map_err(on("numbering a run"))?
+    .get_as("revision")?;
+    sqlx::query(
+        "INSERT INTO runs (id, dag, interval_start, interval_end, views, views_key, cause, retry, definitions, \
+         revision, attempts_max, state, created_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'waiting', $12)",
+    )
+    .bind(id.to_string())
+    .bind(run.dag.as_str())
+    .bind(micros(run.interval.start()))
+    .bind(micros(run.interval.end()))
+    .bind(json(&run.views)?)
+    .bind(views_key(&run.views))
+    .bind(run.cause.to_string())
+    .bind(if retry { revision } else { 0 })
+    .bind(run.definitions)
+    .bind(revision)
+    .bind(run.attempts_max.max(1))
+    .bind(micros(now))
+    .execute(&mut *tx)
+    .await
+    .map_err(on("creating a run"))?;
+    // Task 0 pins, task n stages view n − 1, the last one publishes.
+    let mut tasks = vec![(TaskKind::Pin, Vec::new())];
+    for (view, reads) in run.views.iter().zip(&edges[&key]) {
+        let waits_for = std::iter::once(0).chain(reads.iter().map(|position| position + 1)).collect();
+        tasks.push((TaskKind::View(view.clone()), waits_for));
+    }
+    tasks.push((TaskKind::Publish, (0..tasks.len()).collect()));
+    for (seq, (kind, waits_for)) in (0_i64..).zip(&tasks) {
+        sqlx::query(
+            "INSERT INTO tasks (run, seq, kind, state, waits_for, attempts_max, interval_start) \
+             VALUES ($1, $2, $3, 'queued', $4, $5, $6)",
+        )
+        .bind(id.to_string())
+        .bind(seq)
+        .bind(kind.to_string())
+        .bind(json(waits_for)?)
+        .bind(run.attempts_max.max(1))
+        .bind(micros(run.interval.start()))
+        .execute(&mut *tx)
+        .await
+        .map_err(on("creating a task"))?;
+    }
+    Ok(id)
+}
+
+async fn edges_in_tx(tx: &mut SqliteConnection, run: &NewRun) -> Result<Vec<Vec<usize>>> {
+    let mut edges = Vec::with_capacity(run.views.len());
+    for (position, view) in run.views.iter().enumerate() {
+        let reads = definitions::view_reads_in_tx(tx, view, run.definitions).await?;
+        // Views come in dependency order, so only earlier ones count: a run can never wait for itself.
+        edges.push((0..position).filter(|earlier| reads.contains(&run.views[*earlier])).collect());
+    }
+    Ok(edges)
+}
+
+fn views_key(views: &[ViewId]) -> String {
+    let mut names: Vec<String> = views.iter().map(ToString::to_string).collect();
+    names.sort();
+    names.join(",")
+}
+
+pub(crate) async fn list(db: &Db, filter: &RunFilter) -> Result<Vec<Run>> {
+    let mut query = QueryBuilder::<Sqlite>::new(run_columns!());
+    query.push("WHERE 1 = 1");
+    if let Some(dag) = &filter.dag {
+        query.push(" AND dag = ").push_bind(dag.as_str());
+    }
+    if let Some(from) = filter.from {
+        query.push(" AND interval_start >= ").push_bind(micros(from));
+    }
+    if let Some(to) = filter.to {
+        query.push(" AND interval_start < ").push_bind(micros(to));
+    }
+    if let Some(cause) = &filter.cause {
+        query.push(" AND cause = ").push_bind(cause);
+    }
+    if !filter.states.is_empty() {
+        query.push(" AND state IN (");
+        let mut list = query.separated(", ");
+        for state in &filter.states {
+            list.push_bind(state.as_str());
+        }
+        query.push(")");
+        if filter.states.iter().all(|state| state.is_open()) {
+            // Leads to the index of open runs.
+            query.push(" AND finished_at IS NULL");
+        }
+    }
+    query.push(" ORDER BY interval_start DESC, revision DESC, dag LIMIT ").push_bind(limit_or_all(filter.limit));
+    let mut tx = db.read().await?;
+    let rows = query.build().fetch_all(&mut *tx).await.map_err(on("listing runs"))?;
+    rows.iter().map(run_from).collect()
+}
+
+pub(crate) async fn get(db: &Db, id: RunId) -> Result<(Run, Vec<Task>)> {
+    let mut tx = db.read().await?;
+    let run = get_in_tx(&mut tx, id).await?;
+    let rows = sqlx::query(
+        "SELECT kind, state, attempts, rows, started_at, finished_at, error, output FROM tasks \
+         WHERE run = $1 ORDER BY seq",
+    )
+    .bind(id.to_string())
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(on("reading the tasks of a run"))?;
+    Ok((run, rows.iter().map(task_from).collect::<Result<_>>()?))
+}
+
+pub(crate) async fn get_in_tx(tx: &mut SqliteConnection, id: RunId) -> Result<Run> {
+    let row = sqlx::query(concat!(run_columns!(), "WHERE id = $1"))
+        .bind(id.to_string())
+        .fetch_optional(tx)
+        .await
+        .map_err(on("reading a run"))?;
+    row.as_ref().map_or_else(|| Err(StoreError::NotFound { what: "run", name: id.to_string() }), run_from)
+}
+
+pub(crate) async fn by_prefix(db: &Db, prefix: &str) -> Result<Vec<RunId>> {
+    let prefix = prefix.to_ascii_lowercase();
+    if !prefix.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') {
+        return Ok(Vec::new());
+    }
+    let mut tx = db.read().await?;
+    // `g` sorts after every digit of an id.
+    let rows = sqlx::query("SELECT id FROM runs WHERE id >= $1 AND id < $1 || 'g' ORDER BY id LIMIT 10")
+        .bind(prefix)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(on("looking for runs by id"))?;
+    rows.iter().map(|row| row.parse("id")).collect()
+}
+
+pub(crate) async fn open(db: &Db) -> Result<Vec<Run>> {
+    let mut tx = db.read().await?;
+    let rows = sqlx::query(concat!(run_columns!(), "WHERE finished_at IS NULL ORDER BY interval_start, dag, revision"))
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(on("reading the open runs"))?;
+    rows.iter().map(run_from).collect()
+}
+
+pub(crate) async fn latest(db: &Db, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Run>> {
+    let mut tx = db.read().await?;
+    let rows = sqlx::query(concat!(
+        run_columns!(),
+        "WHERE dag = $1 AND interval_start >= $2 AND interval_start < $3 AND revision = (\
+         SELECT max(other.revision) FROM runs AS other WHERE other.dag = runs.dag \
+         AND other.interval_start = runs.interval_start AND other.interval_end = runs.interval_end) \
+         ORDER BY interval_start, interval_end"
+    ))
+    .bind(dag.as_str())
+    .bind(micros(from))
+    .bind(micros(to))
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(on("reading the latest runs"))?;
+    rows.iter().map(run_from).collect()
+}
+
+pub(crate) async fn admit(db: &Db, id: RunId) -> Result<()> {
+    let mut tx = db.write().await?;
+    if get_in_tx(&mut tx, id).await?.state == RunState::Waiting {
+        sqlx::query("UPDATE runs SET state = 'queued', reason = NULL WHERE id = $1")
+            .bind(id.to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(on("admitting a run"))?;
+        moves::refresh_ready(&mut tx, id).await?;
+    }
+    commit(tx).await
+}
+
+pub(crate) async fn wait_reason(db: &Db, id: RunId, reason: &str) -> Result<()> {
+    let mut tx = db.write().await?;
+    if get_in_tx(&mut tx, id).await?.state == RunState::Waiting {
+        sqlx::query("UPDATE runs SET reason = $1 WHERE id = $2")
+            .bind(reason)
+            .bind(id.to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(on("noting what a run waits for"))?;
+    }
+    commit(tx).await
+}
+
+pub(crate) async fn cancel(db: &Db, id: RunId, actor: &str, now: Instant) -> Result<()> {
+    let mut tx = db.write().await?;
+    let run = get_in_tx(&mut tx, id).await?;
+    if run.state == RunState::Publishing {
+        return Err(StoreError::Refused(format!(
+            "the run `{id}` is already publishing and can only finish: restore its views afterwards instead"
+        )));
+    }
+    if !run.state.is_open() {
+        return Err(StoreError::Refused(format!("the run `{id}` has already ended: it {}", ended(run.state))));
+    }
+    moves::run_end(&mut tx, id, RunState::Cancelled, &format!("cancelled by {actor}"), now).await?;
+    let event = audit::Event { at: now, actor, action: "run_cancel", subject: &id.to_string() };
+    audit::add_in_tx(&mut tx, &event, &serde_json::json!({ "dag": run.dag, "interval": run.interval })).await?;
+    commit(tx).await
+}
+
+fn ended(state: RunState) -> String {
+    match state {
+        RunState::Succeeded | RunState::Failed => state.to_string(),
+        other => format!("was {other}"),
+    }
+}
+
+pub(crate) async fn retry(db: &Db, id: RunId, attempts_max: u32, now: Instant) -> Result<RunId> {
+    let mut tx = db.write().await?;
+    let old = get_in_tx(&mut tx, id).await?;
+    if !matches!(old.state, RunState::Blocked | RunState::Failed | RunState::Cancelled) {
+        return Err(StoreError::Refused(format!(
+            "the run `{id}` is {}: only blocked, failed and cancelled runs can be retried",
+            old.state
+        )));
+    }
+    if let Some(open) = open_of_interval(&mut tx, &old.dag, old.interval).await? {
+        return Err(StoreError::Refused(format!(
+            "the run `{open}` of the same interval is still open: wait for it, or cancel it first"
+        )));
+    }
+    let definitions = definitions::revision_in_tx(&mut tx).await?;
+    let (_, project) = definitions::project_in_tx(&mut tx, Some(definitions)).await?;
+    if let Some(gone) = old.views.iter().find(|view| !project.views.contains_key(*view)) {
+        return Err(StoreError::Refused(format!("the view `{gone}` of this run is no longer defined")));
+    }
+    let new = NewRun {
+        dag: old.dag,
+        interval: old.interval,
+        views: project.in_dependency_order(&old.views).into_iter().cloned().collect(),
+        cause: old.cause,
+        definitions,
+        attempts_max,
+    };
+    let new = insert(&mut tx, &new, true, &mut Edges::new(), now).await?;
+    commit(tx).await?;
+    Ok(new)
+}
+
+async fn open_of_interval(tx: &mut SqliteConnection, dag: &DagName, interval: Interval) -> Result<Option<RunId>> {
+    let row = sqlx::query(
+        "SELECT id FROM runs WHERE dag = $1 AND interval_start = $2 AND interval_end = $3 AND finished_at IS NULL \
+         LIMIT 1",
+    )
+    .bind(dag.as_str())
+    .bind(micros(interval.start()))
+    .bind(micros(interval.end()))
+    .fetch_optional(tx)
+    .await
+    .map_err(on("looking for open runs"))?;
+    row.map(|row| row.parse("id")).transpose()
+}
+
+pub(crate) async fn logs(db: &Db, id: RunId) -> Result<Vec<LogLine>> {
+    let mut tx = db.read().await?;
+    get_in_tx(&mut tx, id).await?;
+    let rows = sqlx::query("SELECT at, task, attempt, level, message FROM task_logs WHERE run = $1 ORDER BY id")
+        .bind(id.to_string())
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(on("reading the lines of a run"))?;
+    rows.iter()
+        .map(|row| {
+            Ok(LogLine {
+                at: row.instant("at")?,
+                task: row.get_as("task")?,
+                attempt: row.count("attempt")?,
+                level: row.get_as("level")?,
+                message: row.get_as("message")?,
+            })
+        })
+        .collect()
+}
+
+fn run_from(row: &SqliteRow) -> Result<Run> {
+    Ok(Run {
+        id: row.parse("id")?,
+        dag: row.parse("dag")?,
+        interval: row.interval()?,
+        views: row.json("views")?,
+        cause: row.parse::<Cause>("cause")?,
+        definitions: row.get_as("definitions")?,
+        revision: row.count("revision")?,
+        state: row.parse("state")?,
+        reason: row.get_as("reason")?,
+        created_at: row.instant("created_at")?,
+        started_at: row.instant_option("started_at")?,
+        finished_at: row.instant_option("finished_at")?,
+        restarts: row.count("restarts")?,
+    })
+}
+
+fn task_from(row: &SqliteRow) -> Result<Task> {
+    Ok(Task {
+        kind: row.parse("kind")?,
+        state: row.parse::<TaskState>("state")?,
+        attempts: row.count("attempts")?,
+        rows: row.count_option("rows")?,
+        started_at: row.instant_option("started_at")?,
+        finished_at: row.instant_option("finished_at")?,
+        error: row.get_as("error")?,
+        output: row.json_option("output")?,
+    })
+}

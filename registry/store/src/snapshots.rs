@@ -1,0 +1,162 @@
+//! What recorded runs left behind, and the verdicts on all that was staged.
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use tidegate_registry::ids::{DagName, SnapshotId, ViewId};
+use tidegate_registry::run::Run;
+use tidegate_registry::store::{CheckFilter, CheckRow, Record, Result, Snapshot, SnapshotView, StoreError};
+use tidegate_registry::time::Instant;
+
+use crate::codec::{Columns, json, limit_or_all, micros, number, number_option};
+use crate::db::{Db, on};
+
+/// Live is a snapshot when for each of its views it holds the newest interval, as published last.
+macro_rules! snapshot_columns {
+    () => {
+        "SELECT s.id, s.run, s.dag, s.interval_start, s.interval_end, s.created_at, EXISTS (\
+         SELECT 1 FROM snapshot_views AS v \
+         LEFT JOIN ledger AS l ON l.view = v.view AND l.interval_end = s.interval_end \
+         AND l.interval_start = s.interval_start AND l.snapshot = s.id \
+         LEFT JOIN view_states AS n ON n.view = v.view AND n.newest_end = s.interval_end \
+         AND n.newest_start = s.interval_start \
+         WHERE v.snapshot = s.id AND (l.view IS NULL OR n.view IS NULL)) AS superseded \
+         FROM snapshots AS s "
+    };
+}
+
+/// # Errors
+/// [`StoreError::Conflict`] when the id is taken by another run.
+pub(crate) async fn insert_in_tx(tx: &mut SqliteConnection, run: &Run, record: &Record, now: Instant) -> Result<()> {
+    let doing = "recording a snapshot";
+    let id = record.snapshot.to_string();
+    sqlx::query(
+        "INSERT INTO snapshots (id, run, dag, interval_start, interval_end, created_at, number) \
+         VALUES ($1, $2, $3, $4, $5, $6, (SELECT coalesce(max(number), 0) + 1 FROM snapshots))",
+    )
+    .bind(&id)
+    .bind(run.id.to_string())
+    .bind(run.dag.as_str())
+    .bind(micros(run.interval.start()))
+    .bind(micros(run.interval.end()))
+    .bind(micros(now))
+    .execute(&mut *tx)
+    .await
+    .map_err(on(doing))?;
+    for (position, view) in (0_i64..).zip(&run.views) {
+        let Some(what) = record.views.get(view) else { continue };
+        sqlx::query(
+            "INSERT INTO snapshot_views (snapshot, position, view, fingerprint, delta_version, publish_number, \
+             rows, digest, online_generation, profile) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        )
+        .bind(&id)
+        .bind(position)
+        .bind(view.to_string())
+        .bind(&what.fingerprint)
+        .bind(number(what.delta_version)?)
+        .bind(number(what.publish_number)?)
+        .bind(number(what.rows)?)
+        .bind(&what.digest)
+        .bind(number_option(what.online_generation)?)
+        .bind(json(&what.profile)?)
+        .execute(&mut *tx)
+        .await
+        .map_err(on(doing))?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn list(db: &Db, dag: Option<&DagName>, view: Option<&ViewId>, limit: u32) -> Result<Vec<Snapshot>> {
+    let mut query = QueryBuilder::<Sqlite>::new(snapshot_columns!());
+    query.push("WHERE 1 = 1");
+    if let Some(dag) = dag {
+        query.push(" AND s.dag = ").push_bind(dag.as_str());
+    }
+    if let Some(view) = view {
+        query
+            .push(" AND s.id IN (SELECT snapshot FROM snapshot_views WHERE view = ")
+            .push_bind(view.to_string())
+            .push(")");
+    }
+    query.push(" ORDER BY s.number DESC LIMIT ").push_bind(limit_or_all(limit));
+    let mut tx = db.read().await?;
+    let rows = query.build().fetch_all(&mut *tx).await.map_err(on("listing snapshots"))?;
+    let mut snapshots = Vec::with_capacity(rows.len());
+    for row in &rows {
+        snapshots.push(snapshot_from(&mut tx, row).await?);
+    }
+    Ok(snapshots)
+}
+
+pub(crate) async fn get(db: &Db, id: SnapshotId) -> Result<Snapshot> {
+    let mut tx = db.read().await?;
+    let row = sqlx::query(concat!(snapshot_columns!(), "WHERE s.id = $1"))
+        .bind(id.to_string())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(on("reading a snapshot"))?
+        .ok_or_else(|| StoreError::NotFound { what: "snapshot", name: id.to_string() })?;
+    snapshot_from(&mut tx, &row).await
+}
+
+async fn snapshot_from(tx: &mut SqliteConnection, row: &SqliteRow) -> Result<Snapshot> {
+    let views = sqlx::query(
+        "SELECT view, fingerprint, delta_version, publish_number, rows, digest, online_generation \
+         FROM snapshot_views WHERE snapshot = $1 ORDER BY position",
+    )
+    .bind(row.get_as::<&str>("id")?)
+    .fetch_all(tx)
+    .await
+    .map_err(on("reading the views of a snapshot"))?;
+    Ok(Snapshot {
+        id: row.parse("id")?,
+        dag: row.parse("dag")?,
+        run: row.parse("run")?,
+        interval: row.interval()?,
+        created_at: row.instant("created_at")?,
+        status: if row.get_as("superseded")? { "superseded" } else { "live" }.to_owned(),
+        views: views.iter().map(snapshot_view_from).collect::<Result<_>>()?,
+    })
+}
+
+fn snapshot_view_from(row: &SqliteRow) -> Result<SnapshotView> {
+    Ok(SnapshotView {
+        view: row.parse("view")?,
+        fingerprint: row.get_as("fingerprint")?,
+        delta_version: row.count("delta_version")?,
+        publish_number: row.count("publish_number")?,
+        rows: row.count("rows")?,
+        digest: row.get_as("digest")?,
+        online_generation: row.count_option("online_generation")?,
+    })
+}
+
+pub(crate) async fn checks(db: &Db, filter: &CheckFilter) -> Result<Vec<CheckRow>> {
+    let mut query = QueryBuilder::<Sqlite>::new(
+        "SELECT c.run, c.view, c.result, r.dag, r.interval_start, r.interval_end \
+         FROM checks AS c JOIN runs AS r ON r.id = c.run WHERE 1 = 1",
+    );
+    if let Some(view) = &filter.view {
+        query.push(" AND c.view = ").push_bind(view.to_string());
+    }
+    if let Some(run) = filter.run {
+        query.push(" AND c.run = ").push_bind(run.to_string());
+    }
+    if let Some(verdict) = filter.verdict {
+        query.push(" AND c.verdict = ").push_bind(verdict.as_str());
+    }
+    // Ids of runs grow with time.
+    query.push(" ORDER BY c.run DESC, c.seq, c.position LIMIT ").push_bind(limit_or_all(filter.limit));
+    let mut tx = db.read().await?;
+    let rows = query.build().fetch_all(&mut *tx).await.map_err(on("listing verdicts"))?;
+    rows.iter()
+        .map(|row| {
+            Ok(CheckRow {
+                run: row.parse("run")?,
+                dag: row.parse("dag")?,
+                interval: row.interval()?,
+                view: row.parse("view")?,
+                result: row.json("result")?,
+            })
+        })
+        .collect()
+}
