@@ -250,6 +250,8 @@ pub enum TaskOutput {
     Staged(StagedView),
     /// Of `publish`.
     Published(SnapshotId),
+    /// Of `publish`, when a check that compares with history stopped it: all verdicts per view, none pending.
+    Judged(IndexMap<ViewId, Vec<CheckResult>>),
 }
 
 /// The versions of everything that a run reads.

@@ -147,6 +147,8 @@ pub struct PlanStep {
     pub dag: DagName,
     /// The last stored tick when this was decided.
     pub planned_until: Option<Instant>,
+    /// The revision of the definitions that this was decided by: [`DagState::definitions`] as read.
+    pub definitions: i64,
     /// New ticks, ascending, all after `planned_until`.
     pub ticks: Vec<Instant>,
     /// Runs to create.
@@ -186,7 +188,7 @@ pub enum TaskEnd {
     },
     /// Checks stopped it: the run ends `blocked` (its other tasks are skipped).
     Blocked {
-        /// What was staged, with the verdicts.
+        /// With the verdicts: what was staged, or from `publish` what was judged.
         output: Option<TaskOutput>,
         /// Which check, in a sentence.
         reason: String,
@@ -419,7 +421,8 @@ pub trait Store: Send + Sync + Debug {
     /// Stores ticks and creates runs.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when the DAG's `planned_until` is no longer what `step` says.
+    /// [`StoreError::Conflict`] when the DAG's `planned_until` is no longer what `step` says, or the DAG was changed by an
+    /// apply since `step.definitions` (which made it due at once: an old plan must not put that off).
     async fn plan(&self, step: PlanStep, now: Instant) -> Result<()>;
 
     /// The stored ticks of `dag` in `[from, to]`, ascending.

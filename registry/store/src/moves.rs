@@ -131,10 +131,18 @@ pub(crate) async fn task_end(
     .execute(&mut *tx)
     .await
     .map_err(on("ending a task"))?;
-    if let (TaskKind::View(view), Some(TaskOutput::Staged(staged))) = (&task.kind, output) {
-        verdicts_store(tx, task.run.id, view, &staged.checks).await?;
+    match (&task.kind, output) {
+        (TaskKind::View(view), Some(TaskOutput::Staged(staged))) => {
+            verdicts_store(tx, task.run.id, view, &staged.checks).await
+        }
+        (TaskKind::Publish, Some(TaskOutput::Judged(views))) => {
+            for (view, checks) in views {
+                verdicts_store(tx, task.run.id, view, checks).await?;
+            }
+            Ok(())
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Ends a run: its other tasks are skipped and their leases void.
@@ -182,9 +190,10 @@ pub(crate) async fn verdicts_store(
     let row = sqlx::query("SELECT seq FROM tasks WHERE run = $1 AND kind = $2")
         .bind(run.to_string())
         .bind(view.to_string())
-        .fetch_one(&mut *tx)
+        .fetch_optional(&mut *tx)
         .await
-        .map_err(on(doing))?;
+        .map_err(on(doing))?
+        .ok_or_else(|| StoreError::Refused(format!("the run `{run}` does not compute `{view}`")))?;
     let seq: i64 = row.get_as("seq")?;
     sqlx::query("DELETE FROM checks WHERE run = $1 AND seq = $2")
         .bind(run.to_string())

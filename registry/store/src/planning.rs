@@ -51,6 +51,18 @@ pub(crate) async fn plan(db: &Db, step: PlanStep, now: Instant) -> Result<()> {
     if state.planned_until != step.planned_until {
         return Err(StoreError::Conflict(format!("`{}` was planned by somebody else meanwhile", step.dag)));
     }
+    let changed: i64 = sqlx::query("SELECT changed FROM dags WHERE dag = $1")
+        .bind(step.dag.as_str())
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(on("reading a DAG"))?
+        .get_as("changed")?;
+    if changed > step.definitions {
+        return Err(StoreError::Conflict(format!(
+            "`{}` was changed at revision {changed}, and this plan was made on revision {}",
+            step.dag, step.definitions
+        )));
+    }
     let mut last = step.planned_until;
     for tick in &step.ticks {
         if let Some(before) = last.filter(|before| before >= tick) {
