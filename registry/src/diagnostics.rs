@@ -8,6 +8,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+pub mod ids;
+mod render;
+
+pub use render::{RenderStyle, SourceMap, render, summary, to_json};
+
 /// A place in an author's file. Lines and columns count from 1, columns in characters.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Origin {
