@@ -1,0 +1,224 @@
+//! Checks of a view: their columns, bounds and names. Their SQL is resolved with the views' in [`super::graph`].
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::definitions::read::{At, Field, nearest};
+use crate::definitions::written::{CheckFile, RangeCheck, RowCountCheck, ValuesCheck, ViewFile};
+use crate::diagnostics::{Diagnostic, Origin, ids};
+use crate::model::{Check, ColumnType, Rule, Severity, SqlText};
+
+type Columns = HashMap<String, Option<ColumnType>>;
+
+/// The checks of `file`, each with a name of its own.
+pub(super) fn checks(file: &At<ViewFile>, columns: &Columns, keys: &[&str], out: &mut Vec<Diagnostic>) -> Vec<Check> {
+    let Some(written) = file.checks.get() else { return Vec::new() };
+    // When the entity or the features are wrong, their names are not known well enough to blame a check.
+    let known = (!keys.is_empty() && file.features.get().is_some()).then_some(Known { columns, keys });
+    let mut named: HashMap<String, Origin> = HashMap::new();
+    let mut taken: BTreeSet<String> = BTreeSet::new();
+    let mut checks = Vec::with_capacity(written.len());
+    for check in written.iter() {
+        let (name, severity) = common(&check.value);
+        if let Some(name) = name.get() {
+            if let Some(first) = named.get(&name.value) {
+                out.push(super::duplicate(&format!("check `{}`", name.value), &name.origin, first));
+            }
+            named.entry(name.value.clone()).or_insert_with(|| name.origin.clone());
+            taken.insert(name.value.clone());
+        }
+        let Some(rule) = rule(check, known, out) else { continue };
+        let name = name.value().unwrap_or_default();
+        checks.push(Check { name, rule, severity, origin: check.origin.clone() });
+    }
+    // The author's names go first, so that a made one never takes one of them.
+    for check in checks.iter_mut().filter(|check| check.name.is_empty()) {
+        check.name = free_name(&made_name(&check.rule), &taken);
+        taken.insert(check.name.clone());
+    }
+    checks
+}
+
+fn common(check: &CheckFile) -> (&Field<String>, Severity) {
+    let (name, severity) = match check {
+        CheckFile::NotNull(check) | CheckFile::Unique(check) => (&check.name, &check.severity),
+        CheckFile::Range(check) => (&check.name, &check.severity),
+        CheckFile::AcceptedValues(check) => (&check.name, &check.severity),
+        CheckFile::RowCount(check) => (&check.name, &check.severity),
+        CheckFile::Sql(check) => (&check.name, &check.severity),
+    };
+    (name, severity.value().unwrap_or_default())
+}
+
+fn made_name(rule: &Rule) -> String {
+    match rule {
+        Rule::NotNull { columns } => format!("not_null({})", columns.join(", ")),
+        Rule::Unique { columns } => format!("unique({})", columns.join(", ")),
+        Rule::Range { column, .. } => format!("range({column})"),
+        Rule::AcceptedValues { column, .. } => format!("accepted_values({column})"),
+        Rule::RowCount { .. } => "row_count".to_owned(),
+        Rule::Sql { .. } => "sql".to_owned(),
+    }
+}
+
+fn free_name(wanted: &str, taken: &BTreeSet<String>) -> String {
+    let numbered = (2..).map(|number| format!("{wanted} {number}"));
+    std::iter::once(wanted.to_owned()).chain(numbered).find(|name| !taken.contains(name)).unwrap_or_default()
+}
+
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    columns: &'a Columns,
+    keys: &'a [&'a str],
+}
+
+impl<'a> Known<'a> {
+    fn check(self, column: &At<String>, out: &mut Vec<Diagnostic>) -> bool {
+        let name = column.value.as_str();
+        if self.columns.contains_key(name) || self.keys.contains(&name) || name == "event_timestamp" {
+            return true;
+        }
+        let names = self.columns.keys().map(String::as_str).chain(self.keys.iter().copied());
+        let help = nearest(name, names).map_or_else(
+            || "a check may name features, keys of the entity and `event_timestamp`".to_owned(),
+            |near| format!("did you mean `{near}`?"),
+        );
+        out.push(
+            Diagnostic::error(
+                ids::UNKNOWN_CHECK_COLUMN,
+                column.origin.clone(),
+                format!("the check names `{name}`, which is not a column of the view"),
+            )
+            .with_label("no feature or key with this name")
+            .with_help(help),
+        );
+        false
+    }
+
+    fn kind(self, column: &str) -> Option<&'a ColumnType> {
+        self.columns.get(column).and_then(Option::as_ref)
+    }
+}
+
+fn rule(check: &At<CheckFile>, known: Option<Known<'_>>, out: &mut Vec<Diagnostic>) -> Option<Rule> {
+    match &check.value {
+        CheckFile::NotNull(file) => Some(Rule::NotNull { columns: columns(&file.columns, known, out)? }),
+        CheckFile::Unique(file) => Some(Rule::Unique { columns: columns(&file.columns, known, out)? }),
+        CheckFile::Range(file) => range(file, &check.origin, known, out),
+        CheckFile::AcceptedValues(file) => accepted_values(file, known, out),
+        CheckFile::RowCount(file) => row_count(file, &check.origin, out),
+        CheckFile::Sql(file) => {
+            let query = file.query.get()?;
+            Some(Rule::Sql { query: SqlText { text: query.0.clone(), origin: query.origin.clone() } })
+        }
+    }
+}
+
+fn columns(field: &Field<Vec<At<String>>>, known: Option<Known<'_>>, out: &mut Vec<Diagnostic>) -> Option<Vec<String>> {
+    let columns = field.get()?;
+    if columns.is_empty() {
+        out.push(
+            Diagnostic::error(ids::EMPTY_LIST, columns.origin.clone(), "the check names no column")
+                .with_help("write for example `columns: [flights_7d]`"),
+        );
+        return None;
+    }
+    let mut good = true;
+    for column in columns.iter() {
+        good &= known.is_none_or(|known| known.check(column, out));
+    }
+    good.then(|| columns.iter().map(|column| column.value.clone()).collect())
+}
+
+fn bad(origin: &Origin, title: impl Into<String>, help: &str) -> Diagnostic {
+    Diagnostic::error(ids::BAD_CHECK, origin.clone(), title).with_help(help)
+}
+
+fn range(file: &RangeCheck, origin: &Origin, known: Option<Known<'_>>, out: &mut Vec<Diagnostic>) -> Option<Rule> {
+    let column = file.column.get()?;
+    if let Some(known) = known {
+        if !known.check(column, out) {
+            return None;
+        }
+        let numeric = |kind: &ColumnType| {
+            matches!(kind, ColumnType::Integer | ColumnType::Bigint | ColumnType::Float | ColumnType::Double)
+        };
+        if let Some(kind) = known.kind(&column.value).filter(|kind| !numeric(kind)) {
+            let title = format!("`range` cannot check a column of type `{kind}`");
+            out.push(bad(&column.origin, title, "use it on numbers; for other types write a `sql` check"));
+            return None;
+        }
+    }
+    match (file.min.get(), file.max.get()) {
+        (None, None) if file.min.is_missing() && file.max.is_missing() => {
+            out.push(bad(origin, "`range` has no bounds", "add `min:` or `max:`, or both"));
+            None
+        }
+        (Some(min), Some(max)) if min.value > max.value => {
+            out.push(
+                bad(&max.origin, "`max` is below `min`", "exchange them")
+                    .with_label("no value can pass")
+                    .with_related(min.origin.clone(), "above `max`"),
+            );
+            None
+        }
+        _ => Some(Rule::Range { column: column.value.clone(), min: file.min.value(), max: file.max.value() }),
+    }
+}
+
+fn accepted_values(file: &ValuesCheck, known: Option<Known<'_>>, out: &mut Vec<Diagnostic>) -> Option<Rule> {
+    let column = file.column.get()?;
+    let values = file.values.get()?;
+    if known.is_some_and(|known| !known.check(column, out)) {
+        return None;
+    }
+    if values.is_empty() {
+        out.push(
+            Diagnostic::error(ids::EMPTY_LIST, values.origin.clone(), "no value would be accepted")
+                .with_help("list the allowed values"),
+        );
+        return None;
+    }
+    let kind = known.and_then(|known| known.kind(&column.value));
+    if let Some(kind) = kind {
+        let scalar =
+            matches!(kind, ColumnType::String | ColumnType::Boolean | ColumnType::Integer | ColumnType::Bigint);
+        if !scalar {
+            let title = format!("`accepted_values` cannot check a column of type `{kind}`");
+            out.push(bad(&column.origin, title, "use it on `string`, `boolean`, `integer` or `bigint`"));
+            return None;
+        }
+        let mut good = true;
+        for value in values.iter().filter(|value| super::views::typed(&value.value, kind).is_none()) {
+            let title = format!("the value is not a `{kind}`");
+            out.push(bad(&value.origin, title, "quote text; leave numbers without quotes").with_label("wrong type"));
+            good = false;
+        }
+        if !good {
+            return None;
+        }
+    }
+    let values = values.iter().map(|value| value.value.clone()).collect();
+    Some(Rule::AcceptedValues { column: column.value.clone(), values })
+}
+
+fn row_count(file: &RowCountCheck, origin: &Origin, out: &mut Vec<Diagnostic>) -> Option<Rule> {
+    if file.min.is_missing() && file.max.is_missing() && file.max_change.is_missing() {
+        out.push(bad(origin, "`row_count` has no bounds", "add `min:`, `max:` or `max_change:`"));
+        return None;
+    }
+    if let Some(change) = file.max_change.get().filter(|change| change.value < 0.0) {
+        out.push(bad(&change.origin, "`max_change` is below 0", "write `0.5` for half of the rows"));
+        return None;
+    }
+    if let (Some(min), Some(max)) = (file.min.get(), file.max.get())
+        && min.value > max.value
+    {
+        out.push(
+            bad(&max.origin, "`max` is below `min`", "exchange them")
+                .with_label("no number of rows can pass")
+                .with_related(min.origin.clone(), "above `max`"),
+        );
+        return None;
+    }
+    Some(Rule::RowCount { min: file.min.value(), max: file.max.value(), max_change: file.max_change.value() })
+}

@@ -1,0 +1,245 @@
+//! From what was written to what is true: every name resolved, every rule of `docs/diagnostics.md` checked.
+//!
+//! Each step reports what it finds and goes on; the project comes into being only when no step found an error. A
+//! definition with a mistake still counts as defined, so that one mistake is not reported again at every use.
+
+mod checks;
+mod dags;
+mod graph;
+mod paths;
+mod tables;
+mod views;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::files::Files;
+use super::read::{At, Field, nearest};
+use super::rules::Rules;
+use super::written::{DagFile, DefinitionFile, EntityFile, OwnerFile, SourceFile, ViewFile};
+use crate::diagnostics::{Diagnostic, Origin, SourceMap, ids};
+use crate::ids::{InvalidName, OwnerName, ProjectName, ViewId, ViewName};
+use crate::model::Project;
+
+/// What validation needs to know beside the definitions.
+pub(super) struct Context<'a> {
+    pub(super) project: ProjectName,
+    pub(super) files: &'a Files<'a>,
+    pub(super) allowed_roots: &'a [String],
+    pub(super) rules: &'a Rules,
+}
+
+/// Everything written, of all files.
+#[derive(Default)]
+pub(super) struct Written {
+    owners: Vec<At<OwnerFile>>,
+    entities: Vec<At<EntityFile>>,
+    sources: Vec<At<SourceFile>>,
+    views: Vec<At<ViewFile>>,
+    dags: Vec<At<DagFile>>,
+}
+
+impl Written {
+    pub(super) fn add(&mut self, file: DefinitionFile) {
+        fn items<T: Clone>(field: Field<Vec<At<T>>>) -> Vec<At<T>> {
+            match field {
+                Field::Is(list) => list.value,
+                Field::Missing | Field::Bad => Vec::new(),
+            }
+        }
+        self.owners.extend(items(file.owners));
+        self.entities.extend(items(file.entities));
+        self.sources.extend(items(file.sources));
+        self.views.extend(items(file.feature_views));
+        self.dags.extend(items(file.dags));
+    }
+}
+
+/// The names that exist, whatever else is wrong with what they name.
+struct Catalog {
+    owners: HashMap<String, Origin>,
+    entities: HashMap<String, Origin>,
+    sources: HashMap<String, Origin>,
+    views: HashMap<String, BTreeMap<u32, Origin>>,
+}
+
+/// The project that `written` defines, or `None` and why.
+pub(super) fn validate(
+    context: &Context<'_>,
+    written: &Written,
+    sources: &mut SourceMap,
+    out: &mut Vec<Diagnostic>,
+) -> Option<Project> {
+    let catalog = catalog(written, out);
+    let mut project = Project::empty(context.project.clone());
+    for owner in &written.owners {
+        if let Some(owner) = tables::owner(owner, out) {
+            project.owners.entry(owner.name.clone()).or_insert(owner);
+        }
+    }
+    for entity in &written.entities {
+        if let Some(entity) = tables::entity(entity, context.rules, out) {
+            project.entities.entry(entity.name.clone()).or_insert(entity);
+        }
+    }
+    for source in &written.sources {
+        if let Some(source) = tables::source(source, context, &catalog, out) {
+            project.sources.entry(source.name.clone()).or_insert(source);
+        }
+    }
+    let parsed = views::views(written, context, &catalog, &mut project, sources, out);
+    let dags = dags::dags(written, context, &catalog, out);
+    graph::finish(&mut project, &parsed, dags, &catalog, out);
+    (!crate::diagnostics::has_errors(out)).then_some(project)
+}
+
+/// The first definition of every name; later ones are reported.
+fn catalog(written: &Written, out: &mut Vec<Diagnostic>) -> Catalog {
+    let mut catalog =
+        Catalog { owners: HashMap::new(), entities: HashMap::new(), sources: HashMap::new(), views: HashMap::new() };
+    for owner in &written.owners {
+        define("owner", &owner.name, &mut catalog.owners, out);
+    }
+    for entity in &written.entities {
+        define("entity", &entity.name, &mut catalog.entities, out);
+    }
+    for source in &written.sources {
+        define("source", &source.name, &mut catalog.sources, out);
+    }
+    let mut dags = HashMap::new();
+    for dag in &written.dags {
+        define("DAG", &dag.name, &mut dags, out);
+    }
+    for view in &written.views {
+        define_view(view, &mut catalog, out);
+    }
+    catalog
+}
+
+fn define(kind: &str, name: &Field<String>, known: &mut HashMap<String, Origin>, out: &mut Vec<Diagnostic>) {
+    let Some(name) = name.get() else { return };
+    match known.get(&name.value) {
+        Some(first) => out.push(duplicate(&format!("{kind} `{}`", name.value), &name.origin, first)),
+        None => {
+            known.insert(name.value.clone(), name.origin.clone());
+        }
+    }
+}
+
+fn define_view(view: &At<ViewFile>, catalog: &mut Catalog, out: &mut Vec<Diagnostic>) {
+    let Some(name) = view.name.get() else { return };
+    let version = view.version.value().unwrap_or(1);
+    if let Some(source) = catalog.sources.get(&name.value) {
+        out.push(
+            Diagnostic::error(
+                ids::DUPLICATE_NAME,
+                name.origin.clone(),
+                format!("feature view `{}` has the name of a source", name.value),
+            )
+            .with_label("named again here")
+            .with_related(source.clone(), "the source")
+            .with_help("rename one: SQL refers to both in the same way"),
+        );
+    }
+    let versions = catalog.views.entry(name.value.clone()).or_default();
+    match versions.get(&version) {
+        Some(first) => out.push(
+            duplicate(&format!("feature view `{}` version {version}", name.value), &name.origin, first)
+                .with_help("give it the next `version:`, or another name"),
+        ),
+        None => {
+            versions.insert(version, name.origin.clone());
+        }
+    }
+}
+
+fn duplicate(what: &str, origin: &Origin, first: &Origin) -> Diagnostic {
+    Diagnostic::error(ids::DUPLICATE_NAME, origin.clone(), format!("{what} is defined twice"))
+        .with_label("defined again here")
+        .with_related(first.clone(), "first defined here")
+        .with_help("rename or remove one of the two")
+}
+
+/// A name of its kind, or a report of why it is none.
+fn parse_name<T>(
+    name: &Field<String>,
+    parse: impl FnOnce(String) -> Result<T, InvalidName>,
+    out: &mut Vec<Diagnostic>,
+) -> Option<T> {
+    let name = name.get()?;
+    match parse(name.value.clone()) {
+        Ok(parsed) => Some(parsed),
+        Err(invalid) => {
+            out.push(bad_name(&invalid, &name.origin));
+            None
+        }
+    }
+}
+
+fn bad_name(invalid: &InvalidName, origin: &Origin) -> Diagnostic {
+    let mut diagnostic = Diagnostic::error(
+        ids::BAD_NAME,
+        origin.clone(),
+        format!("`{}` is not a valid {}", invalid.value, invalid.kind),
+    )
+    .with_label(format!("expected {}", invalid.expected));
+    let repaired: String = invalid
+        .value
+        .to_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+        .skip_while(|c| !c.is_ascii_lowercase())
+        .collect();
+    if crate::ids::is_name(&repaired) {
+        diagnostic = diagnostic.with_help(format!("for example `{repaired}`"));
+    }
+    diagnostic
+}
+
+/// Reports a reference to something that does not exist.
+fn unknown<'a>(
+    id: &'static str,
+    kind: &str,
+    name: &At<String>,
+    known: impl Iterator<Item = &'a str>,
+    plural: &str,
+    out: &mut Vec<Diagnostic>,
+) {
+    let help = nearest(&name.value, known).map_or_else(
+        || format!("add it to `{plural}:`, or name one that is there"),
+        |near| format!("did you mean `{near}`?"),
+    );
+    out.push(
+        Diagnostic::error(id, name.origin.clone(), format!("there is no {kind} `{}`", name.value))
+            .with_label(format!("no {kind} with this name"))
+            .with_help(help),
+    );
+}
+
+/// The owner that `field` names.
+fn owner_ref(field: &Field<String>, catalog: &Catalog, out: &mut Vec<Diagnostic>) -> Option<OwnerName> {
+    let name = field.get()?;
+    if !catalog.owners.contains_key(&name.value) {
+        unknown(ids::UNKNOWN_OWNER, "owner", name, catalog.owners.keys().map(String::as_str), "owners", out);
+        return None;
+    }
+    // A bad name is reported where it is defined.
+    OwnerName::new(name.value.clone()).ok()
+}
+
+fn tags(field: &Field<Vec<At<String>>>) -> Vec<String> {
+    field.get().map(|tags| tags.iter().map(|tag| tag.value.clone()).collect()).unwrap_or_default()
+}
+
+impl Catalog {
+    /// The highest version of a view.
+    fn highest(&self, name: &str) -> Option<ViewId> {
+        let version = *self.views.get(name)?.keys().next_back()?;
+        Some(ViewId::new(ViewName::new(name).ok()?, version))
+    }
+}
+
+/// Per view what is needed once all views are known.
+type ParsedViews = IndexMap<ViewId, Arc<crate::definitions::sql::ParsedSql>>;

@@ -1,0 +1,56 @@
+//! Projects in, findings out: the catalogue of bad inputs, and what a good project means.
+
+use std::path::Path;
+
+use tidegate_registry::definitions::{LoadOptions, load_files};
+use tidegate_registry::diagnostics::{RenderStyle, render};
+
+const SETTINGS: &str = "project: flights\nonline: sqlite://.tidegate/online.db\n";
+const GOOD: &str = r#"# a good project
+owners:
+  - name: delays
+    primary: ana@example.com
+    backup: ben@example.com
+entities:
+  - name: carrier
+    keys: [{name: carrier, type: string}]
+sources:
+  - name: flights
+    parquet: data/flights.parquet
+    event_time: time_hour
+feature_views:
+  - name: carrier_delays
+    version: 1
+    entity: carrier
+    owner: delays
+    description: Departure delays of each carrier over the last week
+    sql: |
+      SELECT carrier, avg(dep_delay) AS avg_dep_delay_7d, count(*) AS flights_7d
+      FROM flights
+      WHERE time_hour >= $interval_end - INTERVAL '7 days' AND time_hour < $interval_end
+      GROUP BY carrier
+    features:
+      - {name: avg_dep_delay_7d, type: double, description: minutes, default: 0.0}
+      - {name: flights_7d, type: bigint, description: scheduled departures, default: 0}
+    checks:
+      - not_null: {columns: [flights_7d]}
+      - row_count: {min: 5, max_change: 0.5}
+      - range: {column: avg_dep_delay_7d, min: -60, max: 600, severity: warn}
+    online: {strategy: swap}
+    freshness: {max_age: 30h}
+dags:
+  - name: flights_daily
+    owner: delays
+    schedule: {cron: "15 2 * * *", timezone: America/New_York, start: 2013-01-08, end: 2013-03-31, catchup: all}
+    views: [carrier_delays]
+    retries: {max: 3, backoff: 30s}
+"#;
+
+#[test]
+fn a_good_project_has_no_findings() {
+    let files = [("tidegate.yaml", SETTINGS.as_bytes()), ("flights.yaml", GOOD.as_bytes())];
+    let loaded = load_files(Path::new("/flights"), &files, &LoadOptions::default());
+    assert_eq!(render(&loaded.diagnostics, &loaded.files, RenderStyle::default()), "");
+    let project = loaded.project.unwrap();
+    insta::assert_json_snapshot!("good_project", project);
+}
