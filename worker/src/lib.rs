@@ -1,3 +1,7 @@
 //! How: the engine, the lake, checks and online stores.
 
+pub mod digest;
+pub mod entity_key;
 pub mod session;
+pub mod text;
+pub mod types;
