@@ -1,0 +1,153 @@
+//! What every [`Store`] must keep, one function per promise.
+//!
+//! An implementation stamps all of them onto itself with [`conformance!`](crate::conformance!), giving a function that
+//! makes a [`Fixture`]: an empty registry of its own for each promise. A promise is kept when its function returns.
+
+#![allow(clippy::unwrap_used, reason = "these are tests, exported for the crates that implement the trait")]
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use tidegate_registry::store::Store;
+
+pub mod definitions;
+pub mod planning;
+pub mod processes;
+pub mod publishing;
+pub mod recording;
+pub mod runs;
+pub mod tasks;
+mod world;
+
+/// An empty registry, opened twice as if by two processes, and what must live as long as it (a folder, a server).
+pub struct Fixture {
+    /// The registry.
+    pub store: Arc<dyn Store>,
+    /// The same registry through connections of its own.
+    pub twin: Arc<dyn Store>,
+    /// Dropped last.
+    pub guard: Box<dyn Any + Send + Sync>,
+}
+
+impl fmt::Debug for Fixture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fixture").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+/// Makes a test of every promise. Takes the path of an `async fn() -> Fixture`, seen from the crate's root.
+#[macro_export]
+macro_rules! conformance {
+    ($fixture:path) => {
+        $crate::conformance! { @each $fixture;
+            definitions {
+                before_the_first_apply_the_project_is_empty,
+                an_apply_on_an_outdated_plan_changes_nothing,
+                a_registry_serves_one_project,
+                every_version_of_a_definition_is_kept,
+                an_apply_makes_every_touched_dag_due,
+                a_dag_that_returns_goes_on_with_its_grid,
+                a_view_begins_with_its_empty_table,
+                an_added_view_needs_a_table,
+            }
+            planning {
+                due_dags_come_longest_waiting_first,
+                a_plan_holds_only_on_what_it_was_made_on,
+                planning_stores_ticks_and_runs_together,
+                a_plan_with_ticks_out_of_order_changes_nothing,
+                an_unpaused_dag_is_due_at_once,
+            }
+            runs {
+                a_run_exists_once,
+                a_run_of_an_unknown_view_is_not_created,
+                runs_are_listed_newest_interval_first,
+                the_latest_run_of_each_interval_speaks_for_it,
+                a_run_is_found_by_the_beginning_of_its_id,
+                only_admitted_runs_are_claimed,
+                a_run_is_cancelled_before_its_intent,
+                a_run_is_not_cancelled_after_its_intent,
+                a_run_that_came_to_nothing_is_made_anew,
+                a_retry_uses_the_newest_definitions,
+            }
+            tasks {
+                each_task_is_claimed_once,
+                tasks_come_after_what_they_read,
+                runs_already_begun_come_first,
+                a_lost_lease_does_nothing,
+                ending_an_attempt_twice_is_harmless,
+                an_expired_lease_is_taken_over,
+                a_renewed_lease_is_kept,
+                the_last_attempt_lost_fails_the_run,
+                a_failed_attempt_is_tried_again_after_its_delay,
+                used_up_attempts_fail_the_run,
+                an_error_that_stays_is_not_tried_again,
+                a_released_task_keeps_its_attempt,
+                a_dead_process_costs_no_attempt,
+                a_task_that_kills_its_process_fails_in_the_end,
+                a_changed_file_starts_the_run_again_once,
+                a_check_that_fails_ends_the_run,
+                a_task_leaves_only_what_fits_it,
+                lines_are_kept_in_order,
+            }
+            publishing {
+                an_intent_takes_all_views_or_none,
+                an_intent_is_taken_once,
+                an_intent_rests_on_the_history_it_was_judged_by,
+                nothing_that_a_check_stops_gets_an_intent,
+                after_its_intent_a_run_only_rolls_forward,
+                a_lost_worker_after_the_intent_is_replaced_for_ever,
+                an_overtaken_run_lets_its_views_go,
+                an_older_interval_does_not_go_online,
+                every_intent_takes_the_next_number,
+            }
+            recording {
+                a_run_goes_from_pin_to_record,
+                recording_twice_is_harmless,
+                nothing_is_recorded_without_an_intent,
+                a_snapshot_id_names_one_run,
+                a_snapshot_is_live_until_every_view_moves_on,
+                the_ledger_lists_newest_intervals_first,
+                verdicts_are_listed_newest_run_first,
+                verdicts_against_history_are_kept_when_they_stop_a_run,
+            }
+            processes {
+                two_processes_work_on_one_registry,
+                a_worker_is_alive_while_it_is_heard_of,
+                whoever_asks_first_anchors_the_clock,
+            }
+        }
+    };
+    (@each $fixture:path; $($module:ident { $($promise:ident),* $(,)? })*) => {
+        $(mod $module {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $promise() {
+                let fixture = $fixture().await;
+                $crate::conformance::$module::$promise(&fixture).await;
+                drop(fixture);
+            })*
+        })*
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_promise_is_stamped() {
+        let list = include_str!("mod.rs");
+        for text in [
+            include_str!("definitions.rs"),
+            include_str!("planning.rs"),
+            include_str!("processes.rs"),
+            include_str!("publishing.rs"),
+            include_str!("recording.rs"),
+            include_str!("runs.rs"),
+            include_str!("tasks.rs"),
+        ] {
+            let mut promises = text.lines().filter_map(|line| line.strip_prefix("pub async fn ")?.split('(').next());
+            assert!(promises.clone().count() > 0);
+            let missing = promises.find(|promise| !list.contains(&format!("                {promise},\n")));
+            assert_eq!(missing, None, "a promise that no implementation runs");
+        }
+    }
+}

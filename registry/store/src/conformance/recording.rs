@@ -1,0 +1,224 @@
+//! The record, and what can be read of it afterwards.
+
+use std::time::Duration;
+
+use tidegate_registry::ids::SnapshotId;
+use tidegate_registry::run::{Cause, NewRun, RunState, TaskOutput, TaskState, Verdict};
+use tidegate_registry::store::{CheckFilter, StoreError, TaskEnd};
+
+use super::Fixture;
+use super::world::{World, check, dag, day, interval, pins, staged, succeeded, view};
+
+/// The whole way of a run: its views become visible together, with their ledger and snapshot.
+pub async fn a_run_goes_from_pin_to_record(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    let run = world.admitted("daily", 0).await;
+    let snapshot = world.publish(run).await;
+
+    let (stored, tasks) = world.run(run).await;
+    assert_eq!((stored.state, stored.reason), (RunState::Succeeded, None));
+    assert_eq!((stored.started_at, stored.finished_at), (Some(day(10)), Some(day(10))));
+    assert!(tasks.iter().all(|task| task.state == TaskState::Succeeded && task.attempts == 1), "{tasks:?}");
+    assert_eq!(tasks.last().unwrap().output, Some(TaskOutput::Published(snapshot)));
+    assert_eq!(tasks.last().unwrap().rows, Some(14));
+
+    let states = world.store.view_states(&[view("a@v1"), view("b@v1"), view("nowhere@v1")]).await.unwrap();
+    assert_eq!(states.len(), 2, "absent views are left out");
+    for state in states.values() {
+        assert_eq!((state.publish_number, state.publishing, state.records), (1, None, 1));
+        assert_eq!((state.delta_version, state.online_generation), (11, Some(1)));
+        assert_eq!(state.newest, Some(interval(0)));
+    }
+    let ledger = world.store.ledger(&view("b@v1"), None, 0).await.unwrap();
+    assert_eq!(ledger.len(), 1);
+    assert_eq!((ledger[0].interval, ledger[0].run, ledger[0].snapshot), (interval(0), run, snapshot));
+    assert_eq!((ledger[0].rows, ledger[0].digest.len()), (7, 32));
+
+    let stored = world.store.snapshot(snapshot).await.unwrap();
+    assert_eq!((stored.id, stored.run, stored.interval, stored.created_at), (snapshot, run, interval(0), day(10)));
+    assert_eq!(stored.views.iter().map(|of| of.view.to_string()).collect::<Vec<_>>(), ["a@v1", "b@v1"]);
+    let first = &stored.views[0];
+    assert_eq!((first.delta_version, first.publish_number, first.online_generation), (11, 1, Some(1)));
+    assert!(matches!(world.store.snapshot(SnapshotId::generate()).await, Err(StoreError::NotFound { .. })));
+}
+
+/// The worker that recorded may not have heard that it did.
+pub async fn recording_twice_is_harmless(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    let run = world.admitted("daily", 0).await;
+    let claim = world.claim_publish(run).await;
+    let intent = world.take(&claim).await;
+    let record = World::record(SnapshotId::generate(), &intent);
+    world.store.record(claim.token, record.clone(), day(10)).await.unwrap();
+    let states = world.store.view_states(&claim.run.views).await.unwrap();
+    let snapshots = world.store.snapshots(None, None, 0).await.unwrap();
+    world.store.record(claim.token, record, day(11)).await.unwrap();
+    world.end(claim.token, succeeded(TaskOutput::Published(snapshots[0].id))).await;
+    assert_eq!(world.store.view_states(&claim.run.views).await.unwrap(), states);
+    assert_eq!(world.store.snapshots(None, None, 0).await.unwrap(), snapshots);
+    assert_eq!(world.run(run).await.0.finished_at, Some(day(10)));
+
+    let other = World::record(SnapshotId::generate(), &intent);
+    let refused = world.store.record(claim.token, other, day(11)).await;
+    assert!(matches!(refused, Err(StoreError::Refused(_))), "{refused:?}");
+}
+
+/// Nor with other numbers or views than the intent's.
+pub async fn nothing_is_recorded_without_an_intent(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    let run = world.admitted("daily", 0).await;
+    let claim = world.claim_publish(run).await;
+    let imagined = tidegate_registry::run::Intent { run, views: Default::default() };
+    let record = World::record(SnapshotId::generate(), &imagined);
+    assert!(matches!(world.store.record(claim.token, record, day(10)).await, Err(StoreError::Refused(_))));
+
+    let intent = world.take(&claim).await;
+    let right = World::record(SnapshotId::generate(), &intent);
+    let mut other_number = right.clone();
+    other_number.views[1].publish_number = 7;
+    let mut fewer = right.clone();
+    fewer.views.pop();
+    for wrong in [other_number, fewer] {
+        let refused = world.store.record(claim.token, wrong, day(10)).await;
+        assert!(matches!(refused, Err(StoreError::Refused(_))), "{refused:?}");
+    }
+    assert!(world.store.snapshots(None, None, 0).await.unwrap().is_empty());
+    assert!(world.store.ledger(&view("a@v1"), None, 0).await.unwrap().is_empty());
+    world.store.record(claim.token, right, day(10)).await.unwrap();
+}
+
+/// An id that another run has used is refused, and nothing is recorded.
+pub async fn a_snapshot_id_names_one_run(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    let first = world.admitted("other", 0).await;
+    let snapshot = world.publish(first).await;
+    let second = world.admitted("other", 1).await;
+    let claim = world.claim_publish(second).await;
+    let intent = world.take(&claim).await;
+    let refused = world.store.record(claim.token, World::record(snapshot, &intent), day(10)).await;
+    assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
+    assert_eq!(world.store.ledger(&view("c@v1"), None, 0).await.unwrap().len(), 1);
+    assert_eq!(world.state(second).await, RunState::Publishing);
+}
+
+/// Live as long as each of its views still shows it.
+pub async fn a_snapshot_is_live_until_every_view_moves_on(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    let statuses = async || -> Vec<(SnapshotId, String)> {
+        let listed = world.store.snapshots(None, None, 0).await.unwrap();
+        listed.into_iter().map(|snapshot| (snapshot.id, snapshot.status)).collect()
+    };
+    let new = World::admitted(&world, "daily", 2).await;
+    let new = world.publish(new).await;
+    assert_eq!(statuses().await, [(new, "live".to_owned())]);
+
+    let old = World::admitted(&world, "daily", 1).await;
+    let old = world.publish(old).await;
+    assert_eq!(statuses().await, [(old, "superseded".to_owned()), (new, "live".to_owned())], "an older interval");
+
+    // One of the two views is computed again: what the DAG's snapshot holds is no longer what is shown.
+    let again = NewRun { views: vec![view("b@v1")], cause: Cause::Manual(1), ..World::new_run("daily", 2) };
+    let again = world.create(again).await;
+    world.store.run_admit(again).await.unwrap();
+    let again = world.publish(again).await;
+    let expected = [(again, "live".to_owned()), (old, "superseded".to_owned()), (new, "superseded".to_owned())];
+    assert_eq!(statuses().await, expected);
+    assert_eq!(world.store.snapshot(new).await.unwrap().status, "superseded");
+
+    let other = World::admitted(&world, "other", 0).await;
+    let other = world.publish(other).await;
+    let ids = async |dag_name: Option<&str>, of: Option<&str>, limit| -> Vec<SnapshotId> {
+        let (name, of) = (dag_name.map(dag), of.map(view));
+        let listed = world.store.snapshots(name.as_ref(), of.as_ref(), limit).await.unwrap();
+        listed.iter().map(|snapshot| snapshot.id).collect()
+    };
+    assert_eq!(ids(None, None, 0).await, [other, again, old, new]);
+    assert_eq!(ids(None, None, 2).await, [other, again]);
+    assert_eq!(ids(Some("daily"), None, 0).await, [again, old, new]);
+    assert_eq!(ids(Some("daily"), Some("a@v1"), 0).await, [old, new]);
+    assert_eq!(ids(None, Some("c@v1"), 1).await, [other]);
+    assert_eq!(ids(Some("other"), Some("a@v1"), 0).await, []);
+}
+
+/// With end ≤ the bound; one that was computed again stands there once, as computed last.
+pub async fn the_ledger_lists_newest_intervals_first(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    for number in [1, 3, 2] {
+        let run = world.admitted("other", number).await;
+        world.publish(run).await;
+    }
+    let again = world.create(NewRun { cause: Cause::Manual(1), ..World::new_run("other", 2) }).await;
+    world.store.run_admit(again).await.unwrap();
+    let snapshot = world.publish(again).await;
+    let list = async |until, limit| {
+        let entries = world.store.ledger(&view("c@v1"), until, limit).await.unwrap();
+        entries.iter().map(|entry| entry.interval).collect::<Vec<_>>()
+    };
+    assert_eq!(list(None, 0).await, [interval(3), interval(2), interval(1)]);
+    assert_eq!(list(None, 1).await, [interval(3)]);
+    assert_eq!(list(Some(interval(2).end()), 0).await, [interval(2), interval(1)]);
+    assert_eq!(list(Some(interval(2).end()), 1).await, [interval(2)]);
+    assert_eq!(list(Some(day(0)), 0).await, []);
+    let entry = world.store.ledger(&view("c@v1"), Some(interval(2).end()), 1).await.unwrap().remove(0);
+    assert_eq!((entry.run, entry.snapshot), (again, snapshot));
+    assert!(world.store.ledger(&view("a@v1"), None, 0).await.unwrap().is_empty());
+}
+
+/// As staged at first, as judged from the intent on; those of runs that came to nothing too.
+pub async fn verdicts_are_listed_newest_run_first(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    let good = world.admitted("daily", 0).await;
+    let bad = world.admitted("other", 1).await;
+    let claim = world.claim_publish(good).await;
+    let list = async |filter: CheckFilter| -> Vec<String> {
+        let rows = world.store.checks(&filter).await.unwrap();
+        rows.iter().map(|row| format!("{} {} {}", row.view, row.result.check, row.result.verdict)).collect()
+    };
+    let pending = CheckFilter { verdict: Some(Verdict::Pending), ..CheckFilter::default() };
+    assert_eq!(list(pending.clone()).await, ["a@v1 row_count pending", "b@v1 row_count pending"]);
+    world.take(&claim).await;
+    assert!(list(pending).await.is_empty(), "judged with the intent");
+
+    let pin = world.claim(bad).await;
+    world.end(pin.token, succeeded(pins())).await;
+    let claim = world.claim(bad).await;
+    let mut failing = check("range", Verdict::Failed);
+    failing.samples = vec![serde_json::json!({ "carrier": "AA" })];
+    let output = Some(staged(3, vec![check("not_null", Verdict::Passed), failing.clone()]));
+    world.end(claim.token, TaskEnd::Blocked { output, reason: "range".to_owned() }).await;
+
+    let all = CheckFilter::default();
+    let expected = [
+        "c@v1 not_null passed",
+        "c@v1 range failed",
+        "a@v1 not_null passed",
+        "a@v1 row_count passed",
+        "b@v1 not_null passed",
+        "b@v1 row_count passed",
+    ];
+    assert_eq!(list(all.clone()).await, expected);
+    assert_eq!(list(CheckFilter { limit: 2, ..all.clone() }).await, expected[..2]);
+    assert_eq!(list(CheckFilter { run: Some(bad), ..all.clone() }).await, expected[..2]);
+    assert_eq!(list(CheckFilter { view: Some(view("b@v1")), ..all.clone() }).await, expected[4..]);
+    let rows = world.store.checks(&CheckFilter { verdict: Some(Verdict::Failed), ..all }).await.unwrap();
+    assert_eq!(rows.len(), 1);
+    assert_eq!((rows[0].run, &rows[0].dag, rows[0].interval), (bad, &dag("other"), interval(1)));
+    assert_eq!(rows[0].result, failing);
+}
+
+/// A check against history is judged by the publish task, which then leaves the verdicts.
+pub async fn verdicts_against_history_are_kept_when_they_stop_a_run(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    let run = world.admitted("other", 0).await;
+    let claim = world.claim_publish(run).await;
+    let judged = vec![check("not_null", Verdict::Passed), check("row_count", Verdict::Failed)];
+    let output = TaskOutput::Judged([(view("c@v1"), judged.clone())].into_iter().collect());
+    let end = TaskEnd::Blocked { output: Some(output.clone()), reason: "row_count".to_owned() };
+    world.end(claim.token, end).await;
+    let rows = world.store.checks(&CheckFilter { run: Some(run), ..CheckFilter::default() }).await.unwrap();
+    assert_eq!(rows.into_iter().map(|row| row.result).collect::<Vec<_>>(), judged);
+    let task = world.task(run, "publish").await;
+    assert_eq!((task.state, task.output), (TaskState::Blocked, Some(output)));
+    assert_eq!(world.state(run).await, RunState::Blocked);
+    assert_eq!(world.try_claim("w1", Duration::ZERO, &[]).await, None);
+}
