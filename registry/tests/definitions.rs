@@ -1,9 +1,31 @@
 //! Projects in, findings out: the catalogue of bad inputs, and what a good project means.
 
+mod catalogue;
+
 use std::path::Path;
 
-use tidegate_registry::definitions::{LoadOptions, load_files};
+use tidegate_registry::definitions::{LoadOptions, load, load_files};
 use tidegate_registry::diagnostics::{RenderStyle, render};
+
+fn here() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests"))
+}
+
+#[test]
+fn every_bad_input_is_told_where_it_is_and_what_to_do() {
+    let cases = catalogue::cases(&here().join("base"), &here().join("bad"));
+    assert!(cases.len() >= 40, "only {} cases were found", cases.len());
+    insta::with_settings!({ snapshot_path => "bad_snapshots", prepend_module_to_snapshot => false, omit_expression => true }, {
+        for case in &cases {
+            let loaded = load(case.folder.path(), &LoadOptions::default());
+            assert!(!loaded.diagnostics.is_empty(), "{}: nothing was found", case.name);
+            let text = render(&loaded.diagnostics, &loaded.files, RenderStyle::default());
+            insta::assert_snapshot!(case.name.as_str(), text);
+            let first = loaded.diagnostics.iter().any(|diagnostic| case.name.starts_with(diagnostic.id));
+            assert!(first || case.name.starts_with("several-"), "{}:\n{text}", case.name);
+        }
+    });
+}
 
 const SETTINGS: &str = "project: flights\nonline: sqlite://.tidegate/online.db\n";
 const GOOD: &str = r#"# a good project
@@ -53,4 +75,12 @@ fn a_good_project_has_no_findings() {
     assert_eq!(render(&loaded.diagnostics, &loaded.files, RenderStyle::default()), "");
     let project = loaded.project.unwrap();
     insta::assert_json_snapshot!("good_project", project);
+}
+
+#[test]
+fn the_example_project_has_no_findings() {
+    let root = here().join("../../dags");
+    let loaded = load(&root, &LoadOptions::default());
+    assert_eq!(render(&loaded.diagnostics, &loaded.files, RenderStyle::default()), "");
+    assert!(loaded.project.unwrap().views.len() >= 6);
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::settings::redact;
 use super::yaml::FILE_BYTES_MAX;
-use crate::diagnostics::{Diagnostic, Origin, ids};
+use crate::diagnostics::{Diagnostic, Origin, SourceMap, ids};
 
 /// The file that makes a folder a project.
 pub const PROJECT_FILE: &str = "tidegate.yaml";
@@ -53,8 +54,15 @@ impl<'a> Files<'a> {
         root.join(fixed).canonicalize().is_ok_and(|target| !target.starts_with(real))
     }
 
-    /// The text of a file, without a byte order mark. `from` is the place that names it.
-    pub(super) fn read(&self, path: &str, from: Option<&Origin>, out: &mut Vec<Diagnostic>) -> Option<String> {
+    /// The text of a file, without a byte order mark; `sources` keeps a copy to show, without passwords. `from` is the
+    /// place that names the file.
+    pub(super) fn read(
+        &self,
+        path: &str,
+        from: Option<&Origin>,
+        sources: &mut SourceMap,
+        out: &mut Vec<Diagnostic>,
+    ) -> Option<String> {
         let place = || from.cloned().unwrap_or_else(|| Origin::file(path));
         let bytes = match self.bytes(path) {
             Ok(bytes) => bytes,
@@ -77,9 +85,17 @@ impl<'a> Files<'a> {
             return None;
         }
         match String::from_utf8(bytes) {
-            Ok(text) => Some(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)),
+            Ok(text) => {
+                let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
+                sources.insert(path, redact(&text));
+                Some(text)
+            }
             Err(error) => {
-                out.push(not_utf8(path, error.as_bytes(), error.utf8_error().valid_up_to()));
+                let bytes = error.as_bytes();
+                if !is_utf16(bytes) {
+                    sources.insert(path, redact(&String::from_utf8_lossy(bytes)));
+                }
+                out.push(not_utf8(path, bytes, error.utf8_error().valid_up_to()));
                 None
             }
         }
@@ -113,19 +129,20 @@ fn short(error: &std::io::Error) -> String {
     }
 }
 
+fn is_utf16(bytes: &[u8]) -> bool {
+    bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF])
+}
+
 fn not_utf8(path: &str, bytes: &[u8], valid: usize) -> Diagnostic {
     let before = &bytes[..valid];
     let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
     let column =
         1 + before.iter().rev().take_while(|byte| **byte != b'\n').filter(|byte| (**byte & 0xC0) != 0x80).count();
     let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
-    let help = if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
-        "this looks like UTF-16: save the file as UTF-8"
-    } else {
-        "save the file as UTF-8"
-    };
+    let help =
+        if is_utf16(bytes) { "this looks like UTF-16: save the file as UTF-8" } else { "save the file as UTF-8" };
     let origin = Origin::new(path, number(line), number(column), 1);
-    Diagnostic::error(ids::NOT_UTF8, origin, format!("`{path}` is not UTF-8 text"))
+    Diagnostic::error(ids::NOT_UTF8, origin, "the file is not UTF-8 text")
         .with_label(format!("byte 0x{:02X}", bytes[valid]))
         .with_help(help)
 }

@@ -116,8 +116,7 @@ fn project_file(
         );
         return None;
     }
-    let text = files.read(PROJECT_FILE, None, out)?;
-    sources.insert(PROJECT_FILE, settings::redact(&text));
+    let text = files.read(PROJECT_FILE, None, sources, out)?;
     let node = node(&PROJECT_FILE.into(), &text, out)?;
     let lists = DefinitionFile::KEYS;
     let before = out.len();
@@ -138,10 +137,8 @@ fn definition_file(
     sources: &mut SourceMap,
     out: &mut Vec<Diagnostic>,
 ) -> Option<DefinitionFile> {
-    let text = files.read(path, None, out)?;
-    let file: Arc<str> = path.into();
-    sources.insert(Arc::clone(&file), text.as_str());
-    let node = node(&file, &text, out)?;
+    let text = files.read(path, None, sources, out)?;
+    let node = node(&path.into(), &text, out)?;
     DefinitionFile::read(&node, out)
 }
 

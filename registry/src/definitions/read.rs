@@ -85,7 +85,11 @@ pub(super) fn scalar<'a>(node: &'a Node, expected: &str, out: &mut Vec<Diagnosti
     match &node.value {
         Value::Scalar(scalar) if !node.is_null() => Some(scalar),
         _ => {
-            out.push(wrong_type(node, expected));
+            let mut diagnostic = wrong_type(node, expected);
+            if node.is_null() {
+                diagnostic = diagnostic.with_help("write a value, or remove the key");
+            }
+            out.push(diagnostic);
             None
         }
     }
@@ -206,16 +210,23 @@ pub(super) fn suggestion<'a>(wanted: &str, known: impl IntoIterator<Item = &'a s
         return Some(format!("did you mean `{name}`?"));
     }
     let list = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    (!known.is_empty() && known.len() <= 16).then(|| format!("there is {list}"))
+    (!known.is_empty() && known.len() <= 16).then(|| format!("choose from {list}"))
 }
 
-/// Reports the keys of `node` that are not among `known`. False when it is not a map at all, which is reported too.
-pub(super) fn check_keys(node: &Node, what: &str, known: &[&str], out: &mut Vec<Diagnostic>) -> bool {
+/// Reports the keys of `node` that are not among `known`. Gives the known keys that those seem to mean, so that they are
+/// not reported as missing, too; `None` when it is not a map at all, which is reported.
+pub(super) fn check_keys<'a>(
+    node: &Node,
+    what: &str,
+    known: &[&'a str],
+    out: &mut Vec<Diagnostic>,
+) -> Option<Vec<&'a str>> {
     let Value::Map(entries) = &node.value else {
         let example = known.first().copied().unwrap_or("key");
         out.push(wrong_type(node, &format!("a map ({what})")).with_help(format!("write keys, as in `{example}: …`")));
-        return false;
+        return None;
     };
+    let mut meant = Vec::new();
     for (key, _) in entries {
         if !known.contains(&key.name.as_str()) {
             let mut diagnostic = Diagnostic::error(
@@ -226,9 +237,10 @@ pub(super) fn check_keys(node: &Node, what: &str, known: &[&str], out: &mut Vec<
             .with_label("not a key here");
             diagnostic.help = suggestion(&key.name, known.iter().copied());
             out.push(diagnostic);
+            meant.extend(nearest(&key.name, known.iter().copied()));
         }
     }
-    true
+    Some(meant)
 }
 
 /// Reports that `key` is missing from `node`.
@@ -310,13 +322,19 @@ macro_rules! record {
 
         impl Read for $name {
             fn read(node: &Node, out: &mut Vec<Diagnostic>) -> Option<Self> {
-                if !check_keys(node, $what, Self::KEYS, out) {
-                    return None;
-                }
-                $(if record!(@required $need) && node.get(key_name(stringify!($field))).is_none() {
-                    missing(node, $what, key_name(stringify!($field)), out);
-                })*
-                Some(Self { $($field: Field::of(node.get(key_name(stringify!($field))), out),)* })
+                let meant = check_keys(node, $what, Self::KEYS, out)?;
+                Some(Self { $($field: {
+                    let key = key_name(stringify!($field));
+                    let value = node.get(key);
+                    if value.is_none() && meant.contains(&key) {
+                        Field::Bad
+                    } else {
+                        if value.is_none() && record!(@required $need) {
+                            missing(node, $what, key, out);
+                        }
+                        Field::of(value, out)
+                    }
+                },)* })
             }
         }
 
@@ -368,15 +386,15 @@ macro_rules! words {
                     $($word => Some($value),)+
                     _ => {
                         let choices = WORDS.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
-                        out.push(
-                            Diagnostic::error(
-                                ids::UNKNOWN_WORD,
-                                node.origin.clone(),
-                                format!("`{text}` is not {}", $what),
-                            )
-                            .with_label(format!("expected one of {choices}"))
-                            .with_help(suggestion(text, WORDS.iter().copied()).unwrap_or_default()),
-                        );
+                        let mut diagnostic = Diagnostic::error(
+                            ids::UNKNOWN_WORD,
+                            node.origin.clone(),
+                            format!("`{text}` is not {}", $what),
+                        )
+                        .with_label(format!("expected one of {choices}"));
+                        diagnostic.help =
+                            nearest(text, WORDS.iter().copied()).map(|near| format!("did you mean `{near}`?"));
+                        out.push(diagnostic);
                         None
                     }
                 }
@@ -400,9 +418,7 @@ macro_rules! one_key {
         impl Read for $name {
             fn read(node: &Node, out: &mut Vec<Diagnostic>) -> Option<Self> {
                 const KEYS: &[&str] = &[$($key),+];
-                if !check_keys(node, $what, KEYS, out) {
-                    return None;
-                }
+                check_keys(node, $what, KEYS, out)?;
                 let Value::Map(entries) = &node.value else { return None };
                 if entries.len() != 1 {
                     out.push(

@@ -122,14 +122,49 @@ fn too_large(origin: &Origin) -> Diagnostic {
 }
 
 fn syntax_error(sql: &SqlText, message: &str, location: Option<Location>) -> Diagnostic {
-    let origin = location.filter(|location| location.line > 0).map_or_else(
+    let location = location.filter(|location| location.line > 0);
+    let origin = location.map_or_else(
         || sql.origin.clone(),
         |at| sql.origin.inside(number(at.line), number(at.column), word_length(&sql.text, at)),
     );
-    let mut chars = message.trim().trim_end_matches('.').chars();
-    let lower: String = chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default();
-    let lower = lower.replace("found: EOF", "found the end of the query").replace("found: ", "found ");
-    Diagnostic::error(ids::SQL_SYNTAX, origin, "SQL syntax error").with_label(lower.replace("expected: ", "expected "))
+    let mut diagnostic = Diagnostic::error(ids::SQL_SYNTAX, origin, "SQL syntax error").with_label(reword(message));
+    diagnostic.help = location.and_then(|at| misspelled_keyword(&sql.text, at));
+    diagnostic
+}
+
+/// The parser's message in our style: `Expected: ), found: AS` becomes "expected `)`, found `AS`".
+fn reword(message: &str) -> String {
+    let message = message.trim().trim_end_matches('.');
+    if let Some((expected, found)) = message.strip_prefix("Expected").and_then(|rest| rest.rsplit_once(", found: ")) {
+        let expected = expected.trim_start_matches(':').trim();
+        let is_token = !expected.chars().any(char::is_lowercase);
+        let expected = if is_token { format!("`{expected}`") } else { expected.to_owned() };
+        return match found {
+            "EOF" => format!("expected {expected}, found the end of the query"),
+            found => format!("expected {expected}, found `{found}`"),
+        };
+    }
+    let mut chars = message.chars();
+    chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
+}
+
+/// A remedy when the word at `at` or the one before is almost a keyword.
+fn misspelled_keyword(text: &str, at: Location) -> Option<String> {
+    const KEYWORDS: [&str; 16] = [
+        "SELECT", "FROM", "WHERE", "GROUP", "ORDER", "HAVING", "LIMIT", "JOIN", "INNER", "OUTER", "CROSS", "UNION",
+        "DISTINCT", "BETWEEN", "INTERVAL", "WINDOW",
+    ];
+    let skip = at.line.saturating_sub(1) as usize;
+    let before = text.split('\n').take(skip).map(|line| line.chars().count() + 1).sum::<usize>();
+    let end = before + at.column.saturating_sub(1) as usize + word_length(text, at) as usize;
+    let read: String = text.chars().take(end).collect();
+    let mut words = read.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).rev();
+    words.by_ref().take(2).find_map(|word| {
+        let word = word.to_uppercase();
+        let near = |keyword: &&&str| word != ***keyword && strsim::osa_distance(&word, keyword) == 1;
+        let keyword = KEYWORDS.iter().filter(|_| word.len() > 3).find(near)?;
+        Some(format!("did you mean `{keyword}`?"))
+    })
 }
 
 /// The characters of the word at `at`, so that the caret covers it.

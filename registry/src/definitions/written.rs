@@ -6,8 +6,8 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::read::{
-    At, Field, Read, Sql, check_keys, described, key_name, missing, one_key, record, scalar, schema_of, suggestion,
-    words,
+    At, Field, Read, Sql, check_keys, described, key_name, missing, nearest, one_key, record, scalar, schema_of,
+    suggestion, words,
 };
 use super::scalars::{self, WrittenTime};
 use super::yaml::{Node, Value};

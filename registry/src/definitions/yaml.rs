@@ -255,7 +255,9 @@ impl Builder<'_> {
                 }
                 origin
             }
-            ScalarStyle::Literal | ScalarStyle::Folded => self.block_origin(text, span),
+            ScalarStyle::Literal => self.block_origin(text, span),
+            // Its lines are joined, so that no place inside can be told.
+            ScalarStyle::Folded => self.origin(span.start, span.start),
         }
     }
 
@@ -297,8 +299,9 @@ fn syntax_error(file: &Arc<str>, lines: &Lines<'_>, error: &ScanError) -> Diagno
         line -= 1;
         column = lines.line(line).trim_end().chars().count();
     }
-    let tab = lines.line(line).chars().take_while(|c| c.is_whitespace()).position(|c| c == '\t');
-    if let Some(tab) = tab {
+    // The parser often stumbles over the text before the tab, so the line after counts as well.
+    let tab_in = |line: usize| lines.line(line).chars().take_while(|c| c.is_whitespace()).position(|c| c == '\t');
+    if let Some((line, tab)) = [line, line + 1].into_iter().find_map(|line| Some((line, tab_in(line)?))) {
         return Diagnostic::error(ids::YAML_TAB, place(file, line, tab, 1), "a tab is used for indentation")
             .with_label("tab")
             .with_help("indent with spaces: YAML does not allow tabs here");
@@ -309,14 +312,15 @@ fn syntax_error(file: &Arc<str>, lines: &Lines<'_>, error: &ScanError) -> Diagno
         ErrorKind::UnknownAnchor => Diagnostic::error(ids::YAML_ALIAS, origin, "YAML aliases are not supported")
             .with_help("write the value out where it is used; quote text that begins with `*`"),
         kind => {
-            let mut title = kind.to_string();
+            let mut title = kind.to_string().replace('\'', "`");
             if let Some(rest) = title.strip_prefix("while ") {
                 title = format!("cannot read this as YAML: while {rest}");
             } else {
                 title = format!("cannot read this as YAML: {title}");
             }
-            Diagnostic::error(ids::YAML_SYNTAX, origin, title)
-                .with_help("check the indentation and that every quote, `[` and `{` on the lines above is closed")
+            Diagnostic::error(ids::YAML_SYNTAX, origin, title).with_help(
+                "check the indentation, that quotes and brackets are closed, and that text with `: ` is quoted",
+            )
         }
     }
 }

@@ -76,24 +76,27 @@ pub fn render(diagnostics: &[Diagnostic], files: &SourceMap, style: RenderStyle)
 }
 
 fn render_one(text: &mut String, handler: &GraphicalReportHandler, diagnostic: &Diagnostic, files: &SourceMap) {
-    let (primary, secondary) = Report::of(diagnostic, files);
+    let (mut primary, secondary) = Report::of(diagnostic, files);
+    let Some(mut secondary) = secondary else {
+        render_report(text, handler, &primary, false);
+        return;
+    };
+    // The remedy stands last, after both places.
+    secondary.help = primary.help.take();
+    render_report(text, handler, &primary, false);
+    // The heading would repeat what the label says; without an excerpt it is all there is.
+    let excerpt_only = secondary.source.is_some();
+    render_report(text, handler, &secondary, excerpt_only);
+}
+
+fn render_report(text: &mut String, handler: &GraphicalReportHandler, report: &Report, excerpt_only: bool) {
+    let mut rendered = String::new();
     // Writing into a String cannot fail, and the spans were cut to the text.
-    let _ = handler.render_report(text, &primary);
-    while text.ends_with('\n') {
-        text.pop();
-    }
-    text.push('\n');
-    if let Some(secondary) = secondary {
-        let mut related = String::new();
-        let _ = handler.render_report(&mut related, &secondary);
-        // Only the excerpt: the heading would repeat what the label says.
-        let excerpt = related.lines().skip_while(|line| !line.contains('[')).collect::<Vec<_>>().join("\n");
-        if excerpt.is_empty() {
-            text.push_str(&format!("    {}\n", secondary.title));
-        } else {
-            text.push_str(excerpt.trim_end());
-            text.push('\n');
-        }
+    let _ = handler.render_report(&mut rendered, report);
+    let skipped = |line: &&str| excerpt_only && !line.contains(&format!("[{}]", report.place));
+    for line in rendered.trim_end().lines().skip_while(skipped) {
+        text.push_str(line);
+        text.push('\n');
     }
 }
 
@@ -106,6 +109,8 @@ struct Report {
     help: Option<String>,
     source: Option<NamedSource<Arc<str>>>,
     labels: Vec<LabeledSpan>,
+    /// How the excerpt is headed.
+    place: String,
 }
 
 impl Report {
@@ -118,6 +123,7 @@ impl Report {
             help: diagnostic.help.clone(),
             source: None,
             labels: Vec::new(),
+            place: diagnostic.origin.to_string(),
         };
         primary.show(&diagnostic.origin, &diagnostic.label, files, true);
         if primary.source.is_none() && !diagnostic.origin.file.is_empty() {
@@ -140,6 +146,7 @@ impl Report {
             help: None,
             source: None,
             labels: Vec::new(),
+            place: origin.to_string(),
         };
         secondary.show(origin, label, files, true);
         (primary, Some(secondary))

@@ -125,7 +125,7 @@ fn view_refs(name: &At<String>, catalog: &Catalog, out: &mut Vec<Diagnostic>) ->
         Ok(_) => {
             let list = versions.keys().map(|version| format!("`{bare}@v{version}`")).collect::<Vec<_>>().join(", ");
             unknown.label = "no such version".to_owned();
-            out.push(unknown.with_help(format!("there is {list}")));
+            out.push(unknown.with_help(format!("choose from {list}")));
             Vec::new()
         }
         Err(_) => {
@@ -255,7 +255,9 @@ fn timezone(field: &Field<String>, out: &mut Vec<Diagnostic>) -> Option<Tz> {
     let city = zones.clone().find(|zone| {
         zone.rsplit('/').next().is_some_and(|city| city.eq_ignore_ascii_case(&name.value.replace(' ', "_")))
     });
-    let help = same.or(city).or_else(|| nearest(&name.value, zones)).map_or_else(
+    // Abbreviations are all near to each other.
+    let near = || nearest(&name.value, zones).filter(|_| name.value.len() > 4);
+    let help = same.or(city).or_else(near).map_or_else(
         || "write a name of the IANA time zone database, as in `Europe/Berlin`, or `UTC`".to_owned(),
         |near| format!("did you mean `{near}`?"),
     );

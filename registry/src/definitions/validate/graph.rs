@@ -107,7 +107,7 @@ fn suggest_table(name: &str, catalog: &Catalog) -> String {
     let bare = name.split('@').next().unwrap_or_default();
     if let Some(versions) = catalog.views.get(bare) {
         let list = versions.keys().map(|version| format!("`\"{bare}@v{version}\"`")).collect::<Vec<_>>().join(", ");
-        return format!("there is {list}");
+        return format!("choose from {list}");
     }
     let known = catalog.sources.keys().chain(catalog.views.keys()).map(String::as_str);
     nearest(bare, known).map_or_else(
@@ -188,14 +188,18 @@ fn order_of<T: Clone + Eq + std::hash::Hash>(edges: &Edges<T>) -> (Vec<T>, Vec<V
 
 fn circle_found<T: std::fmt::Display>(id: &'static str, title: &str, circle: &[(T, Origin)]) -> Diagnostic {
     let names: Vec<String> = circle.iter().chain(circle.first()).map(|(name, _)| format!("`{name}`")).collect();
-    let (origin, next) = (circle[0].1.clone(), &names[1]);
-    let mut diagnostic = Diagnostic::error(id, origin, format!("{title}: {}", names.join(" → ")))
-        .with_label(format!("{} reads {next}", names[0]));
-    if let Some((_, second)) = circle.get(1) {
-        diagnostic = diagnostic.with_related(second.clone(), format!("{} reads {}", names[1], names[2]));
+    let origin = circle[0].1.clone();
+    if circle.len() == 1 {
+        return Diagnostic::error(id, origin, format!("{} reads itself", names[0]))
+            .with_label("its own rows")
+            .with_help("keep what it needs from before in a view of its own, and read that");
     }
-    let places = circle.iter().map(|(name, origin)| format!("`{name}` reads on at {origin}")).collect::<Vec<_>>();
-    diagnostic.with_help(format!("break it at one of these places: {}", places.join("; ")))
+    let step = |at: usize| format!("{} reads {}", names[at], names[at + 1]);
+    let places = (0..circle.len()).map(|at| format!("{} at {}", step(at), circle[at].1)).collect::<Vec<_>>();
+    Diagnostic::error(id, origin, format!("{title}: {}", names.join(" → ")))
+        .with_label(step(0))
+        .with_related(circle[1].1.clone(), step(1))
+        .with_help(format!("break the circle at one of these places: {}", places.join("; ")))
 }
 
 fn fingerprints(project: &mut Project, parsed: &ParsedViews, order: &[ViewId]) {

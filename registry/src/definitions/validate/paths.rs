@@ -22,7 +22,8 @@ pub(super) fn source_place(place: &At<String>, context: &Context<'_>, out: &mut 
     if is_elsewhere(text) {
         return is_allowed(text, context.allowed_roots, &place.origin, out);
     }
-    stays_inside(place, context, out)
+    let help = "copy the file into the project, or name its full path and allow it under `allowed_roots:`";
+    stays_inside(place, context, help, out)
 }
 
 /// Whether `place` is a relative path that stays inside the project, links included.
@@ -42,7 +43,7 @@ pub(super) fn project_file(place: &At<String>, context: &Context<'_>, out: &mut 
         );
         return false;
     }
-    stays_inside(place, context, out)
+    stays_inside(place, context, "move the file into the project", out)
 }
 
 fn is_plain(text: &str, origin: &Origin, out: &mut Vec<Diagnostic>) -> bool {
@@ -99,7 +100,7 @@ fn is_allowed(text: &str, roots: &[String], origin: &Origin, out: &mut Vec<Diagn
     false
 }
 
-fn stays_inside(place: &At<String>, context: &Context<'_>, out: &mut Vec<Diagnostic>) -> bool {
+fn stays_inside(place: &At<String>, context: &Context<'_>, help: &str, out: &mut Vec<Diagnostic>) -> bool {
     let mut depth = 0_i32;
     for part in place.value.split('/') {
         depth += match part.to_ascii_lowercase().replace("%2e", ".").as_str() {
@@ -125,7 +126,7 @@ fn stays_inside(place: &At<String>, context: &Context<'_>, out: &mut Vec<Diagnos
             format!("`{}` leaves the project", place.value),
         )
         .with_label(reason)
-        .with_help("copy the file into the project, or name its full path and allow it under `allowed_roots:`"),
+        .with_help(help),
     );
     false
 }

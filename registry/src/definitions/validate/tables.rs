@@ -128,11 +128,11 @@ fn location(file: &At<SourceFile>, context: &Context<'_>, out: &mut Vec<Diagnost
         (&file.csv, SourceLocation::Csv),
         (&file.delta, SourceLocation::Delta),
     ];
-    let mut given = written.iter().filter(|(field, _)| !field.is_missing());
-    let first = given.next();
+    let mut given: Vec<_> = written.iter().filter(|(field, _)| !field.is_missing()).collect();
     let origin = file.name.origin_or(&file.origin);
-    match (first, given.next()) {
-        (None, _) => {
+    given.sort_by_key(|(field, _)| field.get().map(|at| (at.origin.line, at.origin.column)));
+    match given.as_slice() {
+        [] => {
             out.push(
                 Diagnostic::error(ids::MISSING_FIELD, origin, "a source has no place")
                     .with_label("`parquet`, `csv` or `delta` is missing")
@@ -140,7 +140,7 @@ fn location(file: &At<SourceFile>, context: &Context<'_>, out: &mut Vec<Diagnost
             );
             None
         }
-        (Some(_), Some((second, _))) => {
+        [_, (second, _), ..] => {
             out.push(
                 Diagnostic::error(ids::EXCLUSIVE_FIELDS, second.origin_or(&origin), "a source has more than one place")
                     .with_label("a second place")
@@ -148,7 +148,7 @@ fn location(file: &At<SourceFile>, context: &Context<'_>, out: &mut Vec<Diagnost
             );
             None
         }
-        (Some((field, make)), None) => {
+        [(field, make)] => {
             let at = field.get()?;
             paths::source_place(at, context, out).then(|| make(at.value.clone()))
         }

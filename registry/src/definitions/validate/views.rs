@@ -139,10 +139,8 @@ fn query_text(
             if !paths::project_file(path, context, out) {
                 return None;
             }
-            let text = context.files.read(&path.value, Some(&path.origin), out)?;
-            let name: Arc<str> = path.value.as_str().into();
-            sources.insert(Arc::clone(&name), text.as_str());
-            Some(SqlText { text, origin: Origin::new(name, 1, 1, 1) })
+            let text = context.files.read(&path.value, Some(&path.origin), sources, out)?;
+            Some(SqlText { text, origin: Origin::new(path.value.as_str(), 1, 1, 1) })
         }
         (sql, Field::Missing) => {
             let sql = sql.get()?;

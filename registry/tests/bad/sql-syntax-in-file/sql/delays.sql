@@ -1,0 +1,4 @@
+-- delays
+SELECT carrier,
+  avg(dep_delay AS delay
+FROM flights
