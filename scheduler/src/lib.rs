@@ -15,3 +15,5 @@ pub mod planning;
 pub mod readiness;
 pub mod retry;
 pub mod service;
+#[cfg(test)]
+mod testing;
