@@ -153,7 +153,7 @@ fn a_changed_schedule_goes_on_where_the_old_one_ended() {
     // The bridge runs from the last old tick to the first new one.
     assert_eq!(model.plan(day(6)), ["04-04", "04-05"]);
     let cut: Vec<Interval> = intervals(&model.history.ticks).collect();
-    assert_eq!(cut.iter().map(|interval| interval.length()).sum::<TimeDelta>(), cut[cut.len() - 1].end() - day(1));
+    assert_eq!(cut.iter().map(Interval::length).sum::<TimeDelta>(), cut[cut.len() - 1].end() - day(1));
     let runs: Vec<Interval> = model.history.runs.iter().map(|run| run.interval).collect();
     assert_eq!(runs, cut);
 }
@@ -197,7 +197,7 @@ fn a_long_history_is_made_up_for_in_several_steps() {
 }
 
 /// What may happen to a DAG, in any order.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Event {
     /// Time passes, and the scheduler looks: as often as it is due, or once and dies before it writes.
     Plan {

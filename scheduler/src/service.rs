@@ -127,7 +127,7 @@ impl Scheduler {
                 }
                 Err(failure) => {
                     failures = failures.saturating_add(1);
-                    let pause = self.backoff(failures);
+                    let pause = backoff(self.options.poll, failures);
                     error!(error = format!("{failure:#}"), "the scheduler tries again in {pause:?}");
                     pause
                 }
@@ -150,10 +150,6 @@ impl Scheduler {
         // A DAG that cannot be planned stays due; the poll looks at it again.
         let until_due = next_due.map_or(Duration::MAX, |due| self.clock.real_until(due));
         Ok(if until_due.is_zero() { self.options.poll } else { until_due.min(self.options.poll) })
-    }
-
-    fn backoff(&self, failures: u32) -> Duration {
-        self.options.poll.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX)
     }
 
     /// One pass: plans what is due, then lets in what may start. Repeating it is harmless.
@@ -347,6 +343,11 @@ impl Scheduler {
             }
         }
     }
+}
+
+/// The pause after so many failed passes in a row.
+fn backoff(poll: Duration, failures: u32) -> Duration {
+    poll.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX)
 }
 
 #[cfg(test)]
