@@ -1,0 +1,200 @@
+//! Checks: every rule of a view, judged in one pass over the rows that are being staged.
+//!
+//! A [`CheckRunner`] sees each staged batch once, in the order in which rows are written (sorted by entity, then time),
+//! so checking costs no second read and no second copy of the data. Three rules hold for every view without being
+//! written down: keys are not null, no entity (of a `partial` view: no entity and time) comes twice, and
+//! `event_timestamp` is there and not after the interval's end.
+//!
+//! Two kinds of check cannot be judged here and come out `pending`: `sql` needs all staged rows at once
+//! ([`run_sql_check`]), and `row_count: {max_change}` needs the interval before ([`judge_history`]).
+//! A check that cannot be computed is an `error`, which counts as failed: doubt holds the gate.
+
+mod history;
+mod order;
+mod profile;
+mod rows;
+mod sql;
+mod unique;
+
+use std::sync::Arc;
+
+use datafusion::arrow::record_batch::RecordBatch;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use indexmap::IndexMap;
+use tidegate_registry::model::{Check, FeatureView, Key, Output, Rule, Severity};
+use tidegate_registry::run::{CheckResult, ColumnProfile, Verdict};
+use tidegate_registry::time::Interval;
+
+pub use self::history::judge_history;
+pub use self::sql::run_sql_check;
+
+use self::profile::Profiler;
+use self::rows::{AcceptedValues, Failing, InTime, NotNull, Range, RowRule, Unjudgeable};
+use crate::text::TextColumn;
+use crate::types::EVENT_TIMESTAMP;
+
+/// How many offending rows a result shows.
+pub const SAMPLES_MAX: usize = 5;
+
+/// Judges the checks of one view over one stream of batches.
+#[derive(Debug)]
+pub struct CheckRunner {
+    judges: Vec<Judge>,
+    others: Vec<Check>,
+    /// Columns that identify a row in samples.
+    identity: Vec<String>,
+    profiler: Profiler,
+    rows: u64,
+}
+
+impl CheckRunner {
+    /// A runner for the checks of `view` and those that hold for every view; `interval` is the run's. State that grows
+    /// with the data is accounted in `runtime`'s memory pool and spills to its temporary files.
+    pub fn new(view: &FeatureView, keys: &[Key], interval: Interval, runtime: &Arc<RuntimeEnv>) -> Self {
+        let key_names: Vec<String> = keys.iter().map(|key| key.name.clone()).collect();
+        let mut judges = built_in(view, &key_names, interval);
+        let mut others = Vec::new();
+        for check in &view.checks {
+            let rule: Box<dyn RowRule> = match &check.rule {
+                Rule::NotNull { columns } => Box::new(NotNull::new(columns)),
+                Rule::Unique { columns } => Box::new(unique::Unique::new(columns, runtime)),
+                Rule::Range { column, min, max } => Box::new(Range::new(column, *min, *max)),
+                Rule::AcceptedValues { column, values } => Box::new(AcceptedValues::new(column, values)),
+                Rule::RowCount { .. } | Rule::Sql { .. } => {
+                    others.push(check.clone());
+                    continue;
+                }
+            };
+            judges.push(Judge::new(check.name.clone(), check.severity, rule));
+        }
+        let features = view.features.iter().map(|feature| feature.name.clone());
+        let columns = key_names.iter().cloned().chain([EVENT_TIMESTAMP.to_owned()]).chain(features);
+        let profiler = Profiler::new(columns);
+        let mut identity = key_names;
+        if matches!(view.output, Output::Partial { .. }) {
+            identity.push(EVENT_TIMESTAMP.to_owned());
+        }
+        Self { judges, others, identity, profiler, rows: 0 }
+    }
+
+    /// Looks at the next batch of staged rows: keys, `event_timestamp` and features in their stored types.
+    pub fn update(&mut self, batch: &RecordBatch) {
+        self.rows += batch.num_rows() as u64;
+        for judge in &mut self.judges {
+            judge.update(batch, &self.identity);
+        }
+        self.profiler.update(batch);
+    }
+
+    /// The verdicts (those of every view first, then the view's own in declared order), the profile of each column, and
+    /// the number of rows seen.
+    pub fn finish(self) -> (Vec<CheckResult>, IndexMap<String, ColumnProfile>, u64) {
+        let rows = self.rows;
+        let mut results: Vec<CheckResult> = self.judges.into_iter().map(|judge| judge.finish(rows)).collect();
+        results.extend(self.others.iter().map(|check| match &check.rule {
+            Rule::Sql { .. } => pending(check, "waits for all rows to be staged".to_owned()),
+            _ => history::judge_bounds(check, rows),
+        }));
+        (results, self.profiler.finish(), rows)
+    }
+}
+
+fn built_in(view: &FeatureView, keys: &[String], interval: Interval) -> Vec<Judge> {
+    let mut unique = keys.to_vec();
+    if matches!(view.output, Output::Partial { .. }) {
+        unique.push(EVENT_TIMESTAMP.to_owned());
+    }
+    let named = |kind: &str, columns: &[String]| format!("{kind}({}) of every view", columns.join(", "));
+    vec![
+        Judge::new(named("not_null", keys), Severity::Block, Box::new(NotNull::new(keys))),
+        Judge::new(named("unique", &unique), Severity::Block, Box::new(order::SortedUnique::new(keys, &unique))),
+        Judge::new(format!("{EVENT_TIMESTAMP} of every view"), Severity::Block, Box::new(InTime::new(interval.end()))),
+    ]
+}
+
+pub(crate) fn pending(check: &Check, message: String) -> CheckResult {
+    result(check, Verdict::Pending, message)
+}
+
+fn result(check: &Check, verdict: Verdict, message: String) -> CheckResult {
+    CheckResult {
+        check: check.name.clone(),
+        severity: check.severity,
+        verdict,
+        message,
+        failing_rows: 0,
+        samples: Vec::new(),
+    }
+}
+
+/// One rule with what it has found so far.
+#[derive(Debug)]
+struct Judge {
+    name: String,
+    severity: Severity,
+    rule: Box<dyn RowRule>,
+    failing: u64,
+    samples: Vec<serde_json::Value>,
+    /// Set once; the rule is not asked again after that.
+    error: Option<Unjudgeable>,
+}
+
+impl Judge {
+    fn new(name: String, severity: Severity, rule: Box<dyn RowRule>) -> Self {
+        Self { name, severity, rule, failing: 0, samples: Vec::new(), error: None }
+    }
+
+    fn update(&mut self, batch: &RecordBatch, identity: &[String]) {
+        if self.error.is_some() {
+            return;
+        }
+        match self.rule.failing(batch) {
+            Ok(Failing { count, first }) => {
+                self.failing += count;
+                for row in first.into_iter().take(SAMPLES_MAX - self.samples.len()) {
+                    self.samples.push(sample(batch, row, identity, self.rule.columns()));
+                }
+            }
+            Err(error) => self.error = Some(error),
+        }
+    }
+
+    fn finish(mut self, rows: u64) -> CheckResult {
+        if self.error.is_none() {
+            match self.rule.finish() {
+                Ok(more) => self.failing += more,
+                Err(error) => self.error = Some(error),
+            }
+        }
+        let complaint = self.rule.complaint();
+        let (verdict, message) = match (&self.error, self.failing) {
+            (Some(error), _) => (Verdict::Error, format!("could not be computed: {error}")),
+            (None, 0) if rows == 0 => (Verdict::Passed, "there are no rows".to_owned()),
+            (None, 0) => (Verdict::Passed, format!("none of {rows} rows has {complaint}")),
+            (None, 1) => (Verdict::Failed, format!("1 of {rows} rows has {complaint}")),
+            (None, failing) => (Verdict::Failed, format!("{failing} of {rows} rows have {complaint}")),
+        };
+        CheckResult {
+            check: self.name,
+            severity: self.severity,
+            verdict,
+            message,
+            failing_rows: self.failing,
+            samples: self.samples,
+        }
+    }
+}
+
+fn sample(batch: &RecordBatch, row: usize, identity: &[String], columns: &[String]) -> serde_json::Value {
+    let mut object = serde_json::Map::new();
+    for name in identity.iter().chain(columns) {
+        let Some(array) = batch.column_by_name(name) else { continue };
+        // one row of the column: preparing a whole batch for one value would be waste
+        let value = TextColumn::new(&array.slice(row, 1)).map_or(serde_json::Value::Null, |column| column.json(0));
+        object.insert(name.clone(), value);
+    }
+    serde_json::Value::Object(object)
+}
+
+#[cfg(test)]
+mod tests;

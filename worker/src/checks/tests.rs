@@ -1,0 +1,253 @@
+use super::*;
+use datafusion::arrow::array::{
+    ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, StringArray, TimestampMicrosecondArray,
+};
+use datafusion::arrow::datatypes::Int64Type;
+use datafusion::datasource::MemTable;
+use datafusion::prelude::SessionConfig;
+use serde_json::json;
+use tidegate_registry::model::{ColumnType, Feature, SqlText};
+
+/// Microseconds of the interval's end.
+const END: i64 = 1_357_603_200_000_000;
+
+fn interval() -> Interval {
+    Interval::new("2013-01-07T00:00:00Z".parse().unwrap(), "2013-01-08T00:00:00Z".parse().unwrap()).unwrap()
+}
+
+fn check(name: &str, rule: Rule) -> Check {
+    Check { name: name.into(), rule, severity: Severity::Block, origin: Default::default() }
+}
+
+fn view(features: &[(&str, &str)], checks: Vec<Check>) -> FeatureView {
+    FeatureView {
+        id: "delays@v1".parse().unwrap(),
+        entity: "carrier".parse().unwrap(),
+        owner: "ana".parse().unwrap(),
+        description: String::new(),
+        tags: Vec::new(),
+        sql: SqlText { text: String::new(), origin: Default::default() },
+        reads: Vec::new(),
+        output: Output::Full,
+        serving_delay: Default::default(),
+        features: features
+            .iter()
+            .map(|(name, kind)| Feature {
+                name: (*name).into(),
+                kind: kind.parse().unwrap(),
+                description: String::new(),
+                default: None,
+                tags: Vec::new(),
+                origin: Default::default(),
+            })
+            .collect(),
+        checks,
+        online: None,
+        freshness: None,
+        fingerprint: String::new(),
+        origin: Default::default(),
+    }
+}
+
+fn keys() -> Vec<Key> {
+    vec![Key { name: "carrier".into(), kind: ColumnType::String }]
+}
+
+fn batch(carriers: &[&str], others: &[(&str, ArrayRef)]) -> RecordBatch {
+    let carriers: ArrayRef = Arc::new(StringArray::from(carriers.to_vec()));
+    let times = TimestampMicrosecondArray::from(vec![END; carriers.len()]).with_timezone("UTC");
+    let fixed = [("carrier", carriers), (EVENT_TIMESTAMP, Arc::new(times) as ArrayRef)];
+    let columns = fixed.into_iter().chain(others.iter().map(|(name, array)| (*name, Arc::clone(array))));
+    RecordBatch::try_from_iter(columns).unwrap()
+}
+
+fn judge(view: &FeatureView, batches: &[RecordBatch]) -> Vec<CheckResult> {
+    let mut runner = CheckRunner::new(view, &keys(), interval(), &Arc::new(RuntimeEnv::default()));
+    for batch in batches {
+        runner.update(batch);
+    }
+    runner.finish().0
+}
+
+fn lines(results: &[CheckResult]) -> Vec<String> {
+    results.iter().map(|result| format!("{}: {}: {}", result.check, result.verdict, result.message)).collect()
+}
+
+#[test]
+fn messages_say_numbers_and_samples_say_which() {
+    let checks = vec![
+        check("not_null(n)", Rule::NotNull { columns: vec!["n".into()] }),
+        check("range(x)", Rule::Range { column: "x".into(), min: Some(-60.0), max: Some(600.0) }),
+        check("accepted_values(n)", Rule::AcceptedValues { column: "n".into(), values: vec![json!(1), json!(2)] }),
+    ];
+    let view = view(&[("n", "bigint"), ("x", "double")], checks);
+    let n: ArrayRef = Arc::new(Int64Array::from(vec![Some(1), None, Some(3), Some(2)]));
+    let x: ArrayRef = Arc::new(Float64Array::from(vec![Some(600.0), Some(f64::NAN), Some(-60.5), None]));
+    let results = judge(&view, &[batch(&["AA", "B6", "DL", "UA"], &[("n", n), ("x", x)])]);
+    assert_eq!(
+        lines(&results),
+        [
+            "not_null(carrier) of every view: passed: none of 4 rows has a null in carrier",
+            "unique(carrier) of every view: passed: none of 4 rows has an entity that an earlier row has",
+            "event_timestamp of every view: passed: none of 4 rows has an event_timestamp that is null or after the \
+             interval's end 2013-01-08T00:00:00Z",
+            "not_null(n): failed: 1 of 4 rows has a null in n",
+            "range(x): failed: 2 of 4 rows have x outside -60 to 600",
+            "accepted_values(n): failed: 1 of 4 rows has a value in n that is none of 1, 2",
+        ]
+    );
+    assert_eq!(results[3].samples, [json!({"carrier": "B6", "n": null})]);
+    assert_eq!(results[4].samples, [json!({"carrier": "B6", "x": "NaN"}), json!({"carrier": "DL", "x": -60.5})]);
+    assert_eq!((results[5].failing_rows, results[5].samples.len()), (1, 1));
+    assert!(results[3].blocks() && !results[0].blocks());
+}
+
+#[test]
+fn an_entity_twice_is_found_across_the_border_of_two_batches() {
+    let view = view(&[], vec![]);
+    let results = judge(&view, &[batch(&["AA", "B6"], &[]), batch(&[], &[]), batch(&["B6", "B6", "DL"], &[])]);
+    assert_eq!(results[1].verdict, Verdict::Failed);
+    assert_eq!(results[1].message, "2 of 5 rows have an entity that an earlier row has");
+    assert_eq!(results[1].samples, [json!({"carrier": "B6"}), json!({"carrier": "B6"})]);
+}
+
+#[test]
+fn unsorted_rows_are_an_error_since_they_could_hide_a_duplicate() {
+    let results = judge(&view(&[], vec![]), &[batch(&["B6", "AA"], &[]), batch(&["B6"], &[])]);
+    assert_eq!(results[1].verdict, Verdict::Error);
+    assert_eq!(results[1].message, "could not be computed: rows are not sorted by carrier");
+    assert!(results[1].blocks());
+}
+
+#[test]
+fn of_a_partial_view_an_entity_may_come_at_several_times() {
+    let mut view = view(&[], vec![]);
+    view.output = Output::Partial { ttl: std::time::Duration::from_secs(60) };
+    let carriers: ArrayRef = Arc::new(StringArray::from(vec![Some("AA"), Some("AA"), Some("AA"), Some("B6"), None]));
+    let times = TimestampMicrosecondArray::from(vec![Some(END - 1), Some(END), Some(END), Some(END + 1), None]);
+    let times: ArrayRef = Arc::new(times.with_timezone("UTC"));
+    let rows = RecordBatch::try_from_iter([("carrier", carriers), (EVENT_TIMESTAMP, times)]).unwrap();
+    let results = judge(&view, &[rows]);
+    assert_eq!(
+        lines(&results),
+        [
+            "not_null(carrier) of every view: failed: 1 of 5 rows has a null in carrier",
+            "unique(carrier, event_timestamp) of every view: failed: 1 of 5 rows has an entity and event_timestamp that \
+             an earlier row has",
+            "event_timestamp of every view: failed: 2 of 5 rows have an event_timestamp that is null or after the \
+             interval's end 2013-01-08T00:00:00Z",
+        ]
+    );
+    let after = json!({"carrier": "B6", "event_timestamp": "2013-01-08T00:00:00.000001Z"});
+    assert_eq!(results[2].samples[0]["event_timestamp"], after["event_timestamp"]);
+}
+
+#[test]
+fn unique_takes_nulls_as_equal_and_columns_apart() {
+    let columns = vec!["a".to_owned(), "b".to_owned()];
+    let view = view(&[("a", "string"), ("b", "string")], vec![check("unique(a, b)", Rule::Unique { columns })]);
+    let a: ArrayRef = Arc::new(StringArray::from(vec![Some("x"), Some("xy"), None, None, Some("")]));
+    let b: ArrayRef = Arc::new(StringArray::from(vec![Some("yz"), Some("z"), Some("q"), Some("q"), Some("q")]));
+    let results = judge(&view, &[batch(&["A", "B", "C", "D", "E"], &[("a", a), ("b", b)])]);
+    assert_eq!(results[3].message, "1 of 5 rows has values in a, b that an earlier row has");
+    assert_eq!(results[3].samples, [json!({"carrier": "D", "a": null, "b": "q"})]);
+}
+
+#[test]
+fn what_cannot_be_computed_blocks() {
+    let checks = vec![
+        check("range(t)", Rule::Range { column: "t".into(), min: Some(0.0), max: None }),
+        check("not_null(gone)", Rule::NotNull { columns: vec!["gone".into()] }),
+    ];
+    let texts: ArrayRef = Arc::new(StringArray::from(vec!["x"]));
+    let results = judge(&view(&[("t", "string")], checks), &[batch(&["A"], &[("t", texts)])]);
+    assert_eq!(
+        lines(&results)[3..],
+        [
+            "range(t): error: could not be computed: column `t` is a string, not a number",
+            "not_null(gone): error: could not be computed: the rows have no column `gone`",
+        ]
+    );
+    assert!(results[3].blocks() && results[4].blocks());
+}
+
+#[test]
+fn no_rows_pass_what_looks_at_rows() {
+    let rules = vec![
+        check("row_count", Rule::RowCount { min: Some(1), max: None, max_change: None }),
+        check("row_count 2", Rule::RowCount { min: None, max: None, max_change: Some(0.1) }),
+    ];
+    let results = judge(&view(&[], rules), &[]);
+    assert_eq!(
+        lines(&results)[2..],
+        [
+            "event_timestamp of every view: passed: there are no rows",
+            "row_count: failed: 0 rows, fewer than 1",
+            "row_count 2: pending: 0 rows, to be compared with the interval before",
+        ]
+    );
+}
+
+#[test]
+fn at_most_five_samples_are_kept() {
+    let view = view(&[("n", "bigint")], vec![check("c", Rule::NotNull { columns: vec!["n".into()] })]);
+    let nulls: ArrayRef = Arc::new(Int64Array::from(vec![None::<i64>; 4]));
+    let (first, second) = (["A", "B", "C", "D"], ["E", "F", "G", "H"]);
+    let results = judge(&view, &[batch(&first, &[("n", Arc::clone(&nulls))]), batch(&second, &[("n", nulls)])]);
+    assert_eq!((results[3].failing_rows, results[3].samples.len()), (8, SAMPLES_MAX));
+}
+
+#[test]
+fn profiles_know_nulls_and_extremes() {
+    let view = view(&[("n", "bigint"), ("x", "double"), ("b", "boolean"), ("l", "array<bigint>")], vec![]);
+    let mut runner = CheckRunner::new(&view, &keys(), interval(), &Arc::new(RuntimeEnv::default()));
+    for (carriers, n, x) in
+        [(["AA", "B6"], [None, Some(7)], [0.5, -1.0]), (["DL", "UA"], [Some(-3), None], [2.0, 1e20])]
+    {
+        let n: ArrayRef = Arc::new(Int64Array::from(n.to_vec()));
+        let x: ArrayRef = Arc::new(Float64Array::from(x.to_vec()));
+        let b: ArrayRef = Arc::new(BooleanArray::from(vec![None::<bool>; 2]));
+        let l: ArrayRef = Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(vec![Some(vec![Some(1)]), None]));
+        runner.update(&batch(&carriers, &[("n", n), ("x", x), ("b", b), ("l", l)]));
+    }
+    let (_, profile, rows) = runner.finish();
+    let shown: Vec<_> = profile
+        .iter()
+        .map(|(name, p)| {
+            format!("{name} {} {} {}", p.nulls, p.min.as_deref().unwrap_or("-"), p.max.as_deref().unwrap_or("-"))
+        })
+        .collect();
+    assert_eq!(rows, 4);
+    assert_eq!(
+        shown,
+        [
+            "carrier 0 AA UA",
+            "event_timestamp 0 2013-01-08T00:00:00Z 2013-01-08T00:00:00Z",
+            "n 2 -3 7",
+            "x 0 -1.0 1e20",
+            "b 4 - -",
+            "l 2 - -",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn queries_return_the_offending_rows() {
+    let ctx = crate::session::new_context(SessionConfig::new(), Arc::new(RuntimeEnv::default()));
+    let n: ArrayRef = Arc::new(Int64Array::from(vec![-1, 5, -2]));
+    let staged = batch(&["AA", "B6", "DL"], &[("n", n)]);
+    ctx.register_table("delays", Arc::new(MemTable::try_new(staged.schema(), vec![vec![staged]]).unwrap())).unwrap();
+    let run = async |sql: &str| {
+        let query = SqlText { text: sql.to_owned(), origin: Default::default() };
+        run_sql_check(&ctx, &check("sql", Rule::Sql { query }), interval()).await
+    };
+    let failed =
+        run("SELECT carrier, n FROM delays WHERE n < 0 AND event_timestamp <= $interval_end ORDER BY carrier").await;
+    assert_eq!(lines(std::slice::from_ref(&failed)), ["sql: failed: the query returned 2 rows"]);
+    assert_eq!(failed.samples, [json!({"carrier": "AA", "n": -1}), json!({"carrier": "DL", "n": -2})]);
+    assert_eq!(lines(&[run("SELECT 1 FROM delays WHERE n > 9").await]), ["sql: passed: the query returned no row"]);
+    let broken = run("SELECT gone FROM delays").await;
+    assert_eq!(broken.verdict, Verdict::Error);
+    let at_run_time = run("SELECT CAST(carrier AS BIGINT) FROM delays").await;
+    assert_eq!(at_run_time.verdict, Verdict::Error, "{at_run_time:?}");
+}
