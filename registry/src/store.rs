@@ -461,8 +461,9 @@ pub trait Store: Send + Sync + Debug {
     /// [`StoreError::Refused`] after the intent ("restoring is the way") and when it has ended.
     async fn run_cancel(&self, id: RunId, actor: &str, now: Instant) -> Result<()>;
 
-    /// Makes a blocked, failed or cancelled run anew: a run of the same DAG, interval and views, with the newest
-    /// definitions and the next revision. Returns its id.
+    /// Makes a blocked, failed or cancelled run anew: a run of the same DAG, interval, views and cause (so that a backfill
+    /// still counts it), with the newest definitions and the next revision. Returns its id, which is also what
+    /// [`Store::runs_create`] finds from then on.
     ///
     /// # Errors
     /// [`StoreError::Refused`] while a run of that interval is open, and when the run succeeded.
@@ -486,14 +487,17 @@ pub trait Store: Send + Sync + Debug {
     /// Extends the lease.
     async fn task_heartbeat(&self, token: LeaseToken, lease: Duration) -> Result<()>;
 
-    /// Ends the attempt and moves the run along.
+    /// Ends the attempt and moves the run along. After the intent a run can only succeed or be superseded: whatever fails
+    /// is tried again for ever, and ends that contradict it are [`StoreError::Refused`]. `publish` succeeds by
+    /// [`Store::record`] alone.
     async fn task_end(&self, token: LeaseToken, end: TaskEnd, now: Instant) -> Result<()>;
 
     /// Writes lines of the claimed task.
     async fn task_log(&self, token: LeaseToken, lines: &[(String, String)], now: Instant) -> Result<()>;
 
     /// Lets go of every lease of `owner` at once: after a crash, by the next process on the same machine that knows the
-    /// owner to be dead. Returns how many.
+    /// owner to be dead. That costs no attempt; but a task during which process after process dies fails in the end.
+    /// Returns how many.
     async fn leases_release(&self, owner: &str) -> Result<u64>;
 
     /// Owners that hold leases now.

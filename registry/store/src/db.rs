@@ -166,3 +166,24 @@ fn is_busy(error: &sqlx::Error) -> bool {
         // The low byte is the primary code, the rest tells more.
         .is_some_and(|code| PASSING.contains(&(code & 0xff)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_committed_is_on_disk_and_readers_cannot_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = Db::open(&folder.path().join("registry.db")).await.unwrap();
+        let row = sqlx::query(
+            "SELECT journal_mode, synchronous, foreign_keys \
+             FROM pragma_journal_mode, pragma_synchronous, pragma_foreign_keys",
+        )
+        .fetch_one(&db.writer)
+        .await
+        .unwrap();
+        // 2 is FULL: synced with every commit.
+        assert_eq!((row.get::<String, _>(0), row.get::<i64, _>(1), row.get::<i64, _>(2)), ("wal".to_owned(), 2, 1));
+        assert!(sqlx::query("DELETE FROM workers").execute(&db.reader).await.is_err());
+    }
+}

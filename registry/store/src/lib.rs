@@ -15,6 +15,8 @@ mod definitions;
 mod moves;
 mod planning;
 mod publishing;
+#[cfg(test)]
+mod query_plans;
 mod runs;
 mod snapshots;
 mod tasks;

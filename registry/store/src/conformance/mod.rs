@@ -18,7 +18,7 @@ pub mod publishing;
 pub mod recording;
 pub mod runs;
 pub mod tasks;
-mod world;
+pub(crate) mod world;
 
 /// An empty registry, opened twice as if by two processes, and what must live as long as it (a folder, a server).
 pub struct Fixture {

@@ -1,0 +1,196 @@
+CREATE TABLE applies (
+    revision   INTEGER NOT NULL PRIMARY KEY,
+    applied_at INTEGER NOT NULL,
+    actor      TEXT NOT NULL,
+    message    TEXT
+) STRICT;
+CREATE TRIGGER audit_events_keep BEFORE UPDATE ON audit_events
+BEGIN SELECT RAISE(ABORT, 'audit events are only ever added'); END;
+CREATE TRIGGER audit_events_stay BEFORE DELETE ON audit_events
+BEGIN SELECT RAISE(ABORT, 'audit events are only ever added'); END;
+CREATE TABLE audit_events (
+    id      INTEGER NOT NULL PRIMARY KEY,
+    at      INTEGER NOT NULL,
+    actor   TEXT NOT NULL,
+    action  TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    detail  TEXT NOT NULL
+) STRICT;
+CREATE TABLE checks (
+    run      TEXT NOT NULL REFERENCES runs (id),
+    seq      INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    view     TEXT NOT NULL,
+    verdict  TEXT NOT NULL,
+    result   TEXT NOT NULL,
+    PRIMARY KEY (run, seq, position)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX checks_by_verdict ON checks (verdict, run);
+CREATE INDEX checks_by_view ON checks (view, run);
+CREATE TABLE dags (
+    dag                  TEXT NOT NULL PRIMARY KEY,
+    paused               INTEGER NOT NULL DEFAULT 0,
+    planned_until        INTEGER,
+    due_at               INTEGER,
+    schedule_fingerprint TEXT,
+    created_at           INTEGER NOT NULL,
+    -- The last revision that changed the DAG, its views or their sources.
+    changed              INTEGER NOT NULL,
+    -- No longer defined; kept so that it continues its grid if it returns.
+    retired              INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX dags_due ON dags (due_at, dag) WHERE due_at IS NOT NULL;
+CREATE TABLE definitions (
+    kind        TEXT NOT NULL,
+    name        TEXT NOT NULL,
+    since       INTEGER NOT NULL,
+    until       INTEGER,
+    position    INTEGER NOT NULL,
+    fingerprint TEXT NOT NULL,
+    body        TEXT NOT NULL,
+    PRIMARY KEY (kind, name, since)
+) STRICT;
+CREATE UNIQUE INDEX definitions_current ON definitions (kind, name) WHERE until IS NULL;
+CREATE INDEX definitions_position ON definitions (position);
+CREATE TABLE intents (
+    run      TEXT NOT NULL PRIMARY KEY REFERENCES runs (id),
+    taken_at INTEGER NOT NULL,
+    views    TEXT NOT NULL
+) STRICT;
+CREATE TABLE ledger (
+    view           TEXT NOT NULL,
+    interval_end   INTEGER NOT NULL,
+    interval_start INTEGER NOT NULL,
+    run            TEXT NOT NULL REFERENCES runs (id),
+    snapshot       TEXT NOT NULL REFERENCES snapshots (id),
+    rows           INTEGER NOT NULL,
+    digest         TEXT NOT NULL,
+    PRIMARY KEY (view, interval_end, interval_start)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE manifests (
+    run  TEXT NOT NULL PRIMARY KEY REFERENCES runs (id),
+    pins TEXT NOT NULL
+) STRICT;
+CREATE TABLE registry (
+    one           INTEGER NOT NULL PRIMARY KEY CHECK (one = 1),
+    id            TEXT NOT NULL,
+    project       TEXT,
+    revision      INTEGER NOT NULL DEFAULT 0,
+    clock_real    INTEGER,
+    clock_project INTEGER
+) STRICT;
+CREATE TABLE runs (
+    id             TEXT NOT NULL PRIMARY KEY,
+    dag            TEXT NOT NULL,
+    interval_start INTEGER NOT NULL,
+    interval_end   INTEGER NOT NULL,
+    views          TEXT NOT NULL,
+    -- The views sorted, so that the same set in another order is the same run.
+    views_key      TEXT NOT NULL,
+    cause          TEXT NOT NULL,
+    -- 0, or for a run made anew by a retry its revision: it keeps the cause and is still a run of its own.
+    retry          INTEGER NOT NULL DEFAULT 0,
+    definitions    INTEGER NOT NULL,
+    revision       INTEGER NOT NULL,
+    attempts_max   INTEGER NOT NULL,
+    state          TEXT NOT NULL,
+    reason         TEXT,
+    created_at     INTEGER NOT NULL,
+    started_at     INTEGER,
+    -- Null as long as something may still happen to the run.
+    finished_at    INTEGER,
+    restarts       INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (dag, interval_start, interval_end, views_key, cause, retry),
+    UNIQUE (dag, interval_start, interval_end, revision)
+) STRICT;
+CREATE INDEX runs_by_interval ON runs (interval_start, revision);
+CREATE INDEX runs_open ON runs (interval_start, dag, revision) WHERE finished_at IS NULL;
+CREATE TABLE schema_steps (version INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL) STRICT;
+CREATE TABLE snapshot_views (
+    snapshot          TEXT NOT NULL REFERENCES snapshots (id),
+    position          INTEGER NOT NULL,
+    view              TEXT NOT NULL,
+    fingerprint       TEXT NOT NULL,
+    delta_version     INTEGER NOT NULL,
+    publish_number    INTEGER NOT NULL,
+    rows              INTEGER NOT NULL,
+    digest            TEXT NOT NULL,
+    online_generation INTEGER,
+    profile           TEXT NOT NULL,
+    PRIMARY KEY (snapshot, position)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX snapshot_views_by_view ON snapshot_views (view);
+CREATE TABLE snapshots (
+    id             TEXT NOT NULL PRIMARY KEY,
+    run            TEXT NOT NULL UNIQUE REFERENCES runs (id),
+    dag            TEXT NOT NULL,
+    interval_start INTEGER NOT NULL,
+    interval_end   INTEGER NOT NULL,
+    created_at     INTEGER NOT NULL,
+    -- The order of recording: instants of project time may tie.
+    number         INTEGER NOT NULL UNIQUE
+) STRICT;
+CREATE INDEX snapshots_by_dag ON snapshots (dag, number);
+CREATE TABLE task_logs (
+    id      INTEGER NOT NULL PRIMARY KEY,
+    run     TEXT NOT NULL REFERENCES runs (id),
+    at      INTEGER NOT NULL,
+    task    TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    level   TEXT NOT NULL,
+    message TEXT NOT NULL
+) STRICT;
+CREATE INDEX task_logs_by_run ON task_logs (run, id);
+CREATE TABLE tasks (
+    run            TEXT NOT NULL REFERENCES runs (id),
+    seq            INTEGER NOT NULL,
+    kind           TEXT NOT NULL,
+    state          TEXT NOT NULL,
+    -- The seqs of the tasks that must have succeeded before, as a JSON array.
+    waits_for      TEXT NOT NULL,
+    attempts       INTEGER NOT NULL DEFAULT 0,
+    attempts_max   INTEGER NOT NULL,
+    -- How often a process died while it ran this task and its successor gave the lease back.
+    crashes        INTEGER NOT NULL DEFAULT 0,
+    rows           INTEGER,
+    started_at     INTEGER,
+    finished_at    INTEGER,
+    error          TEXT,
+    output         TEXT,
+    -- 1 while it is queued, its run is admitted and all that it waits for is done.
+    ready          INTEGER NOT NULL DEFAULT 0,
+    -- Copied from the run, so that one index yields the tasks in the order in which they are claimed.
+    begun          INTEGER NOT NULL DEFAULT 0,
+    interval_start INTEGER NOT NULL,
+    retry_at       INTEGER,
+    -- Of the attempt that runs, or of the one that ended the task last.
+    token          TEXT,
+    lease_owner    TEXT,
+    lease_until    INTEGER,
+    PRIMARY KEY (run, seq)
+) STRICT;
+CREATE INDEX tasks_leased ON tasks (lease_until, lease_owner) WHERE lease_until IS NOT NULL;
+CREATE INDEX tasks_ready ON tasks (begun DESC, interval_start, run, seq, retry_at) WHERE ready = 1;
+CREATE UNIQUE INDEX tasks_token ON tasks (token) WHERE token IS NOT NULL;
+CREATE TABLE ticks (
+    dag TEXT NOT NULL REFERENCES dags (dag),
+    at  INTEGER NOT NULL,
+    PRIMARY KEY (dag, at)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE view_states (
+    view              TEXT NOT NULL PRIMARY KEY,
+    -- The highest given out, and the highest recorded.
+    publish_number    INTEGER NOT NULL DEFAULT 0,
+    recorded_number   INTEGER NOT NULL DEFAULT 0,
+    publishing        TEXT REFERENCES runs (id),
+    records           INTEGER NOT NULL DEFAULT 0,
+    delta_version     INTEGER NOT NULL,
+    online_generation INTEGER,
+    newest_start      INTEGER,
+    newest_end        INTEGER
+) STRICT;
+CREATE INDEX view_states_publishing ON view_states (publishing) WHERE publishing IS NOT NULL;
+CREATE TABLE workers (
+    owner    TEXT NOT NULL PRIMARY KEY,
+    heard_at INTEGER NOT NULL
+) STRICT;
