@@ -2,7 +2,13 @@
 
 pub mod checks;
 pub mod digest;
+pub mod engine;
 pub mod entity_key;
+pub mod lake;
+pub mod preview;
+pub mod reads;
 pub mod session;
+pub mod sources;
+pub mod stage;
 pub mod text;
 pub mod types;

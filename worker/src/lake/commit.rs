@@ -1,0 +1,268 @@
+//! One commit that replaces one slice, exactly once.
+//!
+//! The table carries one mark (`txn` action) whose version is the publish number of the last publication. A commit loads a
+//! snapshot, compares its mark with the number in hand and commits **on that snapshot** with no retries: it lands as the
+//! very next version or not at all. Whatever comes back, the mark of a freshly loaded snapshot decides:
+//! equal is ours and done, higher is superseded, lower is not yet done. So an answer that was lost, a writer that slept
+//! and two workers with the same intent all end in one version with the right content.
+//!
+//! Tempting and wrong: delta-rs's own retry. It rebases a stale writer over a newer run, and when the log PUT lands but
+//! the answer is lost it appends twice or denies what landed.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use anyhow::Context;
+use delta_kernel::expressions::Scalar;
+use deltalake::DeltaTable;
+use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
+use deltalake::kernel::{Action, Add, Transaction};
+use deltalake::protocol::{DeltaOperation, SaveMode};
+use futures::{StreamExt, TryStreamExt};
+use object_store::ObjectStoreExt;
+use serde_json::json;
+use tidegate_registry::ids::{RunId, ViewId};
+use tidegate_registry::time::Interval;
+
+use super::Lake;
+use super::table::log_path;
+use crate::types::INTERVAL_START;
+
+/// How often a commit is tried before the trouble is handed up (rivals are only compactions and our own lost answers).
+const ATTEMPTS_MAX: u32 = 20;
+/// How long one try may take; after it the mark is read again.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(120);
+/// How far back a commit that already landed is looked for.
+const HISTORY_MAX: usize = 1_000;
+
+/// What to commit.
+#[derive(Debug, Clone)]
+pub struct CommitRequest<'a> {
+    /// The view.
+    pub view: &'a ViewId,
+    /// The fence.
+    pub publish_number: u64,
+    /// The highest publish number that the registry has given out for the view: a higher mark means that the registry is
+    /// older than the lake.
+    pub publish_number_max: u64,
+    /// The slice that is replaced.
+    pub interval: Interval,
+    /// The new content of the slice.
+    pub adds: &'a [Add],
+    /// The run, noted in the commit.
+    pub run: RunId,
+}
+
+/// A commit that landed, now or earlier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// The Delta version.
+    pub version: u64,
+    /// Whether it had landed before this call.
+    pub before: bool,
+}
+
+/// Why a commit did not land.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The table's mark is higher: a later publication overtook this one.
+    #[error("publication {mark} of `{view}` overtook publication {ours}")]
+    Superseded {
+        /// The view.
+        view: ViewId,
+        /// The table's mark.
+        mark: u64,
+        /// The number in hand.
+        ours: u64,
+    },
+    /// The table's mark is higher than anything the registry ever gave out.
+    #[error(
+        "the table of `{view}` carries publication {mark}, but this registry has given out only {given_out}: the \
+         registry is older than the lake (restored from a backup?), so nothing is written"
+    )]
+    RegistryBehind {
+        /// The view.
+        view: ViewId,
+        /// The table's mark.
+        mark: u64,
+        /// What the registry gave out.
+        given_out: u64,
+    },
+    /// A staged file is not there: committing would publish a broken table.
+    #[error("the staged file `{path}` of `{view}` is missing")]
+    StagedMissing {
+        /// The view.
+        view: ViewId,
+        /// The path in the table.
+        path: String,
+    },
+    /// The store failed; trying again is right, and harmless.
+    #[error("committing to the table of `{view}` failed")]
+    Store {
+        /// The view.
+        view: ViewId,
+        /// The cause.
+        #[source]
+        source: anyhow::Error,
+    },
+}
+
+impl Lake {
+    /// Replaces the slice of `request.interval` by `request.adds`.
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    pub async fn commit(&self, request: &CommitRequest<'_>) -> Result<Committed, CommitError> {
+        let view = request.view;
+        let failed = |source: anyhow::Error| CommitError::Store { view: view.clone(), source };
+        let mut last_error = None;
+        for attempt in 0..ATTEMPTS_MAX {
+            if attempt > 0 {
+                tokio::time::sleep(Duration::from_millis(20 << attempt.min(7))).await;
+            }
+            let table = match self.load(view, None).await {
+                Ok(table) => table,
+                Err(error) => {
+                    last_error = Some(error);
+                    continue;
+                }
+            };
+            if let Some(version) = self.settled(&table, request).await? {
+                self.sync(view, vec![log_path(version)]).await.map_err(failed)?;
+                return Ok(Committed { version, before: attempt == 0 });
+            }
+            if attempt == 0 {
+                self.require_staged(request).await?;
+            }
+            fail::fail_point!("lake.commit.loaded");
+            match tokio::time::timeout(ATTEMPT_TIMEOUT, self.try_commit(&table, request)).await {
+                Ok(Ok(version)) => {
+                    self.sync(view, vec![log_path(version)]).await.map_err(failed)?;
+                    return Ok(Committed { version, before: false });
+                }
+                // Lost the race, or our answer was lost: the mark decides, never the error.
+                Ok(Err(error)) => last_error = Some(error),
+                Err(_) => last_error = Some(anyhow::anyhow!("the store did not answer in time")),
+            }
+        }
+        Err(failed(last_error.unwrap_or_else(|| anyhow::anyhow!("no attempt was made"))))
+    }
+
+    /// Reads the table's mark: the version at which this publication landed, or `None` when it has yet to land.
+    async fn settled(&self, table: &DeltaTable, request: &CommitRequest<'_>) -> Result<Option<u64>, CommitError> {
+        let view = request.view;
+        let failed = |source: anyhow::Error| CommitError::Store { view: view.clone(), source };
+        let mark = self.mark_of(table, view).await.map_err(failed)?;
+        match mark {
+            Some(mark) if mark > request.publish_number_max => {
+                Err(CommitError::RegistryBehind { view: view.clone(), mark, given_out: request.publish_number_max })
+            }
+            Some(mark) if mark > request.publish_number => {
+                Err(CommitError::Superseded { view: view.clone(), mark, ours: request.publish_number })
+            }
+            Some(mark) if mark == request.publish_number => {
+                version_of(table, request.publish_number).await.map(Some).map_err(failed)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The publish number of the last publication in `table`.
+    pub(crate) async fn mark_of(&self, table: &DeltaTable, view: &ViewId) -> anyhow::Result<Option<u64>> {
+        let mark = table
+            .snapshot()?
+            .transaction_version(table.log_store().as_ref(), self.mark(view))
+            .await
+            .with_context(|| format!("reading the mark of `{view}`"))?;
+        mark.map(|mark| u64::try_from(mark).context("the mark is negative")).transpose()
+    }
+
+    async fn require_staged(&self, request: &CommitRequest<'_>) -> Result<(), CommitError> {
+        let prefix = self.table_prefix(request.view);
+        futures::stream::iter(request.adds)
+            .map(|add| {
+                let path = add.path.split('/').fold(prefix.clone(), |path, part| path.join(part));
+                async move {
+                    match self.store.head(&path).await {
+                        Ok(found) if i64::try_from(found.size).is_ok_and(|size| size == add.size) => Ok(()),
+                        Ok(_) | Err(object_store::Error::NotFound { .. }) => {
+                            Err(CommitError::StagedMissing { view: request.view.clone(), path: add.path.clone() })
+                        }
+                        Err(error) => Err(CommitError::Store { view: request.view.clone(), source: error.into() }),
+                    }
+                }
+            })
+            .buffer_unordered(32)
+            .try_collect()
+            .await
+    }
+
+    async fn try_commit(&self, table: &DeltaTable, request: &CommitRequest<'_>) -> anyhow::Result<u64> {
+        let state = table.snapshot()?;
+        let publish_number = i64::try_from(request.publish_number).context("the publish number is too large")?;
+        let mark = Transaction::new(self.mark(request.view), publish_number);
+        let properties = commit_properties().with_application_transaction(mark).with_metadata([
+            ("tidegate.run".to_owned(), json!(request.run.to_string())),
+            ("tidegate.publish".to_owned(), json!(request.publish_number)),
+            ("readVersion".to_owned(), json!(state.version())),
+        ]);
+        let operation = DeltaOperation::Write {
+            mode: SaveMode::Overwrite,
+            partition_by: Some(vec![INTERVAL_START.to_owned()]),
+            predicate: None,
+        };
+        let actions = replace_slice(table, request.interval, request.adds)?;
+        let done = CommitBuilder::from(properties)
+            .with_actions(actions)
+            .build(Some(state), table.log_store(), operation)
+            .await?;
+        Ok(done.version())
+    }
+}
+
+/// No retries (a commit is a compare-and-swap), no checkpoint and no log clean-up inside it: a hook that fails would turn a
+/// commit that landed into an error.
+pub(super) fn commit_properties() -> CommitProperties {
+    CommitProperties::default().with_max_retries(0).with_create_checkpoint(false).with_cleanup_expired_logs(Some(false))
+}
+
+/// The actions that replace the slice of `interval` in `table` by `adds`.
+pub(super) fn replace_slice(table: &DeltaTable, interval: Interval, adds: &[Add]) -> anyhow::Result<Vec<Action>> {
+    let added: HashSet<&str> = adds.iter().map(|add| add.path.as_str()).collect();
+    let mut actions = Vec::with_capacity(adds.len() + 1);
+    for file in table.snapshot()?.log_data().iter() {
+        if slice_of(&file)? == interval.start().timestamp_micros() && !added.contains(file.path().as_ref()) {
+            anyhow::ensure!(
+                file.deletion_vector_descriptor().is_none(),
+                "`{}` has a deletion vector, which Tidegate never writes: another program has changed this table",
+                file.path()
+            );
+            actions.push(Action::Remove(file.remove_action(true)));
+        }
+    }
+    actions.extend(adds.iter().cloned().map(Action::Add));
+    Ok(actions)
+}
+
+/// The interval start of a file, in microseconds since 1970.
+pub(super) fn slice_of(file: &deltalake::kernel::LogicalFileView) -> anyhow::Result<i64> {
+    let values = file.partition_values().context("a file of the table has no partition value")?;
+    let index = values.fields().iter().position(|field| field.name() == INTERVAL_START);
+    match index.and_then(|index| values.values().get(index)) {
+        Some(Scalar::Timestamp(micros)) => Ok(*micros),
+        other => anyhow::bail!("the partition value of `{}` is {other:?}, not a timestamp", file.path()),
+    }
+}
+
+/// The version at which a publication landed, newest first through the table's history.
+async fn version_of(table: &DeltaTable, publish_number: u64) -> anyhow::Result<u64> {
+    let head = table.snapshot()?.version();
+    let mut infos = table.history(Some(HISTORY_MAX)).enumerate();
+    while let Some((age, info)) = infos.next().await {
+        let info = info.context("reading the table's history")?;
+        if info.info.get("tidegate.publish").and_then(serde_json::Value::as_u64) == Some(publish_number) {
+            return head.checked_sub(age as u64).context("the table's history is longer than its log");
+        }
+    }
+    anyhow::bail!("publication {publish_number} is marked as landed, but none of the last {HISTORY_MAX} commits is it")
+}

@@ -1,0 +1,222 @@
+//! The lake: one Delta table per view version, and the rules by which a run's rows become visible in it.
+//!
+//! Three things are done here that delta-rs leaves to its callers, each because of a failure that happens:
+//!
+//! * **Staging** ([`crate::stage`]) writes Parquet files inside the table's folder that no log entry names, so no reader sees
+//!   them ([`StagedFiles`] describes them).
+//! * **Committing** ([`commit`]) is a compare-and-swap on a loaded snapshot, decided by the table's `txn` mark and never by
+//!   the error that came back: the answer to a commit that landed can be lost.
+//! * **Overlays** ([`overlay`]) commit the same actions into memory, so that a later view of the run reads the table as it
+//!   would be.
+//!
+//! Nothing here checkpoints or cleans a log inside a commit: history is what restores are made of.
+
+mod commit;
+mod overlay;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use deltalake::{DeltaTable, DeltaTableBuilder};
+use futures::TryStreamExt;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use serde::{Deserialize, Serialize};
+use tidegate_registry::ids::{RegistryId, RunId, ViewId};
+use url::Url;
+
+pub use commit::{CommitError, CommitRequest, Committed};
+pub use table::TableSchema;
+
+/// The lake of one project.
+#[derive(Debug, Clone)]
+pub struct Lake {
+    /// Where it is, ending in `/`.
+    root: Url,
+    /// Rooted at "/" of `root`'s scheme, as delta-rs wants it.
+    store: Arc<dyn ObjectStore>,
+    /// The project, part of every commit mark.
+    project: String,
+}
+
+/// Who writes to a lake: `_tidegate/owner.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct OwnerMark {
+    registry: RegistryId,
+    project: String,
+}
+
+impl Lake {
+    /// Opens the lake at `place`: a folder (created if missing) or a `file://` URL.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or the scheme is not supported.
+    pub fn open(place: &str, project: &str) -> Result<Self> {
+        let folder = match Url::parse(place) {
+            Ok(url) if url.scheme() == "file" => {
+                url.to_file_path().map_err(|()| anyhow::anyhow!("`{place}` is not the URL of a local folder"))?
+            }
+            Ok(url) if url.scheme().len() > 1 => {
+                bail!("a lake at `{}://` is not supported by this version: use a local folder", url.scheme())
+            }
+            _ => PathBuf::from(place),
+        };
+        std::fs::create_dir_all(&folder).with_context(|| format!("creating the lake `{}`", folder.display()))?;
+        let folder = folder.canonicalize().with_context(|| format!("opening the lake `{}`", folder.display()))?;
+        let root = Url::from_directory_path(&folder)
+            .map_err(|()| anyhow::anyhow!("`{}` cannot be written as a URL", folder.display()))?;
+        Ok(Self::with_store(root, Arc::new(LocalFileSystem::new()), project))
+    }
+
+    /// A lake at `root` (ending in `/`) in a store that is rooted at "/" of its scheme.
+    pub fn with_store(root: Url, store: Arc<dyn ObjectStore>, project: &str) -> Self {
+        Self { root, store, project: project.to_owned() }
+    }
+
+    /// Where the lake is.
+    pub fn root(&self) -> &Url {
+        &self.root
+    }
+
+    /// Where a view's table is.
+    pub fn table_url(&self, view: &ViewId) -> Url {
+        let mut url = self.root.clone();
+        // Names are narrow (`ids::is_name`), so no escaping can be needed.
+        url.set_path(&format!("{}features/{}/v{}/", self.root.path(), view.name, view.version));
+        url
+    }
+
+    /// The `txn` mark of a view's table: one per table, whose version is the publish number.
+    pub fn mark(&self, view: &ViewId) -> String {
+        format!("tidegate/{}/{view}", self.project)
+    }
+
+    /// Makes `registry` the one that writes here, or finds that it already is.
+    ///
+    /// # Errors
+    /// When the lake belongs to another registry or project.
+    pub async fn claim(&self, registry: RegistryId) -> Result<()> {
+        let path = self.path_in_store("_tidegate/owner.json");
+        let mark = OwnerMark { registry, project: self.project.clone() };
+        let body = serde_json::to_vec_pretty(&mark).context("writing the lake's owner")?;
+        let created =
+            self.store.put_opts(&path, body.into(), PutOptions { mode: PutMode::Create, ..Default::default() }).await;
+        match created {
+            Ok(_) => return Ok(()),
+            Err(object_store::Error::AlreadyExists { .. }) => {}
+            Err(error) => return Err(error).context("claiming the lake"),
+        }
+        let found = self.store.get(&path).await.context("reading the lake's owner")?;
+        let found = found.bytes().await.context("reading the lake's owner")?;
+        let found: OwnerMark = serde_json::from_slice(&found).context("reading the lake's owner")?;
+        if found != mark {
+            bail!(
+                "the lake `{}` belongs to project `{}` with registry {}, and this is project `{}` with registry \
+                 {registry}: two registries must not write to one lake",
+                self.root,
+                found.project,
+                found.registry,
+                self.project,
+            );
+        }
+        Ok(())
+    }
+
+    /// A view's table at `version`, or at its head.
+    ///
+    /// # Errors
+    /// When it does not exist or its log cannot be read.
+    pub async fn load(&self, view: &ViewId, version: Option<u64>) -> Result<DeltaTable> {
+        let mut builder = self.builder(view)?;
+        if let Some(version) = version {
+            builder = builder.with_version(version);
+        }
+        builder.load().await.with_context(|| match version {
+            Some(version) => format!("reading version {version} of the table of `{view}`"),
+            None => format!("reading the table of `{view}`"),
+        })
+    }
+
+    fn builder(&self, view: &ViewId) -> Result<DeltaTableBuilder> {
+        let url = self.table_url(view);
+        Ok(DeltaTableBuilder::from_url(url.clone())
+            .with_context(|| format!("opening `{url}`"))?
+            .with_storage_backend(Arc::clone(&self.store), url))
+    }
+
+    /// Deletes staged files of `run` in the table of `view`, but for those in `keep` (paths relative to the table).
+    /// Returns how many.
+    ///
+    /// Only for a run that has ended: the files of a run that goes on belong to whoever holds its lease.
+    ///
+    /// # Errors
+    /// When the store cannot list or delete.
+    pub async fn discard_staged(&self, view: &ViewId, run: RunId, keep: &[String]) -> Result<usize> {
+        let table = self.table_prefix(view);
+        let prefix = self.path_in_store(&format!("features/{}/v{}/data/{run}", view.name, view.version));
+        let found: Vec<_> = self
+            .store
+            .list(Some(&prefix))
+            .map_ok(|object| object.location)
+            .try_collect()
+            .await
+            .with_context(|| format!("listing staged files of run {run}"))?;
+        let mut deleted = 0;
+        for path in found {
+            let relative = path.as_ref().strip_prefix(table.as_ref()).unwrap_or(path.as_ref()).trim_start_matches('/');
+            if keep.iter().any(|kept| kept == relative) {
+                continue;
+            }
+            match self.store.delete(&path).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => deleted += 1,
+                Err(error) => return Err(error).with_context(|| format!("deleting the staged file `{path}`")),
+            }
+        }
+        Ok(deleted)
+    }
+
+    /// Makes files durable before anything names them: a local file that was written is not yet on the disk.
+    /// Other stores answer a write only when it is durable.
+    async fn sync(&self, view: &ViewId, relative: Vec<String>) -> Result<()> {
+        if self.root.scheme() != "file" {
+            return Ok(());
+        }
+        let table = self
+            .table_url(view)
+            .to_file_path()
+            .map_err(|()| anyhow::anyhow!("the table of `{view}` is not a local folder"))?;
+        let sync_all = move || -> std::io::Result<()> {
+            let mut folders = std::collections::BTreeSet::new();
+            for path in relative {
+                let file = table.join(path);
+                std::fs::File::open(&file)?.sync_all()?;
+                for folder in file.ancestors().skip(1).take_while(|folder| folder.starts_with(&table)) {
+                    folders.insert(folder.to_path_buf());
+                }
+            }
+            folders.iter().try_for_each(|folder| std::fs::File::open(folder)?.sync_all())
+        };
+        tokio::task::spawn_blocking(sync_all)
+            .await
+            .context("waiting for the disk")?
+            .with_context(|| format!("making the files of `{view}` durable"))
+    }
+
+    fn table_prefix(&self, view: &ViewId) -> Path {
+        self.path_in_store(&format!("features/{}/v{}", view.name, view.version))
+    }
+
+    /// A path below the lake's root as the store knows it.
+    fn path_in_store(&self, below: &str) -> Path {
+        match self.root.to_file_path() {
+            Ok(folder) if self.root.scheme() == "file" => Path::from_absolute_path(folder.join(below))
+                .unwrap_or_else(|_| Path::from(format!("{}{below}", self.root.path()))),
+            _ => Path::from(format!("{}{below}", self.root.path())),
+        }
+    }
+}

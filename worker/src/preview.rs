@@ -1,0 +1,221 @@
+//! A view's rows and verdicts before anything is applied, over the real sources, writing nothing.
+//!
+//! Parents that have been applied unchanged and published are read from the lake; the others are computed on the way, as
+//! part of the same query. So a preview of a whole new chain of views needs neither registry nor lake.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use datafusion::catalog::TableProvider;
+use datafusion::prelude::SessionContext;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use indexmap::IndexMap;
+use tidegate_registry::ids::{RunId, ViewId};
+use tidegate_registry::model::{FeatureView, Project, Rule, Table};
+use tidegate_registry::run::{CheckResult, Pins, Verdict, ViewPin};
+use tidegate_registry::store::Store;
+use tidegate_registry::time::Interval;
+
+use crate::checks::{CheckRunner, judge_history, run_sql_check};
+use crate::engine::{Engine, Joins};
+use crate::lake::{Lake, TableSchema};
+use crate::reads::{RunReads, history_schema, register, state_schema};
+use crate::sources::Sources;
+use crate::stage::output;
+use crate::text::TextColumn;
+
+/// What to preview.
+#[derive(Debug, Clone)]
+pub struct PreviewRequest {
+    /// The project as its files say.
+    pub project: Arc<Project>,
+    /// The view.
+    pub view: ViewId,
+    /// The interval.
+    pub interval: Interval,
+    /// At most so many rows are returned; all are computed and checked.
+    pub limit: usize,
+    /// The registry's definitions, its store and the lake, once something has been applied.
+    pub applied: Option<Applied>,
+    /// The sources.
+    pub sources: Sources,
+}
+
+/// What has been applied.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// The definitions in force.
+    pub project: Arc<Project>,
+    /// The registry.
+    pub store: Arc<dyn Store>,
+    /// The lake.
+    pub lake: Lake,
+}
+
+/// What a preview found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Preview {
+    /// Names of the columns shown: keys, `event_timestamp`, features.
+    pub columns: Vec<String>,
+    /// The first rows, by entity: one JSON value per column.
+    pub rows: Vec<Vec<serde_json::Value>>,
+    /// All rows.
+    pub total: u64,
+    /// Verdicts over all rows.
+    pub checks: Vec<CheckResult>,
+    /// Parents that were computed on the way because the lake does not have them.
+    pub computed: Vec<ViewId>,
+}
+
+/// Computes and checks one view for one interval.
+///
+/// # Errors
+/// When a source cannot be read or a query fails. Failed checks are verdicts, not errors.
+pub async fn preview(engine: &Engine, request: &PreviewRequest) -> Result<Preview> {
+    let project = request.project.as_ref();
+    let view = project.views.get(&request.view).with_context(|| format!("`{}` is not defined", request.view))?;
+    let base = engine.context(Joins::Hash)?;
+    let mut resolver = Resolver { request, base: &base, engine, computed: BTreeSet::new(), pins: Pins::default() };
+    let ctx = resolver.session_for(view).await?;
+    let schema = TableSchema::of(project, &view.id)?;
+    let rows = output(&ctx, project, view, &schema.file, request.interval, RunId::generate()).await?;
+    let staged = rows.clone().into_view();
+    let mut runner = CheckRunner::new(view, project.keys_of(view), request.interval, engine.runtime());
+    let shown = state_schema(project, view);
+    let mut first = Vec::new();
+    let mut stream = rows.execute_stream().await.with_context(|| format!("computing `{}`", view.id))?;
+    while let Some(batch) = stream.next().await {
+        let batch = batch.with_context(|| format!("computing `{}`", view.id))?;
+        let wanted = request.limit.saturating_sub(first.len()).min(batch.num_rows());
+        let head = batch.slice(0, wanted);
+        let columns = shown
+            .fields()
+            .iter()
+            .map(|field| {
+                let array =
+                    head.column_by_name(field.name()).with_context(|| format!("no column `{}`", field.name()))?;
+                TextColumn::new(array).with_context(|| format!("printing `{}`", field.name()))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        first.extend((0..wanted).map(|row| columns.iter().map(|column| column.json(row)).collect()));
+        drop(columns);
+        runner.update(&batch);
+    }
+    let (mut checks, _, total) = runner.finish();
+    judge_pending(request, &ctx, view, staged, total, &mut checks).await?;
+    Ok(Preview {
+        columns: shown.fields().iter().map(|field| field.name().clone()).collect(),
+        rows: first,
+        total,
+        checks,
+        computed: resolver.computed.into_iter().collect(),
+    })
+}
+
+async fn judge_pending(
+    request: &PreviewRequest,
+    ctx: &SessionContext,
+    view: &FeatureView,
+    staged: Arc<dyn TableProvider>,
+    total: u64,
+    checks: &mut [CheckResult],
+) -> Result<()> {
+    let before = match &request.applied {
+        Some(applied) => applied.store.ledger(&view.id, Some(request.interval.start()), 1).await?,
+        None => Vec::new(),
+    };
+    let before = before.first().map(|entry| entry.rows);
+    // The view's name may be taken by its own earlier state; checks mean the rows just computed.
+    for name in [view.id.name.to_string(), view.id.to_string()] {
+        ctx.deregister_table(name.as_str())?;
+        register(ctx, &name, Arc::clone(&staged))?;
+    }
+    for check in &view.checks {
+        let Some(result) = checks.iter_mut().find(|r| r.check == check.name && r.verdict == Verdict::Pending) else {
+            continue;
+        };
+        *result = match check.rule {
+            Rule::Sql { .. } => run_sql_check(ctx, check, request.interval).await,
+            _ => judge_history(check, total, before),
+        };
+    }
+    Ok(())
+}
+
+/// Finds what table names mean: the lake where it has them, else another query.
+struct Resolver<'a> {
+    request: &'a PreviewRequest,
+    /// Its runtime knows every object store, so that the plans of several sessions run in any of them.
+    base: &'a SessionContext,
+    engine: &'a Engine,
+    computed: BTreeSet<ViewId>,
+    pins: Pins,
+}
+
+impl Resolver<'_> {
+    /// A session in which every table that `view` names is registered.
+    fn session_for<'b>(&'b mut self, view: &'b FeatureView) -> BoxFuture<'b, Result<SessionContext>> {
+        Box::pin(async move {
+            let ctx = self.engine.context_beside(self.base);
+            for read in &view.reads {
+                let provider = match &read.table {
+                    Table::Source(name) => {
+                        let source = self.request.project.sources.get(name);
+                        let source = source.with_context(|| format!("`{name}` is not defined"))?;
+                        if !self.pins.sources.contains_key(name.as_str()) {
+                            let pin = self.request.sources.pin(source).await?;
+                            self.pins.sources.insert(name.to_string(), pin);
+                        }
+                        self.request.sources.provider(&ctx, source, &self.pins.sources[name.as_str()]).await?
+                    }
+                    Table::State(id) | Table::History(id) => {
+                        self.view(&ctx, id, matches!(read.table, Table::History(_))).await?
+                    }
+                };
+                register(&ctx, &read.name, provider)?;
+            }
+            Ok(ctx)
+        })
+    }
+
+    async fn view(&mut self, ctx: &SessionContext, id: &ViewId, history: bool) -> Result<Arc<dyn TableProvider>> {
+        let project = Arc::clone(&self.request.project);
+        let view = project.views.get(id).with_context(|| format!("`{id}` is not defined"))?;
+        if let Some(reads) = self.published(view).await? {
+            return if history { reads.history(ctx, id).await } else { reads.state(ctx, id).await };
+        }
+        self.computed.insert(id.clone());
+        let inner = self.session_for(view).await?;
+        let schema = TableSchema::of(&project, id)?;
+        let rows = output(&inner, &project, view, &schema.file, self.request.interval, RunId::generate()).await?;
+        let rows = rows.with_column("interval_start", crate::reads::instant_literal(self.request.interval.start()))?;
+        let wanted = if history { history_schema(&project, view) } else { state_schema(&project, view) };
+        let columns: Vec<_> = wanted.fields().iter().map(|field| crate::reads::column(field.name())).collect();
+        Ok(rows.select(columns)?.into_view())
+    }
+
+    /// How to read a view from the lake, if it was applied as it is now and has published something by then.
+    async fn published(&self, view: &FeatureView) -> Result<Option<RunReads>> {
+        let Some(applied) = &self.request.applied else { return Ok(None) };
+        let unchanged =
+            applied.project.views.get(&view.id).is_some_and(|applied| applied.fingerprint == view.fingerprint);
+        if !unchanged {
+            return Ok(None);
+        }
+        let newest = applied.store.ledger(&view.id, Some(self.request.interval.end()), 1).await?;
+        let Some(newest) = newest.first() else { return Ok(None) };
+        let states = applied.store.view_states(std::slice::from_ref(&view.id)).await?;
+        let delta_version = states.get(&view.id).map_or(0, |state| state.delta_version);
+        let pin = ViewPin { delta_version, state: Some(newest.interval) };
+        Ok(Some(RunReads {
+            project: Arc::clone(&self.request.project),
+            lake: applied.lake.clone(),
+            sources: self.request.sources.clone(),
+            interval: self.request.interval,
+            pins: Pins { sources: IndexMap::new(), views: IndexMap::from([(view.id.clone(), pin)]) },
+            staged: IndexMap::new(),
+        }))
+    }
+}
