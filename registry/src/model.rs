@@ -3,7 +3,7 @@
 //! These types are what the registry stores (as JSON, one row per definition) and what the scheduler and the worker
 //! read. Places in the author's files ([`Origin`]) ride along for diagnostics and are not stored.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -64,41 +64,44 @@ impl Project {
     ///
     /// Validation has refused cycles; should one remain, its members come last in the given order.
     pub fn in_dependency_order<'a>(&self, views: &'a [ViewId]) -> Vec<&'a ViewId> {
-        let mut done: BTreeSet<&ViewId> = BTreeSet::new();
-        let mut ordered = Vec::with_capacity(views.len());
-        loop {
-            let before = ordered.len();
-            for id in views {
-                let ready = !done.contains(id)
-                    && self.views.get(id).is_none_or(|view| {
-                        view.view_reads().all(|read| read == id || !views.contains(read) || done.contains(read))
-                    });
-                if ready {
-                    done.insert(id);
-                    ordered.push(id);
-                }
-            }
-            if ordered.len() == before {
-                break;
+        let position: HashMap<&ViewId, usize> = views.iter().enumerate().map(|(at, id)| (id, at)).collect();
+        let mut waits = vec![0_usize; views.len()];
+        let mut readers: Vec<Vec<usize>> = vec![Vec::new(); views.len()];
+        for (at, id) in views.iter().enumerate() {
+            let reads: BTreeSet<&ViewId> =
+                self.views.get(id).into_iter().flat_map(FeatureView::view_reads).filter(|read| *read != id).collect();
+            for read in reads.into_iter().filter_map(|read| position.get(read)) {
+                waits[at] += 1;
+                readers[*read].push(at);
             }
         }
-        ordered.extend(views.iter().filter(|id| !done.contains(id)));
+        let mut ready: BTreeSet<usize> = (0..views.len()).filter(|&at| waits[at] == 0).collect();
+        let mut ordered = Vec::with_capacity(views.len());
+        while let Some(at) = ready.pop_first() {
+            ordered.push(&views[at]);
+            for &reader in &readers[at] {
+                waits[reader] -= 1;
+                if waits[reader] == 0 {
+                    ready.insert(reader);
+                }
+            }
+        }
+        ordered.extend((0..views.len()).filter(|&at| waits[at] > 0).map(|at| &views[at]));
         ordered
     }
 
     /// Every view that reads one of `roots`, directly or through others; without the roots themselves.
     pub fn descendants_of<'a>(&'a self, roots: &[ViewId]) -> Vec<&'a ViewId> {
-        let mut reached: BTreeSet<&ViewId> = self.views.keys().filter(|id| roots.contains(id)).collect();
-        loop {
-            let before = reached.len();
-            for view in self.views.values() {
-                if view.view_reads().any(|read| reached.contains(read)) {
-                    reached.insert(&view.id);
-                }
+        let mut readers: HashMap<&ViewId, Vec<&'a ViewId>> = HashMap::new();
+        for view in self.views.values() {
+            for read in view.view_reads() {
+                readers.entry(read).or_default().push(&view.id);
             }
-            if reached.len() == before {
-                break;
-            }
+        }
+        let mut reached: HashSet<&ViewId> = HashSet::new();
+        let mut next: Vec<&ViewId> = roots.iter().collect();
+        while let Some(id) = next.pop() {
+            next.extend(readers.get(id).into_iter().flatten().copied().filter(|reader| reached.insert(*reader)));
         }
         self.views.keys().filter(|id| reached.contains(id) && !roots.contains(id)).collect()
     }

@@ -55,6 +55,9 @@ pub struct Situation {
     pub closed: BTreeMap<DagName, BTreeSet<Interval>>,
     /// The views that waiting runs need.
     pub upstreams: Upstreams,
+    /// Only these may be let in; the other waiting runs are not judged, but still come before later intervals of a DAG
+    /// that runs in order. `None`: all.
+    pub only: Option<BTreeSet<RunId>>,
 }
 
 /// Whose turn is next: what is remembered from one pass to the next. Losing it costs nothing but one turn.
@@ -133,7 +136,8 @@ impl<'a> Hall<'a> {
     fn in_turn(&self) -> Vec<&'a Run> {
         let mut queues: HashMap<(&DagName, Queue), usize> = HashMap::new();
         let mut ordered: Vec<(usize, &Run)> = Vec::new();
-        for run in self.situation.runs.iter().filter(|run| run.state == RunState::Waiting) {
+        let may_enter = |run: &&Run| self.situation.only.as_ref().is_none_or(|only| only.contains(&run.id));
+        for run in self.situation.runs.iter().filter(|run| run.state == RunState::Waiting).filter(may_enter) {
             let queue = Queue::of(run);
             let place = queues.entry((&run.dag, queue)).or_default();
             let goes_second = self.turns.last.get(&run.dag).map_or(queue == Queue::Backfill, |last| *last == queue);

@@ -184,3 +184,13 @@ fn deciding_again_about_the_same_changes_nothing() {
     let first = judged(&situation, &mut turns);
     assert_eq!(first, judged(&situation, &mut Turns::default()));
 }
+
+#[test]
+fn a_process_that_computes_a_few_runs_lets_in_no_others() {
+    let mut late = situation(vec![waiting(1), waiting(2), waiting(3)], |dag| dag.max_active_runs = 1);
+    late.only = Some(BTreeSet::from([late.runs[2].id]));
+    assert_eq!(once(&late), ["03"], "older runs that nobody here computes take no place");
+    let mut in_order = situation(vec![waiting(1), waiting(2)], |dag| dag.in_order = true);
+    in_order.only = Some(BTreeSet::from([in_order.runs[1].id]));
+    assert_eq!(once(&in_order), ["02 waits for the earlier interval from 2024-01-01T00:00:00Z"]);
+}

@@ -73,7 +73,7 @@ impl Facts {
         }
         let closed = closed(store, &runs, &projects).await?;
         let upstreams = self.upstreams(store, newest, &runs, &projects).await?;
-        Ok(Situation { runs, projects, closed, upstreams })
+        Ok(Situation { runs, projects, closed, upstreams, only: None })
     }
 
     async fn upstreams(

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sha2::{Digest, Sha256};
 use tidegate_registry::cron::CronError;
-use tidegate_registry::ids::ViewId;
+use tidegate_registry::ids::{RunId, ViewId};
 use tidegate_registry::model::{Catchup, Dag, PublishUnit};
 use tidegate_registry::run::{Cause, NewRun, Run, RunState};
 use tidegate_registry::store::{DagState, PlanStep};
@@ -133,6 +133,52 @@ pub fn plan(dag: &Dag, state: &DagState, history: &History, now: Instant) -> Res
         due_at,
         schedule_fingerprint: mark,
     })
+}
+
+/// The intervals, with their views, for which planning `dag` up to `now` would make runs: what an apply sets off. `history`
+/// may be empty unless [`needs_history`].
+///
+/// # Errors
+/// As [`plan`].
+pub fn preview(
+    dag: &Dag,
+    mut state: DagState,
+    mut history: History,
+    now: Instant,
+) -> Result<Vec<(Interval, Vec<ViewId>)>, CronError> {
+    let mut found = Vec::new();
+    loop {
+        let step = plan(dag, &state, &history, now)?;
+        let more = step.due_at.is_some_and(|due| due <= now) && !(step.ticks.is_empty() && step.runs.is_empty());
+        state.planned_until = step.ticks.last().copied().or(state.planned_until);
+        state.schedule_fingerprint = Some(step.schedule_fingerprint);
+        history.ticks.extend(step.ticks);
+        for new in step.runs {
+            found.push((new.interval, new.views.clone()));
+            history.runs.push(as_planned(new, now));
+        }
+        if !more {
+            return Ok(found);
+        }
+    }
+}
+
+fn as_planned(new: NewRun, now: Instant) -> Run {
+    Run {
+        id: RunId::generate(),
+        dag: new.dag,
+        interval: new.interval,
+        views: new.views,
+        cause: new.cause,
+        definitions: new.definitions,
+        revision: 0,
+        state: RunState::Waiting,
+        reason: None,
+        created_at: now,
+        started_at: None,
+        finished_at: None,
+        restarts: 0,
+    }
 }
 
 /// The intervals that `ticks` complete, as far as the catch-up policy wants them.

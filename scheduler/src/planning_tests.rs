@@ -317,3 +317,32 @@ proptest! {
         prop_assert!(model.open().is_empty(), "there is nothing left to do");
     }
 }
+
+#[test]
+fn a_preview_says_what_planning_then_does() {
+    let shown = |model: &Model, now| {
+        let runs = preview(&model.dag, model.state.clone(), model.history.clone(), now).unwrap();
+        runs.into_iter()
+            .map(|(interval, _)| interval.start().format("%d-").to_string() + &interval.end().format("%d").to_string())
+            .collect::<Vec<_>>()
+    };
+    for catchup in [Catchup::All, Catchup::Latest, Catchup::None] {
+        let mut model = model(|dag| dag.schedule.catchup = catchup);
+        assert_eq!(shown(&model, hour_into(5)), model.clone().plan(hour_into(5)), "{catchup:?}");
+        model.plan(hour_into(5));
+        assert_eq!(shown(&model, hour_into(5)), [""; 0], "{catchup:?}: nothing new");
+        // A view more: every interval lacks it.
+        model.dag.views.push(view_id("c"));
+        assert_eq!(shown(&model, hour_into(7)), model.clone().plan(hour_into(7)), "{catchup:?}");
+    }
+    let mut long = model(|dag| dag.schedule.cron = "* * * * *".to_owned());
+    let now = day(1) + TimeDelta::minutes(2_500);
+    assert_eq!(shown(&long, now).len(), 2_500);
+    while long.state.due_at.is_some_and(|due| due <= now) {
+        let step = long.decide(now);
+        assert!(long.write(step));
+    }
+    // And when all of it has to be compared with what is there.
+    long.dag.views.push(view_id("c"));
+    assert_eq!(shown(&long, now).len(), 2_500, "more than one step");
+}

@@ -161,7 +161,7 @@ impl Scheduler {
         let now = self.clock.now();
         let mut summary = StepSummary::default();
         self.plan_due(&mut memory, now, &mut summary).await?;
-        self.admit(&mut memory, &mut summary).await?;
+        self.admit(&mut memory, None, &mut summary).await?;
         if summary.did_anything() {
             info!(
                 ticks = summary.ticks,
@@ -172,6 +172,18 @@ impl Scheduler {
                 summary.dags_planned
             );
         }
+        Ok(summary)
+    }
+
+    /// Lets in those of `only` that may start, and plans nothing: for a process that computes a few runs by itself, while no
+    /// worker is about that would take up what else is waiting.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub async fn admit_only(&self, only: &BTreeSet<RunId>) -> anyhow::Result<StepSummary> {
+        let mut memory = self.memory.lock().await;
+        let mut summary = StepSummary::default();
+        self.admit(&mut memory, Some(only), &mut summary).await?;
         Ok(summary)
     }
 
@@ -225,12 +237,18 @@ impl Scheduler {
         self.store.plan(step, now).await.with_context(|| format!("planning `{}`", dag.name))
     }
 
-    async fn admit(&self, memory: &mut Memory, summary: &mut StepSummary) -> anyhow::Result<()> {
+    async fn admit(
+        &self,
+        memory: &mut Memory,
+        only: Option<&BTreeSet<RunId>>,
+        summary: &mut StepSummary,
+    ) -> anyhow::Result<()> {
         let runs = self.store.runs_open().await.context("reading the open runs")?;
         if !runs.iter().any(|run| run.state == RunState::Waiting) {
             return Ok(());
         }
-        let situation = memory.facts.situation(&*self.store, runs).await?;
+        let mut situation = memory.facts.situation(&*self.store, runs).await?;
+        situation.only = only.cloned();
         let decisions = admission::decide(&situation, &self.options.limits, &mut memory.turns);
         let mut waiting: Vec<(&Run, String)> = Vec::new();
         let runs: BTreeMap<RunId, &Run> = situation.runs.iter().map(|run| (run.id, run)).collect();
@@ -264,7 +282,11 @@ impl Scheduler {
         Ok(())
     }
 
-    async fn history(&self, dag: &Dag) -> anyhow::Result<History> {
+    /// What `dag` has planned, computed and published.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn history(&self, dag: &Dag) -> anyhow::Result<History> {
         let reading = || format!("reading the history of `{}`", dag.name);
         let (from, to) = planning::ALL_TIME;
         let ticks = self.store.ticks(&dag.name, from, to).await.with_context(reading)?;
@@ -325,8 +347,11 @@ impl Scheduler {
         Ok((dag, revision))
     }
 
-    /// Stores the ticks of `dag` up to `now`.
-    async fn extend_grid(&self, dag: &DagName, now: Instant) -> anyhow::Result<()> {
+    /// Stores the ticks of `dag` up to `now`, and the runs that its schedule wants for them, as a pass would.
+    ///
+    /// # Errors
+    /// When there is no such DAG, or the store cannot be read or written.
+    pub async fn extend_grid(&self, dag: &DagName, now: Instant) -> anyhow::Result<()> {
         let mut memory = self.memory.lock().await;
         loop {
             let states = self.store.dags().await.context("reading the DAGs")?;

@@ -296,7 +296,8 @@ class Oracle:
 
     def _history(self, view_id: str, at: dt.datetime) -> str:
         view = self.project.views[view_id]
-        return f"SELECT {self._columns(view)} FROM {view.table} WHERE interval_end <= {literal(at)}"
+        # History also says which interval each row belongs to.
+        return f"SELECT * FROM {view.table} WHERE interval_end <= {literal(at)}"
 
     def _state(self, view_id: str, at: dt.datetime) -> str:
         view = self.project.views[view_id]

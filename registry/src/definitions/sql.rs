@@ -1,6 +1,6 @@
 //! What can be known of a query without an engine: that it is one query, which tables it names and where, and its tokens.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{
@@ -37,6 +37,35 @@ pub(crate) struct NamedTable {
     pub(crate) parts: Vec<String>,
     /// Where.
     pub(crate) origin: Origin,
+    /// The position of its first token in [`ParsedSql::tokens`].
+    token: usize,
+}
+
+impl ParsedSql {
+    /// The tokens with each table's name replaced by what `meaning` says of it (`None`: left as written). An alias that
+    /// only repeats the replaced name is left out, so that `daily` and `"daily@v1" AS daily` are the same logic while
+    /// both mean the same.
+    pub(crate) fn tokens_with(&self, meaning: impl Fn(&NamedTable) -> Option<(String, String)>) -> Vec<String> {
+        let mut tokens: Vec<Option<String>> = self.tokens.iter().cloned().map(Some).collect();
+        for table in &self.tables {
+            let Some((mark, plain_name)) = meaning(table) else { continue };
+            let after = table.token + 2 * table.parts.len() - 1;
+            for token in tokens.iter_mut().take(after).skip(table.token) {
+                *token = None;
+            }
+            if let Some(first) = tokens.get_mut(table.token) {
+                *first = Some(mark);
+            }
+            let word = |at: usize| self.tokens.get(at).map(String::as_str);
+            let alias = if word(after) == Some("as") { after + 1 } else { after };
+            if word(alias) == Some(plain_name.as_str()) {
+                for token in tokens.iter_mut().take(alias + 1).skip(after) {
+                    *token = None;
+                }
+            }
+        }
+        tokens.into_iter().flatten().collect()
+    }
 }
 
 /// Parses `sql`; reports and returns `None` unless it is exactly one query that names tables only.
@@ -62,6 +91,7 @@ pub(crate) fn parse(sql: &SqlText, out: &mut Vec<Diagnostic>) -> Option<ParsedSq
     if !is_one_statement(sql, &tokens, out) {
         return None;
     }
+    let places = tokens.iter().enumerate().map(|(at, token)| (place(token.span.start), at)).collect();
     let normal = tokens.iter().map(|token| normalize(&token.token)).filter(|token| token != ";").collect();
     let mut statements = match Parser::new(&dialect).with_tokens_with_locations(tokens.clone()).parse_statements() {
         Ok(statements) => statements,
@@ -85,7 +115,7 @@ pub(crate) fn parse(sql: &SqlText, out: &mut Vec<Diagnostic>) -> Option<ParsedSq
         return None;
     };
     let before = out.len();
-    let mut walk = Walk { sql, tables: Vec::new(), scopes: Vec::new(), out };
+    let mut walk = Walk { sql, places, tables: Vec::new(), scopes: Vec::new(), out };
     let _ = query.visit(&mut walk);
     let tables = walk.tables;
     (out.len() == before).then_some(ParsedSql { tables, tokens: normal })
@@ -183,6 +213,10 @@ fn split_location(message: &str) -> (&str, Option<Location>) {
     }
 }
 
+fn place(at: Location) -> (u64, u64) {
+    (at.line, at.column)
+}
+
 fn number(value: u64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
@@ -198,6 +232,8 @@ fn inside(sql: &SqlText, span: Span) -> Origin {
 /// Finds tables, and refuses what a query may hold that is not reading tables.
 struct Walk<'a> {
     sql: &'a SqlText,
+    /// The position of the token that begins at a line and column.
+    places: HashMap<(u64, u64), usize>,
     tables: Vec<NamedTable>,
     scopes: Vec<Scope>,
     out: &'a mut Vec<Diagnostic>,
@@ -240,7 +276,9 @@ impl Walk<'_> {
         }
         let is_cte = parts.len() == 1 && self.scopes.last().is_some_and(|scope| scope.knows(&parts[0]));
         if !is_cte {
-            self.tables.push(NamedTable { parts, origin: inside(self.sql, name.span()) });
+            let span = name.span();
+            let token = self.places.get(&place(span.start)).copied().unwrap_or(usize::MAX >> 1);
+            self.tables.push(NamedTable { parts, origin: inside(self.sql, span), token });
         }
     }
 

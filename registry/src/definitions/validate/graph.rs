@@ -207,7 +207,7 @@ fn fingerprints(project: &mut Project, parsed: &ParsedViews, order: &[ViewId]) {
         let (Some(view), Some(query)) = (project.views.get(id), parsed.get(id)) else { continue };
         let parent =
             |parent: &ViewId| project.views.get(parent).map(|view| view.fingerprint.as_str()).unwrap_or_default();
-        let value = fingerprint::of(view, project.keys_of(view), &query.tokens, parent);
+        let value = fingerprint::of(view, project.keys_of(view), query, parent);
         if let Some(view) = project.views.get_mut(id) {
             view.fingerprint = value;
         }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use tidegate_registry::store::Store;
 
 pub mod definitions;
+pub mod histories;
 pub mod planning;
 pub mod processes;
 pub mod publishing;
@@ -111,6 +112,9 @@ macro_rules! conformance {
                 verdicts_are_listed_newest_run_first,
                 verdicts_against_history_are_kept_when_they_stop_a_run,
             }
+            histories {
+                no_history_breaks_the_rules,
+            }
             processes {
                 two_processes_work_on_one_registry,
                 a_worker_is_alive_while_it_is_heard_of,
@@ -137,6 +141,7 @@ mod tests {
         let list = include_str!("mod.rs");
         for text in [
             include_str!("definitions.rs"),
+            include_str!("histories.rs"),
             include_str!("planning.rs"),
             include_str!("processes.rs"),
             include_str!("publishing.rs"),
