@@ -5,6 +5,7 @@ pub mod digest;
 pub mod engine;
 pub mod entity_key;
 pub mod lake;
+pub mod online;
 pub mod preview;
 pub mod reads;
 pub mod session;

@@ -1,0 +1,220 @@
+//! Online stores: the newest features of each entity, for readers in a hurry.
+//!
+//! A view is published as a whole: a run fills a **generation** that nobody reads, and [`OnlineStore::cut_over`] makes
+//! the generations of all views of the run live in one atomic step. So readers never see half a run, and an entity that
+//! a run no longer has is gone with the old generation. The publish number is the fence: a writer that was overtaken
+//! changes nothing.
+//!
+//! ```text
+//! begin_generation → write … write → finish_generation → cut_over      each step may be repeated, also all from the start
+//! ```
+//!
+//! Begin with [`OnlineStore`]; [`open`] gives one, [`encode`] makes its rows, [`conformance`] is what every
+//! implementation must keep.
+
+mod encode;
+mod sqlite;
+
+pub mod conformance;
+
+use std::fmt::{Debug, Display};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tidegate_registry::definitions::settings::OnlineLocation;
+use tidegate_registry::ids::{ProjectName, RegistryId, ViewId};
+use tidegate_registry::time::Instant;
+
+pub use self::encode::{EncodeError, encode};
+pub use self::sqlite::SqliteOnline;
+
+/// A superseded generation stays at least this long, so that a reader who asked which one is live can still read it.
+pub const SUPERSEDED_AGE_MIN: Duration = Duration::from_secs(15 * 60);
+
+/// Opens the online store at `location`, creating it when it does not exist.
+///
+/// # Errors
+/// When it cannot be opened, or was written by a newer version of Tidegate.
+pub async fn open(location: &OnlineLocation) -> Result<Arc<dyn OnlineStore>> {
+    match location {
+        OnlineLocation::Sqlite(path) => Ok(Arc::new(SqliteOnline::open(path).await?)),
+    }
+}
+
+/// What an online store answers.
+pub type Result<T> = std::result::Result<T, OnlineError>;
+
+/// Why an online store did not do what it was asked, by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum OnlineError {
+    /// A cut-over with a higher publish number came first; nothing was changed.
+    #[error("`{view}` is already published under number {live}, and {asked} is not later")]
+    Superseded {
+        /// The view.
+        view: ViewId,
+        /// The number it is published under.
+        live: u64,
+        /// The number that was refused.
+        asked: u64,
+    },
+    /// Another registry writes here.
+    #[error("the online store belongs to project `{project}` with registry {registry}")]
+    Owned {
+        /// The project that claimed it.
+        project: String,
+        /// That project's registry.
+        registry: String,
+    },
+    /// The generation does not stand where the call needs it: not begun, not finished, or already published.
+    #[error("generation {generation} of `{view}` {problem}")]
+    Generation {
+        /// The view.
+        view: ViewId,
+        /// The generation.
+        generation: u64,
+        /// What is wrong with it, as in "was not begun".
+        problem: String,
+    },
+    /// The store cannot be reached or is busy: the same call may work later.
+    #[error("the online store is not available")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Anything else.
+    #[error("{doing} the online store failed")]
+    Internal {
+        /// What was being done, as in "writing rows to".
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// One entity's features, as text, ready to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedRow {
+    /// The entity's key: see [`crate::entity_key`].
+    pub entity_key: String,
+    /// When the features became true.
+    pub event_timestamp: Instant,
+    /// From when on the row no longer counts; `None` for never.
+    pub expires_at: Option<Instant>,
+    /// Feature names and canonical texts (see [`crate::text`]), without those that are null.
+    pub features: Vec<(String, String)>,
+}
+
+/// One entity's features, as read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnlineRow {
+    /// When the features became true.
+    pub event_timestamp: Instant,
+    /// From when on the row no longer counts; `None` for never.
+    pub expires_at: Option<Instant>,
+    /// Feature names and canonical texts, without those that are null.
+    pub features: Vec<(String, String)>,
+}
+
+/// One view's part of a cut-over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CutOver {
+    /// The view.
+    pub view: ViewId,
+    /// The finished generation that becomes live: a new one, or (restoring) one that was live before.
+    pub generation: u64,
+    /// The fence: a cut-over with a lower number than the live one's is refused.
+    pub publish_number: u64,
+    /// What the content is, for readers: the snapshot.
+    pub tag: String,
+}
+
+/// What readers of a view are given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Live {
+    /// The generation.
+    pub generation: u64,
+    /// The number under which it was published.
+    pub publish_number: u64,
+    /// What the content is: the snapshot.
+    pub tag: String,
+}
+
+/// How a generation stands after [`OnlineStore::begin_generation`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begun {
+    /// It is empty and waits for rows.
+    Empty,
+    /// It was live once or is so now: everything is written, nothing was touched, go on to the cut-over.
+    Published,
+}
+
+/// Where a project's newest features are served from.
+///
+/// Calls are atomic unless they say otherwise, and may be repeated after an error of unknown outcome.
+#[async_trait]
+pub trait OnlineStore: Debug + Display + Send + Sync {
+    /// Notes that this store belongs to `project` and its registry; harmless when it already does.
+    ///
+    /// # Errors
+    /// [`OnlineError::Owned`] when it belongs to another project or another registry.
+    async fn claim_owner(&self, project: &ProjectName, registry: RegistryId) -> Result<()>;
+
+    /// Makes an empty generation. Rows of an earlier try that was not published are removed (in bounded steps, so not
+    /// atomically: nobody reads them).
+    async fn begin_generation(&self, view: &ViewId, generation: u64) -> Result<Begun>;
+
+    /// Adds rows to a generation that was begun and not finished; an entity already in it is replaced. Durable when it
+    /// returns; when it fails, some of the rows may have been added.
+    ///
+    /// # Errors
+    /// [`OnlineError::Generation`] when the generation was not begun, or is finished.
+    async fn write(&self, view: &ViewId, generation: u64, rows: &[EncodedRow]) -> Result<()>;
+
+    /// Declares a generation complete, having counted that it holds `rows` rows. Harmless when it already is.
+    ///
+    /// # Errors
+    /// [`OnlineError::Generation`] when it was not begun or holds another number of rows.
+    async fn finish_generation(&self, view: &ViewId, generation: u64, rows: u64) -> Result<()>;
+
+    /// Makes finished generations live, all in one step or none. A view whose live publish number is already the one
+    /// given, for the same generation, is left as it is.
+    ///
+    /// # Errors
+    /// [`OnlineError::Superseded`] for a publish number below the live one (or equal to it with another generation),
+    /// [`OnlineError::Generation`] for a generation that is not finished.
+    async fn cut_over(&self, views: &[CutOver]) -> Result<()>;
+
+    /// What is live; `None` before the first cut-over.
+    async fn live(&self, view: &ViewId) -> Result<Option<Live>>;
+
+    /// The rows of several entities, each as of `now`, in one consistent read: views that were cut over together are
+    /// seen together. `None` for an entity that the view does not have (or whose row has expired), and for a view that
+    /// was never published.
+    async fn get_many(&self, keys: &[(ViewId, String)], now: Instant) -> Result<Vec<Option<OnlineRow>>>;
+
+    /// One entity's row as of `now`: see [`OnlineStore::get_many`].
+    async fn get(&self, view: &ViewId, entity_key: &str, now: Instant) -> Result<Option<OnlineRow>> {
+        let mut rows = self.get_many(&[(view.clone(), entity_key.to_owned())], now).await?;
+        Ok(rows.pop().flatten())
+    }
+
+    /// Removes generations that nobody needs, and returns them: superseded ones beyond the `keep` newest, each at least
+    /// `age_min` after it was superseded (by the store's own clock; use [`SUPERSEDED_AGE_MIN`]), and ones that were
+    /// never published. Never the live one, nor one that is `in_use` by an open run. Works in bounded steps, so an
+    /// interrupted call leaves the rest to the next one.
+    async fn prune(&self, view: &ViewId, keep: u32, age_min: Duration, in_use: &[u64]) -> Result<Vec<u64>>;
+
+    /// How many rows a generation holds, expired ones included; 0 when there is no such generation.
+    async fn count(&self, view: &ViewId, generation: u64) -> Result<u64>;
+
+    /// Up to `limit` rows of a generation, expired ones included, with keys after `after` in byte order.
+    async fn scan(
+        &self,
+        view: &ViewId,
+        generation: u64,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<(String, OnlineRow)>>;
+
+    /// Finishes what is under way and lets go of files and connections.
+    async fn close(&self);
+}
