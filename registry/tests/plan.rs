@@ -1,5 +1,7 @@
 //! What an apply would change: from two texts of a project to a plan, or to a refusal.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may stop the test")]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -74,6 +76,12 @@ fn refusal(views: &str, ids: &[&str]) -> String {
     let loaded = read(views);
     let refused = diff(7, &stored(&project(VIEWS)), loaded.project.as_ref().unwrap(), &published(ids)).unwrap_err();
     render(&refused, &loaded.files, RenderStyle::default())
+}
+
+#[test]
+fn the_stored_fingerprint_of_a_view_that_reads_another_is_kept() {
+    // Changing this line would recompute every such view of every user: add an algorithm instead.
+    assert_eq!(project(VIEWS).views[1].fingerprint, "v1:b525f0d24e097f4d090f4a7108dd6948");
 }
 
 const ALL: [&str; 2] = ["daily@v1", "weekly@v1"];

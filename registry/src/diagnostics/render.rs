@@ -126,10 +126,12 @@ impl Report {
             place: diagnostic.origin.to_string(),
         };
         primary.show(&diagnostic.origin, &diagnostic.label, files, true);
-        if primary.source.is_none() && !diagnostic.origin.file.is_empty() {
+        if primary.source.is_none() {
             // Without an excerpt the place and what stands there still have to be said.
             let place = &diagnostic.origin;
-            primary.title = format!("{place}: {}", primary.title);
+            if !place.file.is_empty() {
+                primary.title = format!("{place}: {}", primary.title);
+            }
             if !diagnostic.label.is_empty() {
                 primary.title = format!("{} ({})", primary.title, diagnostic.label);
             }

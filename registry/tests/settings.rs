@@ -1,0 +1,121 @@
+//! Where settings come from, and what never leaves them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tidegate_registry::definitions::settings::{
+    LakeLocation, OnlineLocation, RegistryLocation, SettingKey, ValueOrigin, redact,
+};
+use tidegate_registry::definitions::{LoadOptions, Loaded, load_files};
+use tidegate_registry::diagnostics::{RenderStyle, render};
+
+const FILE: &str = "project: flights
+registry: sqlite://${DATA}/registry.db
+online: sqlite:///srv/online.db
+memory: 512MiB
+clock: {start: 2013-01-08, speed: 3600}
+allowed_roots: [\"s3://bucket/open\"]
+profiles:
+  ci:
+    project: flights_ci
+    lake: /tmp/lake
+    online: none
+  big: {memory: 64GiB}
+";
+
+fn resolve(file: &str, profile: Option<&str>, flags: &[(SettingKey, &str)], env: &[(&str, &str)]) -> Loaded {
+    let lookup = |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+    let flags: BTreeMap<_, _> = flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+    let options = LoadOptions { profile: profile.map(str::to_owned), flags, env: &lookup };
+    load_files(Path::new("/project"), &[("tidegate.yaml", file.as_bytes())], &options)
+}
+
+#[test]
+fn paths_are_relative_to_the_project_and_variables_are_filled_in() {
+    let settings = resolve(FILE, None, &[], &[("DATA", "state")]).settings.unwrap();
+    assert_eq!(settings.project.as_str(), "flights");
+    assert_eq!(settings.registry, RegistryLocation::Sqlite("/project/state/registry.db".into()));
+    assert_eq!(settings.lake, LakeLocation::Directory("/project/.tidegate/lake".into()));
+    assert_eq!(settings.online, Some(OnlineLocation::Sqlite("/srv/online.db".into())));
+    assert_eq!(settings.memory_bytes, 512 << 20);
+    assert_eq!(settings.clock.unwrap().speed, 3600.0);
+    assert_eq!(settings.allowed_roots, ["s3://bucket/open"]);
+    assert_eq!(settings.origins[&SettingKey::Lake], ValueOrigin::Default);
+    assert_eq!(settings.origins[&SettingKey::Memory], ValueOrigin::File);
+}
+
+#[test]
+fn a_flag_beats_the_environment_which_beats_the_profile_which_beats_the_file() {
+    let env = [("DATA", "state"), ("TIDEGATE_MEMORY", "1GiB"), ("TIDEGATE_LAKE", "env-lake")];
+    let settings = resolve(FILE, Some("ci"), &[(SettingKey::Memory, "3GiB")], &env).settings.unwrap();
+    assert_eq!((settings.memory_bytes, &settings.origins[&SettingKey::Memory]), (3 << 30, &ValueOrigin::Flag));
+    assert_eq!(settings.lake, LakeLocation::Directory("/project/env-lake".into()));
+    assert_eq!(settings.origins[&SettingKey::Lake].to_string(), "environment (TIDEGATE_LAKE)");
+    assert_eq!(settings.project.as_str(), "flights_ci");
+    assert_eq!(settings.origins[&SettingKey::Project], ValueOrigin::Profile("ci".to_owned()));
+    assert_eq!(settings.online, None, "`none` turns the online store off");
+    assert_eq!(settings.origins[&SettingKey::Registry], ValueOrigin::File);
+    let by_variable = resolve(FILE, None, &[], &[("DATA", "state"), ("TIDEGATE_PROFILE", "big")]).settings.unwrap();
+    assert_eq!(by_variable.memory_bytes, 64 << 30);
+}
+
+#[test]
+fn every_setting_can_come_from_its_variable() {
+    let env = [
+        ("TIDEGATE_PROJECT_NAME", "other"),
+        ("TIDEGATE_REGISTRY", "sqlite://r.db"),
+        ("TIDEGATE_LAKE", "l"),
+        ("TIDEGATE_ONLINE", "sqlite://o.db"),
+        ("TIDEGATE_MEMORY", "1GiB"),
+        ("TIDEGATE_CLOCK_START", "2013-01-08T00:00:00Z"),
+        ("TIDEGATE_CLOCK_SPEED", "60"),
+        ("TIDEGATE_ALLOWED_ROOTS", "s3://a, /b"),
+    ];
+    assert_eq!(env.map(|(name, _)| name).to_vec(), SettingKey::ALL.map(SettingKey::variable).to_vec());
+    let settings = resolve("memory: 2GiB\n", None, &[], &env).settings.unwrap();
+    for key in SettingKey::ALL {
+        assert_eq!(settings.origins[&key], ValueOrigin::Environment(key.variable()), "{key:?}");
+    }
+    assert_eq!(settings.allowed_roots, ["s3://a", "/b"]);
+}
+
+#[test]
+fn what_is_wrong_in_the_environment_is_named_by_its_variable() {
+    let loaded = resolve(FILE, Some("ce"), &[], &[("TIDEGATE_MEMORY", "much")]);
+    let text = render(&loaded.diagnostics, &loaded.files, RenderStyle::default());
+    insta::assert_snapshot!(text);
+    assert!(loaded.settings.is_none());
+}
+
+#[test]
+fn passwords_reach_neither_messages_nor_excerpts_nor_debug_output() {
+    let file = "project: flights\nregistry: postgres://tide:hunter2@db/flights\nonline: redis://:${SECRET}@cache\n\
+                lake: s3://key:hunter2@bucket/lake\n";
+    let env = [("SECRET", "hunter2"), ("TIDEGATE_MEMORY", "mysql://root:hunter2@db")];
+    let flags = [(SettingKey::Project, "http://a:hunter2@b")];
+    let loaded = resolve(file, None, &flags, &env);
+    let text = render(&loaded.diagnostics, &loaded.files, RenderStyle::default());
+    assert!(text.contains("PostgreSQL"), "{text}");
+    for shown in [text, format!("{loaded:?}"), tidegate_registry::diagnostics::to_json(&loaded.diagnostics).to_string()]
+    {
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+    let options =
+        LoadOptions { flags: BTreeMap::from([(SettingKey::Registry, "hunter2".to_owned())]), ..LoadOptions::default() };
+    assert!(!format!("{options:?}").contains("hunter2"));
+}
+
+#[test]
+fn redacting_keeps_columns() {
+    for (text, redacted) in [
+        ("postgres://u:pw@h/d", "postgres://u:**@h/d"),
+        ("a: x://:päß@h # y", "a: x://:***@h # y"),
+        ("x://u:p@w@h", "x://u:***@h"),
+        ("x://h:80/p y://u@h z", "x://h:80/p y://u@h z"),
+        ("x://u:${PW}@h", "x://u:${PW}@h"),
+        ("://", "://"),
+    ] {
+        assert_eq!(redact(text), redacted);
+        assert_eq!(redact(text).chars().count(), text.chars().count());
+    }
+}
