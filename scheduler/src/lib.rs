@@ -13,7 +13,6 @@ pub mod freshness;
 pub mod grid;
 pub mod planning;
 pub mod readiness;
-pub mod retry;
 pub mod service;
 #[cfg(test)]
 mod testing;

@@ -4,12 +4,17 @@ pub mod checks;
 pub mod digest;
 pub mod engine;
 pub mod entity_key;
+mod execute;
 pub mod lake;
 pub mod online;
 pub mod preview;
+mod publish;
 pub mod reads;
 pub mod session;
 pub mod sources;
 pub mod stage;
 pub mod text;
 pub mod types;
+mod worker;
+
+pub use worker::{Worker, WorkerOptions, WorkerParts};

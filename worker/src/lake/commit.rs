@@ -20,6 +20,7 @@ use deltalake::kernel::{Action, Add, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
+use object_store::path::Path;
 use serde_json::json;
 use tidegate_registry::ids::{RunId, ViewId};
 use tidegate_registry::time::Interval;
@@ -179,22 +180,19 @@ impl Lake {
 
     async fn require_staged(&self, request: &CommitRequest<'_>) -> Result<(), CommitError> {
         let prefix = self.table_prefix(request.view);
-        futures::stream::iter(request.adds)
-            .map(|add| {
-                let path = add.path.split('/').fold(prefix.clone(), |path, part| path.join(part));
-                async move {
-                    match self.store.head(&path).await {
-                        Ok(found) if i64::try_from(found.size).is_ok_and(|size| size == add.size) => Ok(()),
-                        Ok(_) | Err(object_store::Error::NotFound { .. }) => {
-                            Err(CommitError::StagedMissing { view: request.view.clone(), path: add.path.clone() })
-                        }
-                        Err(error) => Err(CommitError::Store { view: request.view.clone(), source: error.into() }),
-                    }
-                }
-            })
-            .buffer_unordered(32)
-            .try_collect()
-            .await
+        let looks: Vec<_> = request.adds.iter().map(|add| self.require_file(request.view, &prefix, add)).collect();
+        futures::stream::iter(looks).buffer_unordered(32).try_collect().await
+    }
+
+    async fn require_file(&self, view: &ViewId, table: &Path, add: &Add) -> Result<(), CommitError> {
+        let path = add.path.split('/').fold(table.clone(), |path, part| path.join(part));
+        match self.store.head(&path).await {
+            Ok(found) if i64::try_from(found.size).is_ok_and(|size| size == add.size) => Ok(()),
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => {
+                Err(CommitError::StagedMissing { view: view.clone(), path: add.path.clone() })
+            }
+            Err(error) => Err(CommitError::Store { view: view.clone(), source: error.into() }),
+        }
     }
 
     async fn try_commit(&self, table: &DeltaTable, request: &CommitRequest<'_>) -> anyhow::Result<u64> {

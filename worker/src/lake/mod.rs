@@ -182,7 +182,7 @@ impl Lake {
 
     /// Makes files durable before anything names them: a local file that was written is not yet on the disk.
     /// Other stores answer a write only when it is durable.
-    async fn sync(&self, view: &ViewId, relative: Vec<String>) -> Result<()> {
+    pub(crate) async fn sync(&self, view: &ViewId, relative: Vec<String>) -> Result<()> {
         if self.root.scheme() != "file" {
             return Ok(());
         }

@@ -3,9 +3,9 @@
 use std::hash::Hasher;
 use std::time::Duration;
 
-use tidegate_registry::ids::RunId;
-use tidegate_registry::model::Retries;
-use tidegate_registry::run::TaskKind;
+use crate::ids::RunId;
+use crate::model::Retries;
+use crate::run::TaskKind;
 
 /// No delay is longer.
 pub const DELAY_MAX: Duration = Duration::from_secs(3600);

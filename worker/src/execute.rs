@@ -1,0 +1,212 @@
+//! One claimed task, from its inputs to how it ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use datafusion::error::DataFusionError;
+use deltalake::kernel::Add;
+use indexmap::IndexMap;
+use tidegate_registry::ids::{SourceName, ViewId};
+use tidegate_registry::model::{FeatureView, Project};
+use tidegate_registry::retry::delay;
+use tidegate_registry::run::{Claim, Pins, StagedView, TaskKind, TaskOutput, ViewPin};
+use tidegate_registry::store::{Store, StoreError, TaskEnd};
+use tidegate_registry::time::{Clock, Interval};
+
+use crate::engine::Engine;
+use crate::lake::Lake;
+use crate::online::OnlineStore;
+use crate::publish::{blocking, parse_adds, pins_of, publish, view_of};
+use crate::reads::RunReads;
+use crate::sources::{Sources, is_pin_violation};
+use crate::stage::{StageRequest, stage};
+
+/// The delay between attempts to finish a publication whose attempts are used up.
+const PUBLISH_RETRY: Duration = Duration::from_secs(30);
+
+/// What every task needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Parts {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) lake: Lake,
+    pub(crate) online: Option<Arc<dyn OnlineStore>>,
+    pub(crate) sources: Sources,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) owner: String,
+}
+
+impl Parts {
+    /// Writes a line into the run's log; a log that cannot be written stops nothing.
+    pub(crate) async fn note(&self, claim: &Claim, level: &str, message: String) {
+        let lines = [(level.to_owned(), message)];
+        if let Err(error) = self.store.task_log(claim.token, &lines, self.clock.now()).await {
+            tracing::debug!(run.id = %claim.run.id, "A line of the run's log was not written: {error}");
+        }
+    }
+}
+
+/// A run as its tasks see it.
+#[derive(Debug, Clone)]
+pub(crate) struct Run {
+    pub(crate) project: Arc<Project>,
+    pub(crate) interval: Interval,
+    pub(crate) pins: Pins,
+    /// Views that are staged, in dependency order.
+    pub(crate) staged: IndexMap<ViewId, StagedView>,
+}
+
+impl Run {
+    fn of(claim: &Claim, project: Arc<Project>) -> Self {
+        let mut staged = IndexMap::new();
+        for id in &claim.run.views {
+            if let Some(TaskOutput::Staged(view)) = claim.inputs.get(&id.to_string()) {
+                staged.insert(id.clone(), view.clone());
+            }
+        }
+        Self { project, interval: claim.run.interval, pins: pins_of(claim), staged }
+    }
+
+    pub(crate) fn view(&self, id: &ViewId) -> Result<&FeatureView> {
+        view_of(&self.project, id)
+    }
+
+    pub(crate) fn adds(&self, id: &ViewId) -> Result<Vec<Add>> {
+        parse_adds(self.staged.get(id).with_context(|| format!("`{id}` was not staged"))?)
+    }
+
+    /// What this run's queries read. Staged files that cannot be parsed are left to [`Run::adds`] to report.
+    pub(crate) fn reads(&self, parts: &Parts) -> RunReads {
+        let staged = self.staged.iter().filter_map(|(id, view)| Some((id.clone(), parse_adds(view).ok()?))).collect();
+        RunReads {
+            project: Arc::clone(&self.project),
+            lake: parts.lake.clone(),
+            sources: parts.sources.clone(),
+            interval: self.interval,
+            pins: self.pins.clone(),
+            staged,
+        }
+    }
+}
+
+/// How a task went.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The attempt ends like this; the registry is yet to be told.
+    End(TaskEnd),
+    /// The registry has been told, with everything else.
+    Recorded,
+}
+
+/// Executes the task of `claim`.
+///
+/// # Errors
+/// [`StoreError::LostLease`] (somewhere in the chain): somebody else goes on. Every other failure becomes a
+/// [`TaskEnd`].
+pub(crate) async fn execute(parts: &Parts, claim: &Claim, project: Arc<Project>) -> Result<Outcome> {
+    let run = Run::of(claim, project);
+    let done = match &claim.kind {
+        TaskKind::Pin => pin(parts, claim, &run).await,
+        TaskKind::View(id) => stage_view(parts, claim, &run, id).await,
+        TaskKind::Publish => publish(parts, claim, &run).await,
+    };
+    match done {
+        Ok(outcome) => Ok(outcome),
+        Err(error) if is_lost_lease(&error) => Err(error),
+        Err(error) if matches!(claim.kind, TaskKind::View(_)) && is_pin_violation(&error) => {
+            Ok(Outcome::End(TaskEnd::PinsChanged { reason: format!("{error:#}") }))
+        }
+        Err(error) => Ok(Outcome::End(failure(claim, &run, &error))),
+    }
+}
+
+fn failure(claim: &Claim, run: &Run, error: &anyhow::Error) -> TaskEnd {
+    let retries = run.project.dags.get(&claim.run.dag).map(|dag| dag.retries);
+    let delay = retries.and_then(|retries| delay(&retries, claim.run.id, &claim.kind, claim.attempt));
+    let hopeless = claim.kind != TaskKind::Publish && is_hopeless(error);
+    // After its intent a run is retried for ever, so it needs a delay whatever its attempts.
+    let delay = if claim.kind == TaskKind::Publish { delay.or(Some(PUBLISH_RETRY)) } else { delay };
+    TaskEnd::Failed { error: chain(error), retry_in: delay.filter(|_| !hopeless) }
+}
+
+/// Whether trying again must give the same: the query does not plan.
+fn is_hopeless(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<DataFusionError>().is_some_and(|error| {
+            matches!(
+                error.find_root(),
+                DataFusionError::Plan(_) | DataFusionError::SchemaError(..) | DataFusionError::SQL(..)
+            )
+        })
+    })
+}
+
+pub(crate) fn is_lost_lease(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref::<StoreError>(), Some(StoreError::LostLease)))
+}
+
+/// The chain of causes on one line.
+pub(crate) fn chain(error: &anyhow::Error) -> String {
+    format!("{error:#}").replace('\n', " ")
+}
+
+/// Fixes the version of everything that the run reads or writes.
+async fn pin(parts: &Parts, claim: &Claim, run: &Run) -> Result<Outcome> {
+    let mut pins = Pins::default();
+    let mut views: Vec<ViewId> = claim.run.views.clone();
+    for id in &claim.run.views {
+        let view = run.view(id)?;
+        for name in view.source_reads() {
+            pin_source(parts, run, name, &mut pins).await?;
+        }
+        for read in view.view_reads() {
+            if !views.contains(read) {
+                views.push(read.clone());
+            }
+        }
+    }
+    let states = parts.store.view_states(&views).await?;
+    for id in views {
+        let state = states.get(&id).with_context(|| format!("`{id}` has no table yet: run `tidegate apply`"))?;
+        let newest = parts.store.ledger(&id, Some(run.interval.end()), 1).await?;
+        let state_interval = newest.first().map(|entry| entry.interval);
+        pins.views.insert(id, ViewPin { delta_version: state.delta_version, state: state_interval });
+    }
+    Ok(Outcome::End(TaskEnd::Succeeded { output: TaskOutput::Pins(pins), rows: None }))
+}
+
+async fn pin_source(parts: &Parts, run: &Run, name: &SourceName, pins: &mut Pins) -> Result<()> {
+    if pins.sources.contains_key(name.as_str()) {
+        return Ok(());
+    }
+    let source = run.project.sources.get(name).with_context(|| format!("the source `{name}` is not defined"))?;
+    pins.sources.insert(name.to_string(), parts.sources.pin(source).await?);
+    Ok(())
+}
+
+/// Computes, checks and stages one view.
+async fn stage_view(parts: &Parts, claim: &Claim, run: &Run, id: &ViewId) -> Result<Outcome> {
+    fail::fail_point!("stage.before");
+    let request = StageRequest {
+        reads: run.reads(parts),
+        view: id.clone(),
+        run: claim.run.id,
+        attempt: format!("{}-{}", claim.run.restarts, claim.attempt),
+    };
+    let engine = Arc::clone(&parts.engine);
+    let staged = parts.engine.run(async move { stage(&engine, &request).await }).await??;
+    let paths = parse_adds(&staged)?.into_iter().map(|add| add.path).collect();
+    parts.lake.sync(id, paths).await?;
+    fail::fail_point!("stage.after");
+    let failing = staged.checks.iter().filter(|check| check.verdict == tidegate_registry::run::Verdict::Failed);
+    for check in failing {
+        parts.note(claim, "warn", format!("{id}: {}: {}.", check.check, check.message)).await;
+    }
+    parts.note(claim, "info", format!("{id} is staged: {} rows, {} bytes.", staged.rows, staged.bytes)).await;
+    let rows = Some(staged.rows);
+    match blocking(std::iter::once((id, staged.checks.as_slice()))) {
+        Some(reason) => Ok(Outcome::End(TaskEnd::Blocked { output: Some(TaskOutput::Staged(staged)), reason })),
+        None => Ok(Outcome::End(TaskEnd::Succeeded { output: TaskOutput::Staged(staged), rows })),
+    }
+}

@@ -1,0 +1,399 @@
+//! The last task of a run: decide, take the intent, commit, publish, cut over, record.
+//!
+//! Whatever can refuse a run is decided before the intent. After it only outages stand in the way: every step may be
+//! repeated by any worker with the same publish numbers, and each asks what is already done instead of trusting memory.
+//! Fail points stand before, after and between doing and recording of every step; the crash tests stop at each.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use datafusion::common::JoinType;
+use datafusion::prelude::DataFrame;
+use deltalake::kernel::Add;
+use deltalake::protocol::checkpoints::create_checkpoint;
+use futures::StreamExt;
+use indexmap::IndexMap;
+use tidegate_registry::ids::{SnapshotId, ViewId};
+use tidegate_registry::model::{FeatureView, Output, Project, Rule};
+use tidegate_registry::run::{CheckResult, Claim, Intent, Pins, StagedView, TaskOutput, Verdict};
+use tidegate_registry::store::{IntentRequest, Record, StoreError, TaskEnd, ViewIntentRequest, ViewRecord, ViewState};
+
+use crate::checks::judge_history;
+use crate::engine::Joins;
+use crate::execute::{Outcome, Parts, Run};
+use crate::lake::{CommitError, CommitRequest};
+use crate::online::{Begun, CutOver, OnlineError, OnlineStore, SUPERSEDED_AGE_MIN, encode};
+use crate::reads::{living, slice, state_schema};
+
+/// How long to wait for another run that publishes one of our views.
+const BUSY_RETRY: Duration = Duration::from_millis(200);
+/// How often history may move under our judgement before we step back.
+const JUDGEMENTS_MAX: u32 = 10;
+/// A checkpoint is written every so many versions: without any, reading a table takes 2 ms more for every commit.
+const CHECKPOINT_EVERY: u64 = 20;
+
+/// A check's history, if it needs any, cannot be judged while staging.
+fn needs_history(rule: &Rule) -> bool {
+    matches!(rule, Rule::RowCount { max_change: Some(_), .. })
+}
+
+/// Publishes the run of `claim`.
+///
+/// # Errors
+/// Outages and broken worlds; verdicts and fences are [`Outcome`]s.
+pub(crate) async fn publish(parts: &Parts, claim: &Claim, run: &Run) -> Result<Outcome> {
+    let intent = match parts.store.intent(claim.run.id).await? {
+        Some(intent) => intent,
+        None => match take_intent(parts, claim, run).await? {
+            Decision::Publish(intent) => intent,
+            Decision::End(end) => return Ok(Outcome::End(end)),
+        },
+    };
+    fail::fail_point!("intent.after");
+    let versions = match commit_all(parts, claim, run, &intent).await? {
+        Ok(versions) => versions,
+        Err(end) => return Ok(Outcome::End(end)),
+    };
+    let snapshot = SnapshotId(claim.run.id.0);
+    let generations = match publish_online(parts, claim, run, &intent, &versions, snapshot).await? {
+        Ok(generations) => generations,
+        Err(end) => return Ok(Outcome::End(end)),
+    };
+    let record = record_of(parts, run, &intent, &versions, &generations, snapshot)?;
+    fail::fail_point!("record.before");
+    match parts.store.record(claim.token, record, parts.clock.now()).await {
+        Ok(()) => {}
+        Err(StoreError::Superseded { view }) => {
+            return Ok(Outcome::End(TaskEnd::Superseded { reason: format!("a later publication of `{view}`") }));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    fail::fail_point!("record.after");
+    tidy(parts, claim, run, &versions, &generations).await;
+    Ok(Outcome::Recorded)
+}
+
+enum Decision {
+    Publish(Intent),
+    End(TaskEnd),
+}
+
+/// Everything that can still refuse the run, then the intent.
+async fn take_intent(parts: &Parts, claim: &Claim, run: &Run) -> Result<Decision> {
+    if let Some(reason) = changed_pins(parts, run).await? {
+        return Ok(Decision::End(TaskEnd::PinsChanged { reason }));
+    }
+    fail::fail_point!("intent.before");
+    for _ in 0..JUDGEMENTS_MAX {
+        let states = parts.store.view_states(&claim.run.views).await?;
+        let mut views = IndexMap::new();
+        for (id, staged) in &run.staged {
+            let view = run.view(id)?;
+            let state = states.get(id).cloned().unwrap_or_default();
+            let mut checks = judge(parts, run, view, staged).await?;
+            if let Some(result) = too_many_deletes(parts, run, view, &state).await? {
+                checks.push(result);
+            }
+            views.insert(id.clone(), ViewIntentRequest { records: state.records, checks });
+        }
+        if let Some(reason) = blocking(views.iter().map(|(id, view)| (id, view.checks.as_slice()))) {
+            let judged = views.into_iter().map(|(id, view)| (id, view.checks)).collect();
+            return Ok(Decision::End(TaskEnd::Blocked { output: Some(TaskOutput::Judged(judged)), reason }));
+        }
+        if let Some(holder) = busy(&states, claim) {
+            let reason = Some(format!("waiting for the publication of {holder}"));
+            return Ok(Decision::End(TaskEnd::Released { retry_in: BUSY_RETRY, reason }));
+        }
+        match parts.store.intent_take(claim.token, IntentRequest { views }, parts.clock.now()).await {
+            Ok(intent) => return Ok(Decision::Publish(intent)),
+            Err(StoreError::Conflict(_)) => {} // somebody recorded in between: judge again
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let reason = Some("waiting for other publications of the same views".to_owned());
+    Ok(Decision::End(TaskEnd::Released { retry_in: BUSY_RETRY, reason }))
+}
+
+fn busy(states: &IndexMap<ViewId, ViewState>, claim: &Claim) -> Option<String> {
+    states.iter().find_map(|(view, state)| {
+        state.publishing.filter(|run| *run != claim.run.id).map(|run| format!("`{view}` by run {run}"))
+    })
+}
+
+/// The first reason, over all views, that stops the run.
+pub(crate) fn blocking<'a>(views: impl Iterator<Item = (&'a ViewId, &'a [CheckResult])>) -> Option<String> {
+    let stopping: Vec<String> = views
+        .flat_map(|(id, checks)| {
+            checks
+                .iter()
+                .filter(|check| check.blocks())
+                .map(move |check| format!("{id}: {}: {}", check.check, check.message))
+        })
+        .collect();
+    (!stopping.is_empty()).then(|| stopping.join("; "))
+}
+
+async fn changed_pins(parts: &Parts, run: &Run) -> Result<Option<String>> {
+    for (name, pin) in &run.pins.sources {
+        let source = run.project.sources.values().find(|source| source.name.as_str() == name);
+        let source = source.with_context(|| format!("the source `{name}` is not defined"))?;
+        if let Some(change) = parts.sources.changes(source, pin).await? {
+            return Ok(Some(change));
+        }
+    }
+    Ok(None)
+}
+
+/// Settles the verdicts that compare with the nearest earlier recorded interval.
+async fn judge(parts: &Parts, run: &Run, view: &FeatureView, staged: &StagedView) -> Result<Vec<CheckResult>> {
+    let mut results = staged.checks.clone();
+    if !view.checks.iter().any(|check| needs_history(&check.rule)) {
+        return Ok(results);
+    }
+    let before = parts.store.ledger(&view.id, Some(run.interval.start()), 1).await?;
+    let before = before.first().map(|entry| entry.rows);
+    for check in view.checks.iter().filter(|check| needs_history(&check.rule)) {
+        if let Some(result) = results.iter_mut().find(|r| r.check == check.name && r.verdict == Verdict::Pending) {
+            *result = judge_history(check, staged.rows, before);
+        }
+    }
+    Ok(results)
+}
+
+/// `max_deletes`: the share of entities now published that the staged rows no longer have.
+async fn too_many_deletes(
+    parts: &Parts,
+    run: &Run,
+    view: &FeatureView,
+    state: &ViewState,
+) -> Result<Option<CheckResult>> {
+    let Some(limit) = view.online.as_ref().and_then(|online| online.max_deletes) else { return Ok(None) };
+    let Some(newest) = state.newest.filter(|newest| newest.end() < run.interval.end()) else { return Ok(None) };
+    if view.output != Output::Full {
+        return Ok(None);
+    }
+    let ctx = parts.engine.context(Joins::SortMerge)?;
+    let reads = run.reads(parts);
+    let schema = state_schema(&run.project, view);
+    let keys: Vec<&str> = run.project.keys_of(view).iter().map(|key| key.name.as_str()).collect();
+    let published = parts.lake.load(&view.id, Some(state.delta_version)).await?;
+    let published = ctx.read_table(slice(&ctx, &published, newest, &schema).await?)?;
+    let staged = ctx.read_table(reads.state(&ctx, &view.id).await?)?;
+    let total = count(parts, published.clone()).await?;
+    let gone = count(parts, published.join(staged, JoinType::LeftAnti, &keys, &keys, None)?).await?;
+    let failed = gone as f64 > limit * total as f64;
+    Ok(Some(CheckResult {
+        check: "max_deletes".to_owned(),
+        severity: tidegate_registry::model::Severity::Block,
+        verdict: if failed { Verdict::Failed } else { Verdict::Passed },
+        message: format!("{gone} of {total} published entities would vanish; at most a share of {limit} may"),
+        failing_rows: if failed { gone } else { 0 },
+        samples: Vec::new(),
+    }))
+}
+
+async fn count(parts: &Parts, rows: DataFrame) -> Result<u64> {
+    Ok(parts.engine.run(async move { rows.count().await }).await?? as u64)
+}
+
+/// Commits every view of the run; the versions at which they landed.
+async fn commit_all(
+    parts: &Parts,
+    claim: &Claim,
+    run: &Run,
+    intent: &Intent,
+) -> Result<Result<IndexMap<ViewId, u64>, TaskEnd>> {
+    let states = parts.store.view_states(&claim.run.views).await?;
+    let mut versions = IndexMap::new();
+    for (id, view_intent) in &intent.views {
+        let adds = run.adds(id)?;
+        fail::fail_point!("commit.before");
+        let request = CommitRequest {
+            view: id,
+            publish_number: view_intent.publish_number,
+            publish_number_max: states.get(id).map_or(view_intent.publish_number, |state| state.publish_number),
+            interval: run.interval,
+            adds: &adds,
+            run: claim.run.id,
+        };
+        let committed = match parts.lake.commit(&request).await {
+            Ok(committed) => committed,
+            Err(error @ CommitError::Superseded { .. }) => {
+                return Ok(Err(TaskEnd::Superseded { reason: error.to_string() }));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        fail::fail_point!("commit.after");
+        let how = if committed.before { "was already committed" } else { "is committed" };
+        parts.note(claim, "info", format!("{id} {how} as version {} of its table.", committed.version)).await;
+        versions.insert(id.clone(), committed.version);
+    }
+    Ok(Ok(versions))
+}
+
+/// Fills a generation nobody reads for each view that goes online, then moves all of them in one step.
+async fn publish_online(
+    parts: &Parts,
+    claim: &Claim,
+    run: &Run,
+    intent: &Intent,
+    versions: &IndexMap<ViewId, u64>,
+    snapshot: SnapshotId,
+) -> Result<Result<IndexMap<ViewId, u64>, TaskEnd>> {
+    let mut generations = IndexMap::new();
+    let Some(online) = &parts.online else { return Ok(Ok(generations)) };
+    let mut moves = Vec::new();
+    for (id, view_intent) in &intent.views {
+        let view = run.view(id)?;
+        if view.online.is_none() || !view_intent.online {
+            continue;
+        }
+        let generation = view_intent.publish_number;
+        fail::fail_point!("publish.before");
+        if online.begin_generation(id, generation).await? == Begun::Empty {
+            let version = versions.get(id).with_context(|| format!("`{id}` was not committed"))?;
+            let rows = fill(parts, run, view, *version, generation, online).await?;
+            let what = format!("{id} is written online as generation {generation}: {rows} entities.");
+            parts.note(claim, "info", what).await;
+        }
+        fail::fail_point!("publish.after");
+        moves.push(CutOver {
+            view: id.clone(),
+            generation,
+            publish_number: view_intent.publish_number,
+            tag: format!("{id}#{}@{snapshot}", view.fingerprint),
+        });
+        generations.insert(id.clone(), generation);
+    }
+    if moves.is_empty() {
+        return Ok(Ok(generations));
+    }
+    fail::fail_point!("cutover.before");
+    match online.cut_over(&moves).await {
+        Ok(()) => {}
+        Err(OnlineError::Superseded { view, .. }) => {
+            return Ok(Err(TaskEnd::Superseded { reason: format!("a later publication of `{view}` is live online") }));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    fail::fail_point!("cutover.after");
+    Ok(Ok(generations))
+}
+
+/// Writes the state of a view at the run's interval end into `generation`; how many entities it has.
+async fn fill(
+    parts: &Parts,
+    run: &Run,
+    view: &FeatureView,
+    version: u64,
+    generation: u64,
+    online: &Arc<dyn OnlineStore>,
+) -> Result<u64> {
+    let ctx = parts.engine.context(Joins::Hash)?;
+    let table = parts.lake.load(&view.id, Some(version)).await?;
+    let schema = state_schema(&run.project, view);
+    let keys = run.project.keys_of(view);
+    let provider = match view.output {
+        Output::Full => slice(&ctx, &table, run.interval, &schema).await?,
+        Output::Partial { ttl } => {
+            let names: Vec<&str> = keys.iter().map(|key| key.name.as_str()).collect();
+            living(&ctx, &table, &names, run.interval.end(), ttl, &schema).await?
+        }
+    };
+    let mut rows = ctx.read_table(provider)?.execute_stream().await?;
+    let (view, keys, online) = (view.clone(), keys.to_vec(), Arc::clone(online));
+    let work = async move {
+        let mut written = 0;
+        while let Some(batch) = rows.next().await {
+            let encoded = encode(&view, &keys, &batch?)?;
+            written += encoded.len() as u64;
+            online.write(&view.id, generation, &encoded).await?;
+            fail::fail_point!("publish.between");
+        }
+        online.finish_generation(&view.id, generation, written).await?;
+        anyhow::Ok(written)
+    };
+    parts.engine.run(work).await?
+}
+
+fn record_of(
+    parts: &Parts,
+    run: &Run,
+    intent: &Intent,
+    versions: &IndexMap<ViewId, u64>,
+    generations: &IndexMap<ViewId, u64>,
+    snapshot: SnapshotId,
+) -> Result<Record> {
+    let mut views = IndexMap::new();
+    for (id, view_intent) in &intent.views {
+        let staged = run.staged.get(id).with_context(|| format!("`{id}` was not staged"))?;
+        views.insert(
+            id.clone(),
+            ViewRecord {
+                fingerprint: run.view(id)?.fingerprint.clone(),
+                publish_number: view_intent.publish_number,
+                delta_version: *versions.get(id).with_context(|| format!("`{id}` was not committed"))?,
+                rows: staged.rows,
+                digest: staged.digest.clone(),
+                online_generation: generations.get(id).copied(),
+                profile: serde_json::to_value(&staged.profile).context("writing the profile")?,
+            },
+        );
+    }
+    Ok(Record { snapshot, views, manifest: run.pins.clone(), actor: format!("worker {}", parts.owner) })
+}
+
+/// What may be done after a run and harms nothing when it is not: leftovers, old generations, checkpoints.
+async fn tidy(
+    parts: &Parts,
+    claim: &Claim,
+    run: &Run,
+    versions: &IndexMap<ViewId, u64>,
+    generations: &IndexMap<ViewId, u64>,
+) {
+    for (id, version) in versions {
+        let kept: Vec<String> = run.adds(id).unwrap_or_default().into_iter().map(|add| add.path).collect();
+        let outcome: Result<()> = async {
+            parts.lake.discard_staged(id, claim.run.id, &kept).await?;
+            if version % CHECKPOINT_EVERY == 0 {
+                create_checkpoint(&parts.lake.load(id, Some(*version)).await?, None).await?;
+            }
+            let keep = run.view(id)?.online.as_ref().map_or(0, |online| online.keep);
+            if let (Some(online), true) = (&parts.online, generations.contains_key(id)) {
+                online.prune(id, keep, SUPERSEDED_AGE_MIN, &[]).await?;
+            }
+            Ok(())
+        }
+        .await;
+        if let Err(error) = outcome {
+            tracing::warn!(view = %id, run.id = %claim.run.id, "Tidying up after a run failed; the next run tries again: {error:#}");
+        }
+    }
+}
+
+/// Reads staged add actions back from what the view's task stored.
+pub(crate) fn parse_adds(staged: &StagedView) -> Result<Vec<Add>> {
+    staged
+        .adds
+        .iter()
+        .map(|add| serde_json::from_value(add.clone()).context("reading a staged file's description"))
+        .collect()
+}
+
+/// The pins of a run, from the outputs of its earlier tasks.
+pub(crate) fn pins_of(claim: &Claim) -> Pins {
+    claim
+        .inputs
+        .values()
+        .find_map(|output| match output {
+            TaskOutput::Pins(pins) => Some(pins.clone()),
+            _ => None,
+        })
+        .unwrap_or_default()
+}
+
+/// The definitions of a run's views; a free function so that previews can share it.
+pub(crate) fn view_of<'a>(project: &'a Project, id: &ViewId) -> Result<&'a FeatureView> {
+    project.views.get(id).with_context(|| format!("`{id}` is not defined"))
+}

@@ -1,0 +1,352 @@
+//! The worker's loop: claim, execute with a heartbeat beside it, tell the registry how it ended.
+//!
+//! A worker holds nothing that the registry does not know: it may die at any instruction, and another goes on when the lease
+//! runs out. Stopping is a sequence: claim no more, finish what is short, hand the rest back.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tidegate_registry::ids::{RunId, ViewId};
+use tidegate_registry::model::Project;
+use tidegate_registry::run::{Claim, RunState};
+use tidegate_registry::store::{ClaimRequest, RunFilter, Store, StoreError, TaskEnd};
+use tidegate_registry::time::Clock;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::Engine;
+use crate::execute::{Outcome, Parts, chain, execute, is_lost_lease};
+use crate::lake::Lake;
+use crate::online::OnlineStore;
+use crate::sources::Sources;
+
+/// How long a stopping worker lets its tasks finish before it hands them back.
+const GRACE: Duration = Duration::from_secs(8);
+/// How often an idle worker looks for work when nobody wakes it.
+const POLL: Duration = Duration::from_millis(500);
+/// Projects that are kept in memory, by revision.
+const PROJECTS_KEPT: usize = 4;
+
+/// The ends of runs that had no intent, so that no table can name their files. (A superseded run may have committed some
+/// of its views.)
+const NEVER_PUBLISHED: [RunState; 3] = [RunState::Blocked, RunState::Failed, RunState::Cancelled];
+
+/// What a worker is made of.
+#[derive(Debug)]
+pub struct WorkerParts {
+    /// The registry.
+    pub store: Arc<dyn Store>,
+    /// Project time.
+    pub clock: Arc<dyn Clock>,
+    /// The lake.
+    pub lake: Lake,
+    /// The online store; `None` for batch-only projects.
+    pub online: Option<Arc<dyn OnlineStore>>,
+    /// The sources.
+    pub sources: Sources,
+    /// Settings.
+    pub options: WorkerOptions,
+    /// Notified by others when there may be work.
+    pub wake: Arc<Notify>,
+    /// Notified by the worker when a task has ended: there may be something to admit.
+    pub progress: Arc<Notify>,
+}
+
+/// Settings of a worker.
+#[derive(Debug, Clone)]
+pub struct WorkerOptions {
+    /// Unique per process, as in `host:pid:start`.
+    pub owner: String,
+    /// How long a claim lasts without a heartbeat; heartbeats come three times as often.
+    pub lease: Duration,
+    /// How many tasks run at once.
+    pub slots: usize,
+    /// What the process may occupy, in bytes.
+    pub memory_bytes: u64,
+    /// Where queries spill.
+    pub spill_dir: PathBuf,
+}
+
+/// Executes tasks.
+#[derive(Debug)]
+pub struct Worker {
+    parts: Parts,
+    options: WorkerOptions,
+    wake: Arc<Notify>,
+    progress: Arc<Notify>,
+    projects: Arc<Projects>,
+}
+
+impl Worker {
+    /// Sets a worker up; nothing is claimed yet.
+    ///
+    /// # Errors
+    /// When the engine cannot be set up.
+    pub fn new(parts: WorkerParts) -> Result<Self> {
+        let engine = Arc::new(Engine::new(parts.options.memory_bytes, &parts.options.spill_dir)?);
+        Ok(Self {
+            parts: Parts {
+                store: parts.store,
+                clock: parts.clock,
+                lake: parts.lake,
+                online: parts.online,
+                sources: parts.sources,
+                engine,
+                owner: parts.options.owner.clone(),
+            },
+            options: parts.options,
+            wake: parts.wake,
+            progress: parts.progress,
+            projects: Arc::default(),
+        })
+    }
+
+    /// Executes whatever there is until `cancel`, then finishes or hands back.
+    ///
+    /// # Errors
+    /// Never for trouble with a task or an outage of the registry: those are logged and tried again.
+    pub async fn run(&self, cancel: CancellationToken) -> Result<()> {
+        self.sweep().await;
+        self.work(&[], &cancel).await
+    }
+
+    /// Executes the tasks of `runs` until all of them have ended, or until `cancel`.
+    ///
+    /// # Errors
+    /// As [`Worker::run`].
+    pub async fn run_only(&self, runs: &[RunId], cancel: CancellationToken) -> Result<()> {
+        self.work(runs, &cancel).await
+    }
+
+    async fn work(&self, only: &[RunId], cancel: &CancellationToken) -> Result<()> {
+        let mut tasks: JoinSet<()> = JoinSet::new();
+        // Tasks outlive the loop by the grace period, so they have their own stop.
+        let stop = CancellationToken::new();
+        let mut heard = tokio::time::interval(self.options.lease / 3);
+        loop {
+            // Interest is registered before looking, so that nothing is missed in between.
+            let woken = self.wake.notified();
+            let mut claimed = false;
+            while tasks.len() < self.options.slots && !cancel.is_cancelled() {
+                match self.claim(only).await {
+                    Some(claim) => {
+                        claimed = true;
+                        let task = self.task(claim, stop.clone());
+                        tasks.spawn(task);
+                    }
+                    None => break,
+                }
+            }
+            if cancel.is_cancelled() || (!claimed && tasks.is_empty() && !only.is_empty() && self.all_ended(only).await)
+            {
+                break;
+            }
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = woken => {}
+                () = tokio::time::sleep(POLL) => {}
+                Some(ended) = tasks.join_next(), if !tasks.is_empty() => report(ended),
+                _ = heard.tick() => self.say_alive().await,
+            }
+        }
+        let finish = async {
+            while let Some(ended) = tasks.join_next().await {
+                report(ended);
+            }
+        };
+        if tokio::time::timeout(GRACE, finish).await.is_err() {
+            stop.cancel();
+            while let Some(ended) = tasks.join_next().await {
+                report(ended);
+            }
+        }
+        if let Err(error) = self.parts.store.worker_goodbye(&self.options.owner).await {
+            tracing::debug!("The registry was not told that this worker stopped: {error}");
+        }
+        Ok(())
+    }
+
+    async fn claim(&self, only: &[RunId]) -> Option<Claim> {
+        let request =
+            ClaimRequest { owner: self.options.owner.clone(), lease: self.options.lease, only: only.to_vec() };
+        match self.parts.store.task_claim(&request, self.parts.clock.now()).await {
+            Ok(claim) => claim,
+            Err(error) => {
+                tracing::warn!("Claiming a task failed; trying again: {}", chain(&error.into()));
+                None
+            }
+        }
+    }
+
+    async fn all_ended(&self, runs: &[RunId]) -> bool {
+        match self.parts.store.runs_open().await {
+            Ok(open) => open.iter().all(|run| !runs.contains(&run.id)),
+            Err(_) => false,
+        }
+    }
+
+    async fn say_alive(&self) {
+        if let Err(error) = self.parts.store.worker_heartbeat(&self.options.owner).await {
+            tracing::warn!("The registry could not be told that this worker lives: {}", chain(&error.into()));
+        }
+    }
+
+    /// One claimed task with its heartbeat, owning all it needs.
+    fn task(&self, claim: Claim, stop: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
+        let parts = self.parts.clone();
+        let lease = self.options.lease;
+        let projects = Arc::clone(&self.projects);
+        let (wake, progress) = (Arc::clone(&self.wake), Arc::clone(&self.progress));
+        async move {
+            let project = projects.get(&parts, claim.run.definitions).await;
+            attend(&parts, &claim, project, lease, &stop).await;
+            // A task that ended may make others claimable, here and elsewhere.
+            wake.notify_waiters();
+            progress.notify_waiters();
+        }
+    }
+
+    /// Deletes staged files of runs that ended without publishing: what a crash or a cancellation left behind.
+    async fn sweep(&self) {
+        let ended = NEVER_PUBLISHED;
+        let filter = RunFilter { states: ended.to_vec(), limit: 1_000, ..RunFilter::default() };
+        let runs = match self.parts.store.runs(&filter).await {
+            Ok(runs) => runs,
+            Err(error) => return tracing::warn!("Looking for leftovers failed: {error}"),
+        };
+        for run in runs {
+            discard(&self.parts, run.id, &run.views).await;
+        }
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!("A task's attendant died: {error}");
+    }
+}
+
+/// The newest definitions that runs used: most runs use the same.
+#[derive(Debug, Default)]
+struct Projects(Mutex<VecDeque<(i64, Arc<Project>)>>);
+
+impl Projects {
+    async fn get(&self, parts: &Parts, revision: i64) -> Result<Arc<Project>> {
+        let kept =
+            self.0.lock().ok().and_then(|kept| {
+                kept.iter().find(|(known, _)| *known == revision).map(|(_, project)| Arc::clone(project))
+            });
+        if let Some(project) = kept {
+            return Ok(project);
+        }
+        let (_, project) = parts.store.project(Some(revision)).await.context("reading the run's definitions")?;
+        let project = Arc::new(project);
+        if let Ok(mut kept) = self.0.lock() {
+            kept.push_front((revision, Arc::clone(&project)));
+            kept.truncate(PROJECTS_KEPT);
+        }
+        Ok(project)
+    }
+}
+
+/// Executes a task beside its heartbeat, and tells the registry how it ended.
+async fn attend(
+    parts: &Parts,
+    claim: &Claim,
+    project: Result<Arc<Project>>,
+    lease: Duration,
+    stop: &CancellationToken,
+) {
+    let end = match project {
+        Err(error) => TaskEnd::Failed { error: chain(&error), retry_in: Some(Duration::from_secs(5)) },
+        Ok(project) => {
+            let timeout = project.dags.get(&claim.run.dag).and_then(|dag| dag.timeout);
+            tokio::select! {
+                outcome = execute(parts, claim, project) => match outcome {
+                    Ok(Outcome::Recorded) => return,
+                    Ok(Outcome::End(end)) => end,
+                    Err(error) => {
+                        debug_assert!(is_lost_lease(&error), "execute hands up nothing else");
+                        tracing::info!(run.id = %claim.run.id, task = %claim.kind, "The lease was lost; another worker goes on.");
+                        return;
+                    }
+                },
+                () = keep_alive(parts, claim, lease) => {
+                    tracing::warn!(run.id = %claim.run.id, task = %claim.kind, "The lease was lost while working; stopping.");
+                    return;
+                }
+                () = deadline(timeout) => TaskEnd::Failed {
+                    error: format!("the task took longer than its timeout of {timeout:?}"),
+                    retry_in: Some(Duration::from_secs(1)),
+                },
+                () = stop.cancelled() => TaskEnd::Released {
+                    retry_in: Duration::ZERO,
+                    reason: Some("its worker stopped; another goes on".to_owned()),
+                },
+            }
+        }
+    };
+    tell(parts, claim, end).await;
+}
+
+async fn deadline(timeout: Option<Duration>) {
+    match timeout {
+        Some(timeout) => tokio::time::sleep(timeout).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Extends the lease until it is lost. A registry that cannot be reached is waited for: fences, not clocks, keep a worker
+/// that is out of touch from doing harm.
+async fn keep_alive(parts: &Parts, claim: &Claim, lease: Duration) {
+    loop {
+        tokio::time::sleep(lease / 3).await;
+        match parts.store.task_heartbeat(claim.token, lease).await {
+            Ok(()) => {}
+            Err(StoreError::LostLease) => return,
+            Err(error) => tracing::warn!(run.id = %claim.run.id, "A heartbeat failed; trying again: {error}"),
+        }
+    }
+}
+
+async fn tell(parts: &Parts, claim: &Claim, end: TaskEnd) {
+    let may_end_run = matches!(end, TaskEnd::Blocked { .. } | TaskEnd::Failed { .. } | TaskEnd::PinsChanged { .. });
+    if let TaskEnd::Failed { error, .. } = &end {
+        tracing::warn!(run.id = %claim.run.id, task = %claim.kind, attempt = claim.attempt, "A task failed: {error}");
+        parts.note(claim, "error", error.clone()).await;
+    }
+    for attempt in 0_u32.. {
+        match parts.store.task_end(claim.token, end.clone(), parts.clock.now()).await {
+            Ok(()) => break,
+            Err(StoreError::Unavailable(error)) if attempt < 10 => {
+                tracing::warn!(run.id = %claim.run.id, "The registry could not be told how a task ended; trying again: {error}");
+                tokio::time::sleep(Duration::from_millis(100 << attempt.min(6))).await;
+            }
+            Err(StoreError::LostLease) => return,
+            Err(error) => {
+                tracing::error!(run.id = %claim.run.id, task = %claim.kind, "The registry refused how a task ended: {}", chain(&error.into()));
+                return;
+            }
+        }
+    }
+    if may_end_run {
+        if let Ok((run, _)) = parts.store.run(claim.run.id).await {
+            if NEVER_PUBLISHED.contains(&run.state) {
+                discard(parts, run.id, &run.views).await;
+            }
+        }
+    }
+}
+
+/// Deletes every staged file of a run that has ended without publishing.
+async fn discard(parts: &Parts, run: RunId, views: &[ViewId]) {
+    for view in views {
+        if let Err(error) = parts.lake.discard_staged(view, run, &[]).await {
+            tracing::warn!(run.id = %run, view = %view, "Staged files were left behind: {error:#}");
+        }
+    }
+}
