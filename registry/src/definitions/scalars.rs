@@ -7,6 +7,16 @@ use chrono_tz::Tz;
 
 use crate::time::Instant;
 
+/// A duration as written. Not plain `Duration`, whose JSON Schema is another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct WrittenDuration(pub(super) Duration);
+
+impl From<WrittenDuration> for Duration {
+    fn from(written: WrittenDuration) -> Self {
+        written.0
+    }
+}
+
 /// A number and a unit of `s`, `m`, `h` or `d`, as in `30h`; at most a thousand years.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let unit = text.chars().last()?;

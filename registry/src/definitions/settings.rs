@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use chrono_tz::Tz;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::read::{At, Field, Read, check_keys, described, key_name, missing, record, wrong_type};
+use super::read::{At, Field, Read, check_keys, described, key_name, missing, record, schema_of, wrong_type};
 use super::rules::RulesFile;
 use super::scalars;
 use super::yaml::{Node, Value};
@@ -226,7 +226,7 @@ record! {
         /// Where the online store is, as in `sqlite://.tidegate/online.db`; left out for batch only.
         online: optional String,
         /// How much memory the engine may use; `2GiB` when left out.
-        memory: optional String,
+        memory: optional TextOrNumber,
         /// A simulated clock, so that old data behaves as on its day.
         clock: optional ClockFile,
         /// URIs and absolute paths below which sources outside the project may lie.
@@ -250,7 +250,7 @@ record! {
         /// Where the online store is; `none` for batch only.
         online: optional String,
         /// How much memory the engine may use.
-        memory: optional String,
+        memory: optional TextOrNumber,
         /// A simulated clock.
         clock: optional ClockFile,
         /// URIs and absolute paths below which sources outside the project may lie.
@@ -262,11 +262,22 @@ record! {
     /// A simulated clock, on embedded parts only.
     ClockFile "clock" {
         /// Project time when the project is first started: a date (midnight UTC) or RFC 3339.
-        start: required String,
+        start: required TextOrNumber,
         /// Project seconds per real second; 1 when left out.
-        speed: optional String,
+        speed: optional TextOrNumber,
     }
 }
+
+/// A value that YAML may take for a number.
+#[derive(Debug, Clone)]
+pub(super) struct TextOrNumber(String);
+
+impl Read for TextOrNumber {
+    fn read(node: &Node, out: &mut Vec<Diagnostic>) -> Option<Self> {
+        String::read(node, out).map(Self)
+    }
+}
+schema_of!(TextOrNumber, "text_or_number", { "type": ["string", "number"] });
 
 /// Profiles by name.
 #[derive(Debug, Clone)]
@@ -406,6 +417,14 @@ fn find_profile<'a>(name: &str, file: &'a At<ProjectFile>, out: &mut Vec<Diagnos
     found.map(|(_, profile)| profile)
 }
 
+fn text(field: &Field<String>) -> Option<(&str, &Origin)> {
+    field.get().map(|at| (at.value.as_str(), &at.origin))
+}
+
+fn number(field: &Field<TextOrNumber>) -> Option<(&str, &Origin)> {
+    field.get().map(|at| (at.value.0.as_str(), &at.origin))
+}
+
 struct Resolver<'a, 'b> {
     file: &'a At<ProjectFile>,
     profile: Option<&'a ProfileFile>,
@@ -433,31 +452,31 @@ impl Resolver<'_, '_> {
             return raw(&text, Origin::default(), ValueOrigin::Environment(key.variable()));
         }
         let profile = self.profile.and_then(|profile| match key {
-            SettingKey::Project => profile.project.get(),
-            SettingKey::Registry => profile.registry.get(),
-            SettingKey::Lake => profile.lake.get(),
-            SettingKey::Online => profile.online.get(),
-            SettingKey::Memory => profile.memory.get(),
-            SettingKey::ClockStart => profile.clock.get().and_then(|clock| clock.value.start.get()),
-            SettingKey::ClockSpeed => profile.clock.get().and_then(|clock| clock.value.speed.get()),
+            SettingKey::Project => text(&profile.project),
+            SettingKey::Registry => text(&profile.registry),
+            SettingKey::Lake => text(&profile.lake),
+            SettingKey::Online => text(&profile.online),
+            SettingKey::Memory => number(&profile.memory),
+            SettingKey::ClockStart => profile.clock.get().and_then(|clock| number(&clock.value.start)),
+            SettingKey::ClockSpeed => profile.clock.get().and_then(|clock| number(&clock.value.speed)),
             SettingKey::AllowedRoots => None,
         });
-        if let Some(at) = profile {
+        if let Some((text, origin)) = profile {
             let name = self.profile_name.clone().unwrap_or_default();
-            return raw(&at.value, at.origin.clone(), ValueOrigin::Profile(name));
+            return raw(text, origin.clone(), ValueOrigin::Profile(name));
         }
         let file = match key {
-            SettingKey::Project => self.file.project.get(),
-            SettingKey::Registry => self.file.registry.get(),
-            SettingKey::Lake => self.file.lake.get(),
-            SettingKey::Online => self.file.online.get(),
-            SettingKey::Memory => self.file.memory.get(),
-            SettingKey::ClockStart => self.file.clock.get().and_then(|clock| clock.value.start.get()),
-            SettingKey::ClockSpeed => self.file.clock.get().and_then(|clock| clock.value.speed.get()),
+            SettingKey::Project => text(&self.file.project),
+            SettingKey::Registry => text(&self.file.registry),
+            SettingKey::Lake => text(&self.file.lake),
+            SettingKey::Online => text(&self.file.online),
+            SettingKey::Memory => number(&self.file.memory),
+            SettingKey::ClockStart => self.file.clock.get().and_then(|clock| number(&clock.value.start)),
+            SettingKey::ClockSpeed => self.file.clock.get().and_then(|clock| number(&clock.value.speed)),
             SettingKey::AllowedRoots => None,
         };
         match file {
-            Some(at) => raw(&at.value, at.origin.clone(), ValueOrigin::File),
+            Some((text, origin)) => raw(text, origin.clone(), ValueOrigin::File),
             None => raw(key.default()?, Origin::default(), ValueOrigin::Default),
         }
     }

@@ -1,7 +1,6 @@
 //! What authors write, key by key: the one place that says which keys exist. The JSON Schema for editors comes from here.
 
 use std::borrow::Cow;
-use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
@@ -9,7 +8,7 @@ use super::read::{
     At, Field, Read, Sql, check_keys, described, key_name, missing, nearest, one_key, record, scalar, schema_of,
     suggestion, words,
 };
-use super::scalars::{self, WrittenTime};
+use super::scalars::{self, WrittenDuration, WrittenTime};
 use super::yaml::{Node, Value};
 use crate::diagnostics::{Diagnostic, ids};
 use crate::model::{Catchup, ColumnType, Gap, OnBlocked, Overlap, PublishUnit, Severity};
@@ -110,9 +109,9 @@ record! {
         /// `full` (a run's rows are every entity's state) or `partial` (only entities touched in the interval; needs `ttl`).
         output: optional OutputWord,
         /// How long a row of a `partial` view counts, as in `7d`.
-        ttl: optional Duration,
+        ttl: optional WrittenDuration,
         /// How long after an interval's end its rows count as known, when training sets are built.
-        serving_delay: optional Duration,
+        serving_delay: optional WrittenDuration,
         /// The typed columns beside the entity's keys.
         features: required Vec<At<FeatureFile>>,
         /// The rules that staged rows must pass.
@@ -244,9 +243,9 @@ record! {
     /// How old a view may get: now − end of the newest published interval.
     FreshnessFile "freshness" {
         /// Breached above this age, as in `30h`.
-        max_age: required Duration,
+        max_age: required WrittenDuration,
         /// A warning above this age.
-        warn_age: optional Duration,
+        warn_age: optional WrittenDuration,
     }
 }
 
@@ -268,7 +267,7 @@ record! {
         /// What to do when a task fails for a reason that may pass.
         retries: optional RetriesFile,
         /// How long one attempt of a task may take, as in `15m`.
-        timeout: optional Duration,
+        timeout: optional WrittenDuration,
         /// How many runs may be under way at once; 4 when left out.
         max_active_runs: optional u32,
         /// What later intervals do when one is blocked or failed: `continue` (default) or `wait`.
@@ -304,7 +303,7 @@ record! {
         /// How often to try again; 2 when left out.
         max: optional u32,
         /// Delay before the first retry, doubled with each; `30s` when left out.
-        backoff: optional Duration,
+        backoff: optional WrittenDuration,
     }
 }
 
@@ -345,6 +344,7 @@ schema_of!(ColumnType, "type", {
     "type": "string",
     "pattern": "^(string|boolean|integer|bigint|float|double|date|timestamp|array<(string|boolean|integer|bigint|float|double|date|timestamp)>)$"
 });
+schema_of!(WrittenDuration, "duration", { "type": "string", "pattern": "^[0-9]+[smhd]$", "examples": ["90s", "15m", "30h", "7d"] });
 schema_of!(WrittenTime, "time", { "type": "string", "examples": ["2013-01-08", "2013-01-08T02:15:00Z"] });
 
 impl Read for ColumnType {
@@ -367,7 +367,7 @@ impl Read for ColumnType {
     }
 }
 
-impl Read for Duration {
+impl Read for WrittenDuration {
     fn read(node: &Node, out: &mut Vec<Diagnostic>) -> Option<Self> {
         let text = &scalar(node, "a duration", out)?.text;
         let duration = scalars::parse_duration(text);
@@ -378,7 +378,7 @@ impl Read for Duration {
                     .with_help("write for example `90s`, `15m`, `30h` or `7d`"),
             );
         }
-        duration
+        duration.map(WrittenDuration)
     }
 }
 

@@ -149,7 +149,7 @@ fn dag(
     let owner = owner_ref(&file.owner, catalog, out);
     let schedule = file.schedule.get().and_then(|schedule| self::schedule(schedule, out));
     let retries = retries(&file.retries, out);
-    if let Some(timeout) = file.timeout.get().filter(|timeout| timeout.is_zero()) {
+    if let Some(timeout) = file.timeout.get().filter(|timeout| timeout.0.is_zero()) {
         out.push(
             Diagnostic::error(ids::OUT_OF_RANGE, timeout.origin.clone(), "no task can finish within `0s`")
                 .with_help("write for example `timeout: 15m`, or leave it out"),
@@ -169,7 +169,7 @@ fn dag(
         schedule: schedule?,
         views: views.iter().map(|(id, _)| id.clone()).collect(),
         retries,
-        timeout: file.timeout.value(),
+        timeout: file.timeout.value().map(Duration::from),
         max_active_runs: file.max_active_runs.value().unwrap_or(4),
         in_order: false,
         on_blocked: file.on_blocked.value().unwrap_or_default(),
@@ -190,7 +190,7 @@ fn retries(field: &Field<RetriesFile>, out: &mut Vec<Diagnostic>) -> Retries {
         }
         retries.max = max.value;
     }
-    retries.backoff = file.backoff.value().unwrap_or(retries.backoff);
+    retries.backoff = file.backoff.value().map_or(retries.backoff, Duration::from);
     retries
 }
 

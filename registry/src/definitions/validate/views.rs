@@ -8,6 +8,7 @@ use indexmap::IndexMap;
 
 use super::{Catalog, Context, ParsedViews, Written, checks, owner_ref, parse_name, paths, tables, tags, unknown};
 use crate::definitions::read::{At, Field};
+use crate::definitions::scalars::WrittenDuration;
 use crate::definitions::sql;
 use crate::definitions::written::{FeatureFile, FreshnessFile, OnlineFile, OutputWord, StrategyWord, ViewFile};
 use crate::diagnostics::{Diagnostic, Origin, SourceMap, ids};
@@ -74,7 +75,7 @@ fn view(
         sql: text?,
         reads: Vec::new(),
         output: output?,
-        serving_delay: file.serving_delay.value().unwrap_or_default(),
+        serving_delay: file.serving_delay.value().map(Duration::from).unwrap_or_default(),
         features,
         checks,
         online,
@@ -161,14 +162,14 @@ fn output(file: &At<ViewFile>, out: &mut Vec<Diagnostic>) -> Option<Output> {
     let partial = file.output.get().is_some_and(|word| word.value == OutputWord::Partial);
     match (&file.output, &file.ttl) {
         (Field::Bad, _) | (_, Field::Bad) => None,
-        (_, Field::Is(ttl)) if partial && ttl.is_zero() => {
+        (_, Field::Is(ttl)) if partial && ttl.0.is_zero() => {
             out.push(
                 Diagnostic::error(ids::OUT_OF_RANGE, ttl.origin.clone(), "`ttl` must be longer than nothing")
                     .with_help("write for example `ttl: 7d`"),
             );
             None
         }
-        (_, Field::Is(ttl)) if partial => Some(Output::Partial { ttl: ttl.value }),
+        (_, Field::Is(ttl)) if partial => Some(Output::Partial { ttl: ttl.value.into() }),
         (_, Field::Is(ttl)) => {
             out.push(
                 Diagnostic::error(
@@ -324,10 +325,10 @@ fn online(file: &At<OnlineFile>, out: &mut Vec<Diagnostic>) -> Option<Online> {
 
 fn freshness(file: &At<FreshnessFile>, out: &mut Vec<Diagnostic>) -> Option<Freshness> {
     let max_age = file.max_age.get()?;
-    let bad = |at: &At<Duration>, title: &str, help: &str| {
+    let bad = |at: &At<WrittenDuration>, title: &str, help: &str| {
         Diagnostic::error(ids::BAD_FRESHNESS, at.origin.clone(), title).with_help(help)
     };
-    if max_age.is_zero() {
+    if max_age.0.is_zero() {
         out.push(bad(max_age, "`max_age` must be longer than nothing", "write for example `max_age: 30h`"));
         return None;
     }
@@ -339,5 +340,5 @@ fn freshness(file: &At<FreshnessFile>, out: &mut Vec<Diagnostic>) -> Option<Fres
         );
         return None;
     }
-    Some(Freshness { max_age: max_age.value, warn_age: file.warn_age.value() })
+    Some(Freshness { max_age: max_age.value.into(), warn_age: file.warn_age.value().map(Duration::from) })
 }
