@@ -13,6 +13,8 @@ pub mod reads;
 pub mod session;
 pub mod sources;
 pub mod stage;
+#[cfg(test)]
+mod tests;
 pub mod text;
 pub mod types;
 mod worker;
