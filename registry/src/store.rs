@@ -425,6 +425,13 @@ pub trait Store: Send + Sync + Debug {
     /// apply since `step.definitions` (which made it due at once: an old plan must not put that off).
     async fn plan(&self, step: PlanStep, now: Instant) -> Result<()>;
 
+    /// [`Self::plan`] for several DAGs in one transaction: a step that is refused leaves no trace and stops no other.
+    /// One verdict per step, in order.
+    ///
+    /// # Errors
+    /// When the registry cannot be written: then nothing of any step is stored.
+    async fn plan_all(&self, steps: &[PlanStep], now: Instant) -> Result<Vec<Result<()>>>;
+
     /// The stored ticks of `dag` in `[from, to]`, ascending.
     async fn ticks(&self, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Instant>>;
 
@@ -451,6 +458,9 @@ pub trait Store: Send + Sync + Debug {
 
     /// Lets a waiting run's tasks be claimed; nothing when it is not waiting.
     async fn run_admit(&self, id: RunId) -> Result<()>;
+
+    /// [`Self::run_admit`] for several runs in one transaction.
+    async fn runs_admit(&self, ids: &[RunId]) -> Result<()>;
 
     /// Notes what a waiting run waits for; nothing when it is not waiting.
     async fn run_wait_reason(&self, id: RunId, reason: &str) -> Result<()>;

@@ -13,7 +13,7 @@ use anyhow::{Context, anyhow};
 use tidegate_registry::ids::{BackfillId, DagName, RunId};
 use tidegate_registry::model::Dag;
 use tidegate_registry::run::{Run, RunState};
-use tidegate_registry::store::{DagState, RunFilter, Store, StoreError};
+use tidegate_registry::store::{DagState, PlanStep, RunFilter, Store, StoreError};
 use tidegate_registry::time::{Clock, Instant};
 use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
@@ -48,6 +48,10 @@ const REASONS_PER_DAG: usize = 20;
 /// Reasons written in one pass: each is a transaction, and none is urgent.
 const REASONS_PER_PASS: usize = 100;
 
+/// Runs let in, or DAGs planned with a tick and a run each, in one transaction: the disk is waited for once, and no
+/// other writer waits long.
+const BATCH_MAX: usize = 200;
+
 /// The longest pause after failed passes.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
@@ -71,6 +75,13 @@ pub struct StepSummary {
 }
 
 impl StepSummary {
+    fn planned(&mut self, step: &PlanStep, now: Instant) {
+        self.dags_planned += 1;
+        self.ticks += step.ticks.len();
+        self.runs_planned += step.runs.len();
+        self.more |= step.due_at.is_some_and(|due| due <= now);
+    }
+
     /// Whether the registry is other than before.
     pub fn did_anything(&self) -> bool {
         self.ticks + self.runs_planned + self.admitted > 0
@@ -95,6 +106,43 @@ struct Memory {
     turns: Turns,
     /// DAGs that could not be planned, by the revision at which that was said.
     complained: BTreeMap<DagName, i64>,
+}
+
+impl Memory {
+    /// Says once per revision why a DAG cannot be planned; what passes by itself is passed over.
+    fn complain(&mut self, state: &DagState, failure: anyhow::Error, summary: &mut StepSummary) -> anyhow::Result<()> {
+        match failure.downcast_ref::<StoreError>() {
+            Some(StoreError::Unavailable(_)) => return Err(failure),
+            Some(StoreError::Conflict(_) | StoreError::NotFound { .. }) => {
+                debug!(dag.name = %state.dag, "the DAG changed while it was planned; it comes again if it is due");
+            }
+            _ => {
+                summary.dags_failed += 1;
+                if self.complained.insert(state.dag.clone(), state.definitions) != Some(state.definitions) {
+                    error!(dag.name = %state.dag, error = format!("{failure:#}"), "the DAG cannot be planned");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Steps that are written together.
+#[derive(Debug, Default)]
+struct Batch {
+    states: Vec<DagState>,
+    steps: Vec<PlanStep>,
+}
+
+impl Batch {
+    fn add(&mut self, state: &DagState, step: PlanStep) {
+        self.states.push(state.clone());
+        self.steps.push(step);
+    }
+
+    fn is_full(&self) -> bool {
+        self.steps.iter().map(|step| 1 + step.ticks.len() + step.runs.len()).sum::<usize>() >= 3 * BATCH_MAX
+    }
 }
 
 impl Scheduler {
@@ -190,38 +238,51 @@ impl Scheduler {
     async fn plan_due(&self, memory: &mut Memory, now: Instant, summary: &mut StepSummary) -> anyhow::Result<()> {
         let due = self.store.dags_due(now, self.options.dags_max).await.context("reading the DAGs that are due")?;
         summary.more = due.len() >= self.options.dags_max as usize;
+        let mut batch = Batch::default();
         for state in &due {
-            match self.plan_one(&mut memory.facts, state, now, summary).await {
-                Ok(()) => {
-                    summary.dags_planned += 1;
-                    memory.complained.remove(&state.dag);
-                }
-                Err(failure) => match failure.downcast_ref::<StoreError>() {
-                    Some(StoreError::Unavailable(_)) => return Err(failure),
-                    Some(StoreError::Conflict(_) | StoreError::NotFound { .. }) => {
-                        debug!(dag.name = %state.dag, "the DAG changed while it was planned; it comes again if it is due");
-                    }
-                    _ => {
-                        summary.dags_failed += 1;
-                        if memory.complained.insert(state.dag.clone(), state.definitions) != Some(state.definitions) {
-                            error!(dag.name = %state.dag, error = format!("{failure:#}"), "the DAG cannot be planned");
-                        }
-                    }
-                },
+            match self.decide_one(&mut memory.facts, state, now).await {
+                Ok(step) => batch.add(state, step),
+                Err(failure) => memory.complain(state, failure, summary)?,
+            }
+            if batch.is_full() {
+                self.write(&mut batch, memory, now, summary).await?;
             }
         }
+        self.write(&mut batch, memory, now, summary).await?;
         // Nothing but failures would spin.
         summary.more &= summary.dags_planned > 0;
         Ok(())
     }
 
-    async fn plan_one(
+    /// Stores the steps of `batch` and empties it.
+    async fn write(
         &self,
-        facts: &mut Facts,
-        state: &DagState,
+        batch: &mut Batch,
+        memory: &mut Memory,
         now: Instant,
         summary: &mut StepSummary,
     ) -> anyhow::Result<()> {
+        let Batch { states, steps } = std::mem::take(batch);
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let verdicts = self.store.plan_all(&steps, now).await.context("planning what is due")?;
+        for ((state, step), verdict) in states.iter().zip(&steps).zip(verdicts) {
+            match verdict {
+                Ok(()) => {
+                    summary.planned(step, now);
+                    memory.complained.remove(&state.dag);
+                }
+                Err(refused) => {
+                    let failure = anyhow::Error::new(refused).context(format!("planning `{}`", state.dag));
+                    memory.complain(state, failure, summary)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn decide_one(&self, facts: &mut Facts, state: &DagState, now: Instant) -> anyhow::Result<PlanStep> {
         let definitions = facts.definitions(&*self.store, state.definitions).await?;
         let dag = definitions
             .project
@@ -229,12 +290,7 @@ impl Scheduler {
             .get(&state.dag)
             .ok_or_else(|| anyhow!("`{}` is not defined in revision {}", state.dag, state.definitions))?;
         let history = if planning::needs_history(dag, state) { self.history(dag).await? } else { History::default() };
-        let step = planning::plan(dag, state, &history, now)
-            .with_context(|| format!("reading the schedule of `{}`", dag.name))?;
-        summary.ticks += step.ticks.len();
-        summary.runs_planned += step.runs.len();
-        summary.more |= step.due_at.is_some_and(|due| due <= now);
-        self.store.plan(step, now).await.with_context(|| format!("planning `{}`", dag.name))
+        planning::plan(dag, state, &history, now).with_context(|| format!("reading the schedule of `{}`", dag.name))
     }
 
     async fn admit(
@@ -250,19 +306,21 @@ impl Scheduler {
         let mut situation = memory.facts.situation(&*self.store, runs).await?;
         situation.only = only.cloned();
         let decisions = admission::decide(&situation, &self.options.limits, &mut memory.turns);
+        let mut admitted = Vec::new();
         let mut waiting: Vec<(&Run, String)> = Vec::new();
         let runs: BTreeMap<RunId, &Run> = situation.runs.iter().map(|run| (run.id, run)).collect();
         for (id, decision) in decisions {
             match decision {
-                Decision::Admit => {
-                    self.store.run_admit(id).await.with_context(|| format!("letting in run {id}"))?;
-                    summary.admitted += 1;
-                }
+                Decision::Admit => admitted.push(id),
                 Decision::Wait(reason) => {
                     summary.waiting += 1;
                     waiting.extend(runs.get(&id).map(|run| (*run, reason)));
                 }
             }
+        }
+        for ids in admitted.chunks(BATCH_MAX) {
+            self.store.runs_admit(ids).await.context("letting in runs")?;
+            summary.admitted += ids.len();
         }
         self.explain(&waiting).await
     }
@@ -357,14 +415,13 @@ impl Scheduler {
             let states = self.store.dags().await.context("reading the DAGs")?;
             let state = states.into_iter().find(|state| state.dag == *dag);
             let state = state.ok_or_else(|| anyhow!("there is no DAG `{dag}`"))?;
-            let mut summary = StepSummary::default();
-            match self.plan_one(&mut memory.facts, &state, now, &mut summary).await {
-                Ok(()) if !summary.more => return Ok(()),
+            let step = self.decide_one(&mut memory.facts, &state, now).await?;
+            let more = step.due_at.is_some_and(|due| due <= now);
+            match self.store.plan(step, now).await {
+                Ok(()) if !more => return Ok(()),
                 Ok(()) => {}
-                Err(failure) => match failure.downcast_ref::<StoreError>() {
-                    Some(StoreError::Conflict(_)) => warn!(dag.name = %dag, "another scheduler plans the DAG too"),
-                    _ => return Err(failure),
-                },
+                Err(StoreError::Conflict(_)) => warn!(dag.name = %dag, "another scheduler plans the DAG too"),
+                Err(failure) => return Err(failure).with_context(|| format!("planning `{dag}`")),
             }
         }
     }

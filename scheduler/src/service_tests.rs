@@ -279,6 +279,30 @@ async fn a_dag_that_cannot_be_planned_does_not_stop_the_others() {
     assert_eq!(world.runs().await, ["u 01 queued"]);
 }
 
+#[tokio::test]
+async fn a_step_that_is_refused_leaves_no_trace_and_stops_no_other() {
+    let project = two_dags(|_| {});
+    let world = World::new(&project).await;
+    let states = world.store.dags().await.unwrap();
+    let decide = |index: usize| {
+        let state: &DagState = &states[index];
+        planning::plan(&project.dags[&state.dag], state, &History::default(), day(3)).unwrap()
+    };
+    let (mut broken, good) = (decide(0), decide(1));
+    // Its ticks are stored before its last run is found to compute nothing.
+    broken.runs[1].views.clear();
+    let mut outdated = decide(1);
+    outdated.planned_until = Some(day(1));
+    let verdicts = world.store.plan_all(&[broken, outdated, good], day(3)).await.unwrap();
+    assert!(
+        matches!(verdicts[..], [Err(StoreError::Refused(_)), Err(StoreError::Conflict(_)), Ok(())]),
+        "{verdicts:?}"
+    );
+    assert_eq!(world.runs().await, ["u 01 waiting", "u 02 waiting"]);
+    assert!(world.store.ticks(&states[0].dag, day(1), day(9)).await.unwrap().is_empty());
+    assert_eq!(world.store.ticks(&states[1].dag, day(1), day(9)).await.unwrap().len(), 3);
+}
+
 /// Waits until `is` holds.
 async fn eventually(what: &str, mut is: impl AsyncFnMut() -> bool) {
     let began = RealInstant::now();

@@ -95,7 +95,11 @@ impl Store for SqliteStore {
     }
 
     async fn plan(&self, step: PlanStep, now: Instant) -> Result<()> {
-        planning::plan(&self.db, step, now).await
+        planning::plan(&self.db, &step, now).await
+    }
+
+    async fn plan_all(&self, steps: &[PlanStep], now: Instant) -> Result<Vec<Result<()>>> {
+        planning::plan_all(&self.db, steps, now).await
     }
 
     async fn ticks(&self, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Instant>> {
@@ -128,6 +132,10 @@ impl Store for SqliteStore {
 
     async fn run_admit(&self, id: RunId) -> Result<()> {
         runs::admit(&self.db, id).await
+    }
+
+    async fn runs_admit(&self, ids: &[RunId]) -> Result<()> {
+        runs::admit_all(&self.db, ids).await
     }
 
     async fn run_wait_reason(&self, id: RunId, reason: &str) -> Result<()> {

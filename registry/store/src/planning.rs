@@ -1,7 +1,7 @@
 //! DAGs as the scheduler sees them: when each is due, and the grid of ticks stored so far.
 
-use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Connection, SqliteConnection};
 use tidegate_registry::ids::DagName;
 use tidegate_registry::store::{DagState, PlanStep, Result, StoreError};
 use tidegate_registry::time::{Instant, format_instant};
@@ -45,9 +45,32 @@ pub(crate) async fn next_due(db: &Db) -> Result<Option<Instant>> {
         .instant_option("due_at")
 }
 
-pub(crate) async fn plan(db: &Db, step: PlanStep, now: Instant) -> Result<()> {
+pub(crate) async fn plan(db: &Db, step: &PlanStep, now: Instant) -> Result<()> {
     let mut tx = db.write().await?;
-    let state = dag_in_tx(&mut tx, &step.dag).await?;
+    plan_in_tx(&mut tx, step, now).await?;
+    commit(tx).await
+}
+
+/// Each step behind a savepoint of its own, so that one that is refused takes nothing else back.
+pub(crate) async fn plan_all(db: &Db, steps: &[PlanStep], now: Instant) -> Result<Vec<Result<()>>> {
+    let mut tx = db.write().await?;
+    let mut verdicts = Vec::with_capacity(steps.len());
+    for step in steps {
+        let mut savepoint = tx.begin().await.map_err(on("planning a DAG"))?;
+        let verdict = plan_in_tx(&mut savepoint, step, now).await;
+        match verdict {
+            Ok(()) => savepoint.commit().await.map_err(on("planning a DAG"))?,
+            Err(unavailable @ StoreError::Unavailable(_)) => return Err(unavailable),
+            Err(_) => savepoint.rollback().await.map_err(on("planning a DAG"))?,
+        }
+        verdicts.push(verdict);
+    }
+    commit(tx).await?;
+    Ok(verdicts)
+}
+
+async fn plan_in_tx(tx: &mut SqliteConnection, step: &PlanStep, now: Instant) -> Result<()> {
+    let state = dag_in_tx(&mut *tx, &step.dag).await?;
     if state.planned_until != step.planned_until {
         return Err(StoreError::Conflict(format!("`{}` was planned by somebody else meanwhile", step.dag)));
     }
@@ -89,8 +112,8 @@ pub(crate) async fn plan(db: &Db, step: PlanStep, now: Instant) -> Result<()> {
         .execute(&mut *tx)
         .await
         .map_err(on("planning a DAG"))?;
-    runs::create_in_tx(&mut tx, &step.runs, now).await?;
-    commit(tx).await
+    runs::create_in_tx(tx, &step.runs, now).await?;
+    Ok(())
 }
 
 pub(crate) async fn ticks(db: &Db, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Instant>> {

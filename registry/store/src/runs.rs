@@ -245,14 +245,20 @@ pub(crate) async fn latest(db: &Db, dag: &DagName, from: Instant, to: Instant) -
 }
 
 pub(crate) async fn admit(db: &Db, id: RunId) -> Result<()> {
+    admit_all(db, &[id]).await
+}
+
+pub(crate) async fn admit_all(db: &Db, ids: &[RunId]) -> Result<()> {
     let mut tx = db.write().await?;
-    if get_in_tx(&mut tx, id).await?.state == RunState::Waiting {
-        sqlx::query("UPDATE runs SET state = 'queued', reason = NULL WHERE id = $1")
-            .bind(id.to_string())
-            .execute(&mut *tx)
-            .await
-            .map_err(on("admitting a run"))?;
-        moves::refresh_ready(&mut tx, id).await?;
+    for id in ids {
+        if get_in_tx(&mut tx, *id).await?.state == RunState::Waiting {
+            sqlx::query("UPDATE runs SET state = 'queued', reason = NULL WHERE id = $1")
+                .bind(id.to_string())
+                .execute(&mut *tx)
+                .await
+                .map_err(on("admitting a run"))?;
+            moves::refresh_ready(&mut tx, *id).await?;
+        }
     }
     commit(tx).await
 }
