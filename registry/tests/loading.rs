@@ -195,6 +195,46 @@ fn generated(files: usize, views: usize) -> Vec<(String, String)> {
 }
 
 #[test]
+fn what_is_whole_can_be_checked_further_while_other_parts_are_broken() {
+    let view = |name: &str, table: &str, more: &str| {
+        format!(
+            "  - name: {name}\n    entity: carrier\n    owner: delays\n    description: x\n    sql: SELECT * FROM {table}\n    \
+             features: [{{name: a, type: bigint, description: x}}]\n{more}"
+        )
+    };
+    let views = [
+        view("good", "flights", ""),
+        view("bad", "flights", "    ttl: 1d\n"),
+        view("child", "bad", ""),
+        view("grandchild", "child, good", ""),
+        view("lost", "nowhere", ""),
+        view("circle", "history.circle", ""),
+        view("fine", "good", ""),
+    ];
+    let text = format!(
+        "{GOOD}feature_views:\n{}dags:\n  - name: d\n    owner: delays\n    schedule: {{cron: '@daily', start: 2013-01-01}}\n    \
+         views: [fine, good, bad, child, grandchild, lost, circle]\n",
+        views.concat()
+    );
+    let loaded = memory(&[("a.yaml", text.as_bytes())]);
+    assert!(loaded.project.is_none());
+    let draft = loaded.draft.unwrap();
+    assert_eq!(draft.views.keys().map(ToString::to_string).collect::<Vec<_>>(), ["good@v1", "fine@v1"]);
+    assert_eq!(draft.dags[0].views.iter().map(ToString::to_string).collect::<Vec<_>>(), ["good@v1", "fine@v1"]);
+}
+
+#[test]
+fn a_file_of_one_long_line_is_read_in_time() {
+    let names: Vec<String> = (0..20_000).map(|number| format!("{{name: o{number}, primary: a@example.com}}")).collect();
+    let text = format!("{{owners: [{}]}}", names.join(", "));
+    let started = std::time::Instant::now();
+    let loaded = memory(&[("a.yaml", text.as_bytes())]);
+    assert_eq!(loaded.project.unwrap().owners.len(), 20_000);
+    // Counting the line's characters at every value takes minutes.
+    assert!(started.elapsed().as_secs() < 20);
+}
+
+#[test]
 fn the_schema_for_editors_follows_the_declarations() {
     insta::assert_json_snapshot!(json_schema());
 }

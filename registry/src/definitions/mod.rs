@@ -29,7 +29,7 @@ use settings::ProjectFile;
 use validate::{Context, Written};
 use written::DefinitionFile;
 
-use crate::diagnostics::{Diagnostic, Level, Origin, SourceMap, ids};
+use crate::diagnostics::{Diagnostic, Level, Origin, SourceMap, has_errors, ids};
 use crate::ids::ProjectName;
 use crate::model::Project;
 
@@ -40,6 +40,9 @@ pub struct Loaded {
     pub settings: Option<Settings>,
     /// The project, unless any error was found.
     pub project: Option<Project>,
+    /// What is whole even if errors were found elsewhere: definitions without a mistake that need none with one. For
+    /// finding more (planning the SQL against the sources), never for running.
+    pub draft: Option<Project>,
     /// Everything found, by file and line.
     pub diagnostics: Vec<Diagnostic>,
     /// The text of every file, for excerpts.
@@ -79,13 +82,14 @@ fn load_from(root: &Path, files: &Files<'_>, options: &LoadOptions<'_>) -> Loade
     // Definitions are checked even when the settings are wrong; the name then stands for the one that is missing.
     let fallback = || ProjectName::new("project").ok();
     let name = settings.as_ref().map(|settings| settings.project.clone()).or_else(fallback);
-    let project = name.and_then(|name| {
+    let draft = name.map(|name| {
         let allowed_roots = settings.as_ref().map_or(&[] as &[String], |settings| &settings.allowed_roots);
         let context = Context { project: name, files, allowed_roots, rules: &rules };
         validate::validate(&context, &written, &mut sources, &mut out)
     });
     sort(&mut out);
-    Loaded { settings, project, diagnostics: out, files: sources }
+    let project = draft.clone().filter(|_| !has_errors(&out));
+    Loaded { settings, project, draft, diagnostics: out, files: sources }
 }
 
 /// By place; what has none comes first.

@@ -526,35 +526,48 @@ impl Resolver<'_, '_> {
 
     fn allowed_roots(&mut self) -> Vec<String> {
         let key = SettingKey::AllowedRoots;
-        if let Some(raw) = self.find(key) {
-            self.origins.insert(key, raw.from);
-            return raw.text.split(',').map(|root| root.trim().to_owned()).filter(|root| !root.is_empty()).collect();
-        }
-        let profile = self.profile.and_then(|profile| profile.allowed_roots.get());
-        let (written, from) = match (profile, self.file.allowed_roots.get()) {
-            (Some(roots), _) => (roots, ValueOrigin::Profile(self.profile_name.clone().unwrap_or_default())),
-            (None, Some(roots)) => (roots, ValueOrigin::File),
-            (None, None) => return Vec::new(),
+        let raws: Vec<Raw> = if let Some(raw) = self.find(key) {
+            let roots = raw.text.split(',').map(str::trim).filter(|root| !root.is_empty());
+            roots
+                .map(|root| Raw { text: root.to_owned(), origin: raw.origin.clone(), from: raw.from.clone(), key })
+                .collect()
+        } else {
+            let profile = self.profile.and_then(|profile| profile.allowed_roots.get());
+            let (written, from) = match (profile, self.file.allowed_roots.get()) {
+                (Some(roots), _) => (roots, ValueOrigin::Profile(self.profile_name.clone().unwrap_or_default())),
+                (None, Some(roots)) => (roots, ValueOrigin::File),
+                (None, None) => return Vec::new(),
+            };
+            let raw = |root: &At<String>| Raw {
+                key,
+                text: root.value.clone(),
+                origin: root.origin.clone(),
+                from: from.clone(),
+            };
+            written.iter().map(raw).collect()
         };
-        self.origins.insert(key, from.clone());
-        let mut roots = Vec::new();
-        for root in written.iter() {
-            let raw = Raw { key, text: root.value.clone(), origin: root.origin.clone(), from: from.clone() };
-            if let Some(text) = self.interpolate(&raw) {
-                if !text.contains("://") && !text.starts_with('/') {
-                    self.out.push(
-                        raw.error(ids::BAD_SETTING, "holds a relative path")
-                            .with_label("neither a URI nor an absolute path")
-                            .with_help("paths below the project are always allowed; write others in full"),
-                    );
-                } else if text.trim_end_matches('/').ends_with(':') || text.trim_end_matches('/').is_empty() {
-                    self.out
-                        .push(raw.error(ids::BAD_SETTING, "allows everything").with_help("name a bucket or a folder"));
-                }
-                roots.push(text);
-            }
+        if let Some(raw) = raws.first() {
+            self.origins.insert(key, raw.from.clone());
         }
-        roots
+        raws.into_iter().filter_map(|raw| self.allowed_root(&raw)).collect()
+    }
+
+    fn allowed_root(&mut self, raw: &Raw) -> Option<String> {
+        let text = self.interpolate(raw)?;
+        if !text.contains("://") && !text.starts_with('/') {
+            self.out.push(
+                raw.error(ids::BAD_SETTING, "holds a relative path")
+                    .with_label("neither a URI nor an absolute path")
+                    .with_help("paths below the project are always allowed; write others in full"),
+            );
+            return None;
+        }
+        let bare = text.trim_end_matches('/');
+        if bare.is_empty() || bare.ends_with(':') {
+            self.out.push(raw.error(ids::BAD_SETTING, "allows everything").with_help("name a bucket or a folder"));
+            return None;
+        }
+        Some(text)
     }
 }
 

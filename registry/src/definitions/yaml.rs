@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use granit_parser::{ErrorKind, Event, Marker, Parser, ScalarStyle, ScanError, Span};
+use granit_parser::{ErrorKind, Event, Marker, Parser, ScalarStyle, ScanError, Span, StructureStyle};
 
 use crate::diagnostics::{Diagnostic, Origin, ids};
 
@@ -116,8 +116,18 @@ impl<'a> Lines<'a> {
 }
 
 enum Frame {
-    List(Marker, Vec<Node>),
-    Map { start: Marker, entries: Vec<(Key, Node)>, seen: HashMap<String, Origin>, key: Option<Key> },
+    List {
+        start: Marker,
+        style: StructureStyle,
+        items: Vec<Node>,
+    },
+    Map {
+        start: Marker,
+        style: StructureStyle,
+        entries: Vec<(Key, Node)>,
+        seen: HashMap<String, Origin>,
+        key: Option<Key>,
+    },
 }
 
 struct Builder<'a> {
@@ -161,12 +171,12 @@ impl Builder<'_> {
                 let origin = self.scalar_origin(&text, style, span);
                 self.put(Node { origin, value: Value::Scalar(Scalar { text: text.into_owned(), style }) });
             }
-            Event::SequenceStart(..) => self.open(Frame::List(span.start, Vec::new()), span)?,
-            Event::MappingStart(..) => {
-                self.open(
-                    Frame::Map { start: span.start, entries: Vec::new(), seen: HashMap::new(), key: None },
-                    span,
-                )?;
+            Event::SequenceStart(style, ..) => {
+                self.open(Frame::List { start: span.start, style, items: Vec::new() }, span)?;
+            }
+            Event::MappingStart(style, ..) => {
+                let (entries, seen) = (Vec::new(), HashMap::new());
+                self.open(Frame::Map { start: span.start, style, entries, seen, key: None }, span)?;
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(span),
             _ => {}
@@ -191,12 +201,14 @@ impl Builder<'_> {
     fn close(&mut self, span: Span) {
         // The parser's events are balanced, so a frame is there.
         let node = match self.stack.pop() {
-            Some(Frame::List(start, items)) => {
-                let origin = items.first().filter(|_| !self.is_flow(start)).map(|item| item.origin.clone());
+            Some(Frame::List { start, style, items }) => {
+                let block = style == StructureStyle::Block;
+                let origin = items.first().filter(|_| block).map(|item| item.origin.clone());
                 Node { origin: origin.unwrap_or_else(|| self.origin(start, span.end)), value: Value::List(items) }
             }
-            Some(Frame::Map { start, entries, .. }) => {
-                let origin = entries.first().filter(|_| !self.is_flow(start)).map(|(key, _)| key.origin.clone());
+            Some(Frame::Map { start, style, entries, .. }) => {
+                let block = style == StructureStyle::Block;
+                let origin = entries.first().filter(|_| block).map(|(key, _)| key.origin.clone());
                 Node { origin: origin.unwrap_or_else(|| self.origin(start, span.end)), value: Value::Map(entries) }
             }
             None => return,
@@ -207,7 +219,7 @@ impl Builder<'_> {
     fn put(&mut self, node: Node) {
         match self.stack.last_mut() {
             None => self.root = Some(node),
-            Some(Frame::List(_, items)) => items.push(node),
+            Some(Frame::List { items, .. }) => items.push(node),
             Some(Frame::Map { entries, seen, key, .. }) => match key.take() {
                 None => {
                     let Value::Scalar(scalar) = node.value else { return };
@@ -233,13 +245,13 @@ impl Builder<'_> {
         }
     }
 
-    fn is_flow(&self, start: Marker) -> bool {
-        self.lines.line(start.line()).chars().nth(start.col()).is_some_and(|c| matches!(c, '[' | '{'))
-    }
-
     fn origin(&self, start: Marker, end: Marker) -> Origin {
-        let rest = self.lines.rest(start.line(), start.col());
-        let length = if end.line() == start.line() { end.col().saturating_sub(start.col()).min(rest) } else { rest };
+        // Counting the characters of the line each time would take for ever on a file of one long line.
+        let length = if end.line() == start.line() {
+            end.col().saturating_sub(start.col())
+        } else {
+            self.lines.rest(start.line(), start.col())
+        };
         place(self.file, start.line(), start.col(), length.max(1))
     }
 
@@ -271,7 +283,7 @@ impl Builder<'_> {
         let mut line = span.start.line();
         if header != first.trim() {
             line += 1;
-            while line < self.lines.lines.len() && self.lines.line(line).trim() != first.trim() {
+            while line < self.lines.lines.len() && self.lines.line(line).trim().is_empty() {
                 line += 1;
             }
         }

@@ -51,7 +51,11 @@ impl Default for RenderStyle {
     }
 }
 
-/// All of `diagnostics` with the lines they point at, and a summary as the last line. Empty when there are none.
+/// Excerpts beyond this number help nobody and take long; JSON has them all.
+const SHOWN_MAX: usize = 500;
+
+/// All of `diagnostics` (the first 500) with the lines they point at, and a summary as the last line. Empty when there
+/// are none.
 pub fn render(diagnostics: &[Diagnostic], files: &SourceMap, style: RenderStyle) -> String {
     if diagnostics.is_empty() {
         return String::new();
@@ -66,9 +70,12 @@ pub fn render(diagnostics: &[Diagnostic], files: &SourceMap, style: RenderStyle)
         .with_context_lines(1)
         .without_syntax_highlighting();
     let mut text = String::new();
-    for diagnostic in diagnostics {
+    for diagnostic in diagnostics.iter().take(SHOWN_MAX) {
         render_one(&mut text, &handler, diagnostic, files);
         text.push('\n');
+    }
+    if diagnostics.len() > SHOWN_MAX {
+        text.push_str(&format!("… and {} more\n\n", diagnostics.len() - SHOWN_MAX));
     }
     text.push_str(&summary(diagnostics));
     text.push('\n');

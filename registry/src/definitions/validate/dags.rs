@@ -1,6 +1,6 @@
 //! DAGs: schedules, and which versions of which views they run.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -28,11 +28,12 @@ pub(super) fn dags(
     out: &mut Vec<Diagnostic>,
 ) -> Vec<ParsedDag> {
     let mut homes: HashMap<ViewId, (String, Origin)> = HashMap::new();
+    let mut names: HashSet<DagName> = HashSet::new();
     let mut dags: Vec<ParsedDag> = Vec::new();
     for file in &written.dags {
         let views = views(file, catalog, &mut homes, out);
         if let Some(dag) = dag(file, context, catalog, &views, out)
-            && dags.iter().all(|other| other.dag.name != dag.name)
+            && names.insert(dag.name.clone())
         {
             dags.push(ParsedDag { dag, views });
         }
@@ -53,7 +54,7 @@ fn without_dag(catalog: &Catalog, homes: &HashMap<ViewId, (String, Origin)>, out
         out.push(
             Diagnostic::warning(ids::VIEW_WITHOUT_DAG, origin.clone(), format!("no DAG runs feature view `{id}`"))
                 .with_label("will never be computed")
-                .with_help(format!("add `{}` to the `views:` of a DAG", id.name)),
+                .with_help(format!("add `{id}` to the `views:` of a DAG")),
         );
     }
 }

@@ -24,13 +24,17 @@ pub(super) fn finish(
     out: &mut Vec<Diagnostic>,
 ) {
     let mut edges: Edges<ViewId> = Vec::new();
+    let mut broken: HashSet<ViewId> = project.views.keys().filter(|id| !parsed.contains_key(*id)).cloned().collect();
     for (id, query) in parsed {
         let Some(view) = project.views.get_mut(id) else { continue };
         let mut reads: Vec<TableRef> = Vec::new();
         let mut seen: HashSet<String> = HashSet::new();
         let mut parents: Vec<(ViewId, Origin)> = Vec::new();
         for named in &query.tables {
-            let Some(table) = resolve(named, catalog, out) else { continue };
+            let Some(table) = resolve(named, catalog, out) else {
+                broken.insert(id.clone());
+                continue;
+            };
             if let Table::State(parent) | Table::History(parent) = &table {
                 parents.push((parent.clone(), named.origin.clone()));
             }
@@ -56,7 +60,24 @@ pub(super) fn finish(
         out.push(circle_found(ids::VIEW_CYCLE, "feature views read each other in a circle", circle));
     }
     fingerprints(project, parsed, &order);
+    drop_broken(project, broken, &order);
     finish_dags(project, dags, out);
+}
+
+/// Takes out the views that have a mistake, stand in a circle, or read something that has been taken out.
+fn drop_broken(project: &mut Project, mut broken: HashSet<ViewId>, order: &[ViewId]) {
+    for id in order {
+        let Some(view) = project.views.get(id) else { continue };
+        let is_whole = view.reads.iter().all(|read| match &read.table {
+            Table::Source(source) => project.sources.contains_key(source),
+            Table::State(other) | Table::History(other) => project.views.contains_key(other) && !broken.contains(other),
+        });
+        if !is_whole {
+            broken.insert(id.clone());
+        }
+    }
+    let ordered: HashSet<&ViewId> = order.iter().collect();
+    project.views.retain(|id, _| ordered.contains(id) && !broken.contains(id));
 }
 
 /// What a table's name means; reports when it means nothing.
@@ -222,6 +243,7 @@ fn finish_dags(project: &mut Project, dags: Vec<ParsedDag>, out: &mut Vec<Diagno
     let mut edges: Edges<DagName> = Vec::new();
     for parsed in dags {
         let mut dag = parsed.dag;
+        dag.views.retain(|id| project.views.contains_key(id));
         dag.views = project.in_dependency_order(&dag.views).into_iter().cloned().collect();
         dag.in_order = must_run_in_order(project, &dag);
         let mut targets = Vec::new();

@@ -65,13 +65,13 @@ struct Catalog {
     views: HashMap<String, BTreeMap<u32, Origin>>,
 }
 
-/// The project that `written` defines, or `None` and why.
+/// What `written` defines, without the definitions that have a mistake and those that need one of them.
 pub(super) fn validate(
     context: &Context<'_>,
     written: &Written,
     sources: &mut SourceMap,
     out: &mut Vec<Diagnostic>,
-) -> Option<Project> {
+) -> Project {
     let catalog = catalog(written, out);
     let mut project = Project::empty(context.project.clone());
     for owner in &written.owners {
@@ -92,7 +92,7 @@ pub(super) fn validate(
     let parsed = views::views(written, context, &catalog, &mut project, sources, out);
     let dags = dags::dags(written, context, &catalog, out);
     graph::finish(&mut project, &parsed, dags, &catalog, out);
-    (!crate::diagnostics::has_errors(out)).then_some(project)
+    project
 }
 
 /// The first definition of every name; later ones are reported.

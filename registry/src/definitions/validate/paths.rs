@@ -69,9 +69,13 @@ fn is_elsewhere(text: &str) -> bool {
     text.starts_with('/') || text.starts_with('~') || drive || text.contains("://")
 }
 
-/// `..` as a path's part, also spelled in percent signs, which stores decode.
+/// The parts of a path as a store would see them, which decodes percent signs.
+fn decoded(text: &str) -> String {
+    text.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "/")
+}
+
 fn has_parent_part(text: &str) -> bool {
-    text.split('/').any(|part| part.to_ascii_lowercase().replace("%2e", ".") == "..")
+    decoded(text).split('/').any(|part| part == "..")
 }
 
 /// A `file:` URI and a path are the same place.
@@ -102,8 +106,8 @@ fn is_allowed(text: &str, roots: &[String], origin: &Origin, out: &mut Vec<Diagn
 
 fn stays_inside(place: &At<String>, context: &Context<'_>, help: &str, out: &mut Vec<Diagnostic>) -> bool {
     let mut depth = 0_i32;
-    for part in place.value.split('/') {
-        depth += match part.to_ascii_lowercase().replace("%2e", ".").as_str() {
+    for part in decoded(&place.value).split('/') {
+        depth += match part {
             "" | "." => 0,
             ".." => -1,
             _ => 1,
