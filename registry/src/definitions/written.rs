@@ -218,7 +218,7 @@ record! {
 record! {
     /// A rule as a query.
     SqlCheck "check" {
-        /// Returns the offending rows; may name the view itself (the staged rows) and sources.
+        /// Returns the offending rows; may name the view itself (the staged rows) and the sources that it reads.
         query: required Sql,
         /// Unique in its view; `sql` when left out.
         name: optional String,

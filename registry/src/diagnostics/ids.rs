@@ -78,7 +78,7 @@ ids! {
     SQL_TOO_LARGE = "sql-too-large",
     SQL_TABLE_FUNCTION = "sql-table-function",
     UNKNOWN_TABLE = "unknown-table",
-    CHECK_READS_VIEW = "check-reads-view",
+    CHECK_READS_OTHER = "check-reads-other",
     UNKNOWN_PLACEHOLDER = "unknown-placeholder",
     // DAGs
     BAD_CRON = "bad-cron",

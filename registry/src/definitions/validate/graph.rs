@@ -51,7 +51,7 @@ pub(super) fn finish(
             if let Rule::Sql { query } = &check.rule
                 && let Some(query) = sql::parse(query, out)
             {
-                check_tables(&view.id, &query.tables, catalog, out);
+                check_tables(view, &query.tables, catalog, out);
             }
         }
     }
@@ -137,24 +137,31 @@ fn suggest_table(name: &str, catalog: &Catalog) -> String {
     )
 }
 
-fn check_tables(view: &ViewId, tables: &[NamedTable], catalog: &Catalog, out: &mut Vec<Diagnostic>) {
-    for named in tables {
-        let is_self =
-            matches!(named.parts.as_slice(), [name] if *name == view.name.as_str() || *name == view.to_string());
-        if is_self {
-            continue;
-        }
-        if let Some(Table::State(other) | Table::History(other)) = resolve(named, catalog, out) {
-            out.push(
-                Diagnostic::error(
-                    ids::CHECK_READS_VIEW,
-                    named.origin.clone(),
-                    format!("a check of `{}` reads feature view `{other}`", view.name),
-                )
-                .with_label("not the view that is checked")
-                .with_help(format!("a check may name `{}` (its staged rows) and sources", view.name)),
-            );
-        }
+/// A check sees its view's staged rows and the sources that the view reads, which are all that the run has pinned for it.
+fn check_tables(view: &FeatureView, tables: &[NamedTable], catalog: &Catalog, out: &mut Vec<Diagnostic>) {
+    let id = &view.id;
+    let is_self = |named: &&NamedTable| matches!(named.parts.as_slice(), [name] if *name == id.name.as_str() || *name == id.to_string());
+    for named in tables.iter().filter(|named| !is_self(named)) {
+        let (what, label) = match resolve(named, catalog, out) {
+            None => continue,
+            Some(Table::Source(source)) if view.source_reads().any(|read| *read == source) => continue,
+            Some(Table::Source(source)) => (format!("source `{source}`"), "the view itself does not read it"),
+            Some(Table::State(other) | Table::History(other)) => {
+                (format!("feature view `{other}`"), "not the view that is checked")
+            }
+        };
+        out.push(
+            Diagnostic::error(
+                ids::CHECK_READS_OTHER,
+                named.origin.clone(),
+                format!("a check of `{}` reads {what}", id.name),
+            )
+            .with_label(label)
+            .with_help(format!(
+                "a check may name `{}` (its staged rows) and the sources that the view reads: join what it needs in the view",
+                id.name
+            )),
+        );
     }
 }
 
