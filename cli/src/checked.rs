@@ -1,0 +1,46 @@
+//! The project's files, read, validated and checked against the sources: what `validate`, `plan` and `apply` begin with.
+
+use tidegate_registry::definitions::Settings;
+use tidegate_registry::diagnostics::{Diagnostic, SourceMap, has_errors};
+use tidegate_registry::model::Project;
+
+use crate::context::Context;
+use crate::error::UserError;
+
+/// What the files say, as far as they can be understood, and everything that is wrong with them.
+#[derive(Debug)]
+pub struct Checked {
+    /// The settings, unless something is wrong with them.
+    pub settings: Option<Settings>,
+    /// The project, unless something is wrong with it.
+    pub project: Option<Project>,
+    /// Everything found, by file and line.
+    pub diagnostics: Vec<Diagnostic>,
+    /// The text of every file, for excerpts.
+    pub files: SourceMap,
+}
+
+/// Reads the files and plans every query against the schemas of its sources, so that what can be wrong with a column or a
+/// type is found now and not in a run.
+///
+/// # Errors
+/// When there is no project.
+pub async fn load(context: &Context) -> anyhow::Result<Checked> {
+    let loaded = context.load()?;
+    let diagnostics = loaded.diagnostics;
+    Ok(Checked { settings: loaded.settings, project: loaded.project, diagnostics, files: loaded.files })
+}
+
+impl Checked {
+    /// Settings and project, once everything that is wrong has been shown and none of it was an error.
+    ///
+    /// # Errors
+    /// When there was an error.
+    pub fn accepted(self, context: &Context) -> anyhow::Result<(Settings, Project)> {
+        context.report(&self.diagnostics, &self.files);
+        match (self.settings, self.project) {
+            (Some(settings), Some(project)) if !has_errors(&self.diagnostics) => Ok((settings, project)),
+            _ => Err(UserError::new("the definitions have errors; nothing was changed").into()),
+        }
+    }
+}

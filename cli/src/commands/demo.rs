@@ -1,0 +1,267 @@
+//! `tidegate demo`: the main job on the example project, from nothing, with every claim checked.
+//!
+//! It does what a person would do, with the same code as the commands, in a fresh copy of the example project. Should
+//! something not happen as told, the demo fails.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant as Stopwatch;
+
+use anyhow::{Context as _, bail, ensure};
+use tidegate_registry::definitions::Settings;
+use tidegate_registry::ids::RunId;
+use tidegate_registry::run::RunState;
+use tidegate_registry::store::RunFilter;
+use tidegate_registry::time::Interval;
+use tidegate_scheduler::backfill::Reprocess;
+use tidegate_scheduler::planning::new_runs;
+
+use crate::checked;
+use crate::commands::apply;
+use crate::commands::backfill::{self, counted};
+use crate::commands::online::{self, Answer};
+use crate::commands::plan::Prepared;
+use crate::commands::run::explain;
+use crate::commands::{snapshots, status};
+use crate::context::{Context, Registry};
+use crate::error::{Exit, UserError};
+use crate::example;
+use crate::progress::note;
+use crate::roles;
+use crate::select;
+use crate::times::{TimeArgument, short_std};
+
+/// Show the main job on real flights: define, backfill, block bad data, serve
+///
+/// Works in a fresh folder and leaves it there to go on with.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The folder to work in; must be empty or not exist [default: a new one for temporary files]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+const DAG: &str = "flights_daily";
+const FROM: &str = "2013-01-08";
+/// The first interval that reads the bad file begins on this day.
+const TO: &str = "2013-01-29";
+const INTERVALS: usize = 21;
+const GOOD_FILE: &str = "data/flights/2013-01-29.parquet";
+const BAD_FILE: &str = "bad/flights/2013-01-29.parquet";
+const VIEW: &str = "carrier_delays";
+const KEY: &str = "carrier=UA";
+
+/// Runs the command.
+///
+/// # Errors
+/// When a step fails, or does not do what the demo says of it.
+pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
+    let stopwatch = Stopwatch::now();
+    let folder = folder(arguments.dir)?;
+    example::write_to(&folder)?;
+    let context = context.in_folder(&folder);
+    note(format!(
+        "Tidegate turns SQL over raw tables into features, on a schedule, and lets through only what passes its checks.\n\
+         This is the example project: delays of flights from New York, January to March 2013, in\n  {}",
+        folder.display()
+    ));
+    let demo = Demo::apply(&context).await?;
+    demo.backfill().await?;
+    let before = demo.read().await?;
+    let blocked = demo.bad_data(&folder, &before).await?;
+    demo.good_data(&folder, blocked, &before).await?;
+    demo.look_back().await?;
+    note(format!(
+        "\nDone in {}. Everything is still there; go on with:\n{}",
+        short_std(stopwatch.elapsed()),
+        next(&folder)
+    ));
+    Ok(Exit::Done)
+}
+
+fn folder(asked: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    let folder = asked.unwrap_or_else(|| std::env::temp_dir().join(format!("tidegate-demo-{}", RunId::generate())));
+    if fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(UserError::new(format!("`{}` is not empty", folder.display()))
+            .hint("name a folder that does not exist yet, or leave `--dir` out")
+            .into());
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("creating `{}`", folder.display()))?;
+    std::path::absolute(&folder).with_context(|| format!("finding `{}`", folder.display()))
+}
+
+fn step(number: u32, text: &str) {
+    note(format!("\n{number}. {text}"));
+}
+
+struct Demo<'a> {
+    context: &'a Context,
+    settings: Settings,
+    registry: Registry,
+}
+
+impl<'a> Demo<'a> {
+    /// Validates and applies.
+    async fn apply(context: &'a Context) -> anyhow::Result<Self> {
+        step(1, "Validate the definitions and apply them (`tidegate validate`, `plan`, `apply`)");
+        let checked = checked::load(context).await?;
+        let settings = checked.settings.clone().context("the example's settings are wrong")?;
+        let prepared = Prepared::new(checked, None, context).await?;
+        let project = &prepared.project;
+        note(format!(
+            "valid: {}, {}, {}",
+            counted(project.sources.len(), "source"),
+            counted(project.views.len(), "feature view"),
+            counted(project.dags.len(), "DAG")
+        ));
+        let registry = context.open_registry(&settings).await?;
+        let revision = apply::perform(&prepared, &registry, Some("the demo".to_owned()), context).await?;
+        note(format!("applied as revision {revision}; every view has an empty Delta table now"));
+        let registry = context.registry().await?;
+        Ok(Self { context, settings, registry })
+    }
+
+    /// Computes three weeks.
+    async fn backfill(&self) -> anyhow::Result<()> {
+        step(2, &format!("Compute {INTERVALS} nights (`tidegate backfill {DAG} --from {FROM} --to {TO}`)"));
+        let dag = select::dag(&self.registry.project, DAG)?;
+        let zone = dag.schedule.timezone;
+        let time = |text: &str| text.parse::<TimeArgument>().map_err(anyhow::Error::msg).map(|at| at.in_zone(zone));
+        let (from, to) = (time(FROM)?, time(TO)?);
+        roles::scheduler(&self.registry).backfill(&dag.name, from, to, Reprocess::Missing).await?;
+        let filter = RunFilter { dag: Some(dag.name.clone()), from: Some(from), to: Some(to), ..RunFilter::default() };
+        let runs: Vec<RunId> = self.registry.store.runs(&filter).await?.iter().map(|run| run.id).collect();
+        ensure!(runs.len() == INTERVALS, "{} runs were planned instead of {INTERVALS}", runs.len());
+        let stopwatch = Stopwatch::now();
+        backfill::see_through(&runs, &self.registry, self.context).await?;
+        for id in &runs {
+            let (run, _) = self.registry.store.run(*id).await?;
+            if run.state != RunState::Succeeded {
+                explain(&run, &self.registry).await?;
+                bail!("run {id} over {} is {} instead of succeeded", run.interval, run.state);
+            }
+        }
+        note(format!(
+            "{INTERVALS} nights of {} computed, checked, committed to Delta and published online in {}",
+            counted(dag.views.len(), "view"),
+            short_std(stopwatch.elapsed())
+        ));
+        Ok(())
+    }
+
+    /// Reads what is live.
+    async fn read(&self) -> anyhow::Result<Answer> {
+        step(3, &format!("Read features as a model server would (`tidegate online get {VIEW} {KEY}`)"));
+        let answer = self.get().await?;
+        ensure!(answer.found, "`{KEY}` is not online");
+        self.context.output.one(&answer, &answer.lines())?;
+        Ok(answer)
+    }
+
+    async fn get(&self) -> anyhow::Result<Answer> {
+        online::get(VIEW, &[KEY.to_owned()], &self.settings, &self.registry).await
+    }
+
+    /// Lets a supplier deliver a bad file and runs the next night.
+    async fn bad_data(&self, folder: &Path, before: &Answer) -> anyhow::Result<RunId> {
+        step(4, "The supplier's next file has delays in seconds instead of minutes; run the next night on it");
+        put(folder, BAD_FILE)?;
+        let interval = self.next_interval().await?;
+        let dag = select::dag(&self.registry.project, DAG)?;
+        let open = self.open_run(interval).await?;
+        let id = match open {
+            Some(id) => id,
+            None => {
+                let cause = tidegate_registry::run::Cause::Manual(1);
+                let new = new_runs(dag, self.registry.revision, interval, dag.views.clone(), &cause);
+                let ids = self.registry.store.runs_create(new, self.registry.clock.now()).await?;
+                *ids.first().context("no run was created")?
+            }
+        };
+        roles::see_through(&[id], &self.settings, &self.registry, self.context, |_| {}).await?;
+        let (run, _) = self.registry.store.run(id).await?;
+        ensure!(run.state == RunState::Blocked, "the run on bad data is {} instead of blocked", run.state);
+        explain(&run, &self.registry).await?;
+        let after = self.get().await?;
+        ensure!(after == *before, "the online values changed although the run was blocked: {after:?}");
+        note(format!("meanwhile `{VIEW}` of `{KEY}` answers exactly as before: the last good values are live"));
+        Ok(id)
+    }
+
+    async fn next_interval(&self) -> anyhow::Result<Interval> {
+        let dag = select::dag(&self.registry.project, DAG)?;
+        let start = TO.parse::<TimeArgument>().map_err(anyhow::Error::msg)?.in_zone(dag.schedule.timezone);
+        let now = self.registry.clock.now();
+        let ticks = self.registry.store.ticks(&dag.name, start, now).await?;
+        tidegate_scheduler::grid::intervals(&ticks).next().context("the next interval is not planned")
+    }
+
+    async fn open_run(&self, interval: Interval) -> anyhow::Result<Option<RunId>> {
+        let filter = RunFilter {
+            dag: Some(DAG.parse()?),
+            from: Some(interval.start()),
+            to: Some(interval.end()),
+            ..RunFilter::default()
+        };
+        let runs = self.registry.store.runs(&filter).await?;
+        Ok(runs.iter().find(|run| run.state.is_open()).map(|run| run.id))
+    }
+
+    /// Lets the supplier deliver again, and retries the run.
+    async fn good_data(&self, folder: &Path, blocked: RunId, before: &Answer) -> anyhow::Result<()> {
+        step(5, "The supplier delivers the right file; retry the run (`tidegate runs retry …`)");
+        put(folder, GOOD_FILE)?;
+        let dag = select::dag(&self.registry.project, DAG)?;
+        let now = self.registry.clock.now();
+        let id = self.registry.store.run_retry(blocked, 1 + dag.retries.max, now).await?;
+        roles::see_through(&[id], &self.settings, &self.registry, self.context, |_| {}).await?;
+        let (run, _) = self.registry.store.run(id).await?;
+        if run.state != RunState::Succeeded {
+            explain(&run, &self.registry).await?;
+            bail!("the retried run is {} instead of succeeded", run.state);
+        }
+        let after = self.get().await?;
+        ensure!(
+            after.event_timestamp > before.event_timestamp,
+            "the online values are still those from before the retry"
+        );
+        note("it passed all checks and went live, in the lake and online together");
+        self.context.output.one(&after, &after.lines())
+    }
+
+    /// Every recorded run can be found again.
+    async fn look_back(&self) -> anyhow::Result<()> {
+        step(
+            6,
+            "Each run left a snapshot: what was read, what was written, and with which definitions (`tidegate snapshots`)",
+        );
+        let recorded = self.registry.store.snapshots(None, None, 0).await?;
+        ensure!(recorded.len() == INTERVALS + 1, "there are {} snapshots instead of {}", recorded.len(), INTERVALS + 1);
+        snapshots::list(recorded.into_iter().take(5).collect(), self.context)?;
+        note(format!("… and {} older ones. How all views stand (`tidegate status`):", INTERVALS + 1 - 5));
+        status::show(&self.registry, self.context).await
+    }
+}
+
+/// Puts a file of the example in the place where flights are read from.
+fn put(folder: &Path, file: &str) -> anyhow::Result<()> {
+    let content = example::file(file).with_context(|| format!("the example has no `{file}`"))?;
+    let target = folder.join(GOOD_FILE);
+    fs::write(&target, content).with_context(|| format!("writing `{}`", target.display()))
+}
+
+fn next(folder: &Path) -> String {
+    let program = std::env::args_os().next().map_or_else(|| "tidegate".into(), PathBuf::from);
+    let rows = [
+        ("up", "goes on as on 9 March 2013, a day in 144 seconds; Ctrl-C stops"),
+        ("status", "what is fresh and what is not"),
+        ("checks --failed", "what was wrong with the bad file"),
+        ("views list", "what is defined"),
+        ("dags show flights_daily", "when it runs next, across the change to daylight saving time"),
+        ("preview route_reliability", "rows before anything is applied"),
+        ("backfill flights_daily --from 2013-01-30 --to 2013-02-10", "more nights"),
+    ];
+    let command = |arguments: &str| format!("{} --project {} {arguments}", program.display(), folder.display());
+    let lines = rows.map(|(arguments, what)| format!("  {}\n      {what}\n", command(arguments)));
+    format!("{}\nThe definitions are the YAML files there; change one, then `plan` and `apply`.", lines.concat())
+}

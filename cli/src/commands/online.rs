@@ -1,0 +1,236 @@
+//! `tidegate online`: what the online store answers.
+
+use anyhow::Context as _;
+use indexmap::IndexMap;
+use serde::Serialize;
+use serde_json::Value;
+use tidegate_registry::definitions::Settings;
+use tidegate_registry::model::{ColumnType, FeatureView, Key};
+use tidegate_registry::time::format_instant;
+use tidegate_worker::entity_key;
+
+use crate::commands::preview::plain;
+use crate::context::{Context, Registry};
+use crate::engine;
+use crate::error::{Exit, UserError, did_you_mean};
+use crate::select;
+
+/// Read features from the online store
+#[derive(Debug, clap::Args)]
+#[command(arg_required_else_help = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Read the features of one entity, as a model server would
+    ///
+    /// An entity that is not there has the features' defaults. Exit code 0 either way: `found` tells.
+    Get {
+        /// The view: a name (its highest version) or name@vN
+        view: String,
+        /// The entity's keys, as in carrier=UA
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        keys: Vec<String>,
+    },
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the view is not published online, a key is missing or unknown, or the store cannot be read.
+pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
+    let Action::Get { view, keys } = arguments.action;
+    let settings = context.settings()?;
+    let registry = context.registry().await?;
+    let answer = get(&view, &keys, &settings, &registry).await?;
+    context.output.one(&answer, &answer.lines())?;
+    Ok(Exit::Done)
+}
+
+/// What a reader is told.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Answer {
+    view: String,
+    entity: IndexMap<String, Value>,
+    /// Whether the entity is there; its features are defaults otherwise.
+    pub found: bool,
+    /// When its features became true.
+    pub event_timestamp: Option<String>,
+    /// The features, in the order of their definition.
+    pub features: IndexMap<String, Value>,
+    snapshot: Option<String>,
+}
+
+impl Answer {
+    /// The answer for people.
+    pub fn lines(&self) -> Vec<(&str, String)> {
+        let joined = |values: &IndexMap<String, Value>, sign| {
+            values.iter().map(|(name, value)| format!("{name}{sign}{}", plain(value))).collect::<Vec<_>>()
+        };
+        vec![
+            ("view", self.view.clone()),
+            ("entity", joined(&self.entity, "=").join(", ")),
+            ("found", if self.found { "yes".to_owned() } else { "no, so these are defaults".to_owned() }),
+            ("event timestamp", self.event_timestamp.clone().unwrap_or_default()),
+            ("features", joined(&self.features, " = ").join("\n")),
+            ("snapshot", self.snapshot.clone().unwrap_or_default()),
+        ]
+    }
+}
+
+/// Reads one entity's features.
+///
+/// # Errors
+/// As [`run`].
+pub async fn get(view: &str, keys: &[String], settings: &Settings, registry: &Registry) -> anyhow::Result<Answer> {
+    let view = select::view(&registry.project, view)?;
+    let Some(store) = engine::online(settings).await? else {
+        return Err(UserError::new("the project has no online store")
+            .hint("name one in tidegate.yaml, as in `online: sqlite://.tidegate/online.db`")
+            .into());
+    };
+    if view.online.is_none() {
+        return Err(UserError::new(format!("`{}` is not published online", view.id))
+            .hint("give it `online: {strategy: swap}`, or read its table in the lake")
+            .into());
+    }
+    let entity = entity(registry.project.keys_of(view), keys)?;
+    let texts: Vec<String> = entity.values().map(plain).collect();
+    let row = store.get(&view.id, &entity_key::join(&texts), registry.clock.now()).await.context("reading features")?;
+    let live = store.live(&view.id).await.context("reading what is live")?;
+    let features = features(view, row.as_ref().map_or(&[], |row| row.features.as_slice()))?;
+    store.close().await;
+    Ok(Answer {
+        view: view.id.to_string(),
+        entity,
+        found: row.is_some(),
+        event_timestamp: row.map(|row| format_instant(row.event_timestamp)),
+        features,
+        snapshot: live.map(|live| live.tag),
+    })
+}
+
+/// The entity's keys in declared order, each with a value of its type.
+fn entity(keys: &[Key], given: &[String]) -> anyhow::Result<IndexMap<String, Value>> {
+    let wanted = || keys.iter().map(|key| format!("{}=…", key.name)).collect::<Vec<_>>().join(" ");
+    let mut values: IndexMap<&str, &str> = IndexMap::new();
+    for pair in given {
+        let Some((name, value)) = pair.split_once('=') else {
+            return Err(UserError::new(format!("`{pair}` is not of the form KEY=VALUE"))
+                .hint(format!("write `{}`", wanted()))
+                .into());
+        };
+        if !keys.iter().any(|key| key.name == name) {
+            let guess = did_you_mean(name, keys.iter().map(|key| key.name.as_str()));
+            return Err(UserError::new(format!("the entity has no key `{name}`"))
+                .hint(guess.unwrap_or_else(|| format!("write `{}`", wanted())))
+                .into());
+        }
+        if values.insert(name, value).is_some() {
+            return Err(UserError::new(format!("`{name}` is given twice")).into());
+        }
+    }
+    keys.iter()
+        .map(|key| match values.get(key.name.as_str()) {
+            Some(value) => Ok((key.name.clone(), typed(key, value)?)),
+            None => Err(UserError::new(format!("the key `{}` is missing", key.name))
+                .hint(format!("write `{}`", wanted()))
+                .into()),
+        })
+        .collect()
+}
+
+/// `text` as a value of the key's type, in its one canonical spelling.
+fn typed(key: &Key, text: &str) -> anyhow::Result<Value> {
+    let value = match key.kind {
+        ColumnType::Boolean => text.parse::<bool>().ok().map(Value::from),
+        ColumnType::Integer => text.parse::<i32>().ok().map(Value::from),
+        ColumnType::Bigint => text.parse::<i64>().ok().map(Value::from),
+        ColumnType::Date => text.parse::<chrono::NaiveDate>().ok().map(|day| Value::from(day.to_string())),
+        ColumnType::Timestamp => {
+            chrono::DateTime::parse_from_rfc3339(text).ok().map(|at| Value::from(format_instant(at.to_utc())))
+        }
+        _ => Some(Value::from(text)),
+    };
+    value.ok_or_else(|| {
+        UserError::new(format!("`{text}` is not a {}, the type of the key `{}`", key.kind, key.name)).into()
+    })
+}
+
+/// Every feature of the view: as stored, else its default, else null.
+fn features(view: &FeatureView, stored: &[(String, String)]) -> anyhow::Result<IndexMap<String, Value>> {
+    view.features
+        .iter()
+        .map(|feature| {
+            let text = stored.iter().find(|(name, _)| *name == feature.name).map(|(_, text)| text);
+            let value = match text {
+                Some(text) => value_of(&feature.kind, text)
+                    .with_context(|| format!("`{}` of `{}` holds `{text}`", feature.name, view.id))?,
+                None => feature.default.clone().unwrap_or(Value::Null),
+            };
+            Ok((feature.name.clone(), value))
+        })
+        .collect()
+}
+
+/// Canonical text as JSON; floats that JSON has no number for stay text.
+fn value_of(kind: &ColumnType, text: &str) -> anyhow::Result<Value> {
+    Ok(match kind {
+        ColumnType::String | ColumnType::Date | ColumnType::Timestamp => Value::from(text),
+        ColumnType::Boolean => Value::from(text.parse::<bool>()?),
+        ColumnType::Integer | ColumnType::Bigint => Value::from(text.parse::<i64>()?),
+        ColumnType::Float | ColumnType::Double => {
+            let number = text.parse::<f64>()?;
+            if number.is_finite() { Value::from(number) } else { Value::from(text) }
+        }
+        ColumnType::Array(_) => serde_json::from_str(text)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys() -> Vec<Key> {
+        let key = |name: &str, kind| Key { name: name.to_owned(), kind };
+        vec![key("origin", ColumnType::String), key("number", ColumnType::Bigint)]
+    }
+
+    fn given(pairs: &[&str]) -> anyhow::Result<IndexMap<String, Value>> {
+        entity(&keys(), &pairs.iter().map(|pair| (*pair).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn keys_may_come_in_any_order_and_are_typed() {
+        let entity = given(&["number=007", "origin=JF=K"]).unwrap();
+        assert_eq!(serde_json::to_string(&entity).unwrap(), r#"{"origin":"JF=K","number":7}"#);
+        for (pairs, message) in [
+            (vec!["origin=JFK"], "the key `number` is missing"),
+            (vec!["origin=JFK", "number=x"], "`x` is not a bigint, the type of the key `number`"),
+            (vec!["orgin=JFK"], "the entity has no key `orgin`"),
+            (vec!["JFK"], "`JFK` is not of the form KEY=VALUE"),
+            (vec!["origin=A", "origin=B"], "`origin` is given twice"),
+        ] {
+            assert_eq!(given(&pairs).unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn stored_text_becomes_values_of_the_declared_type() {
+        let list = ColumnType::Array(Box::new(ColumnType::Double));
+        for (kind, text, json) in [
+            (ColumnType::Bigint, "9007199254740993", "9007199254740993"),
+            (ColumnType::Double, "1.5", "1.5"),
+            (ColumnType::Double, "NaN", "\"NaN\""),
+            (ColumnType::Boolean, "true", "true"),
+            (ColumnType::String, "7", "\"7\""),
+            (list, "[1.5,null]", "[1.5,null]"),
+        ] {
+            assert_eq!(value_of(&kind, text).unwrap().to_string(), json);
+        }
+        assert!(value_of(&ColumnType::Bigint, "x").is_err());
+    }
+}

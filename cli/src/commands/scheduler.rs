@@ -1,0 +1,18 @@
+//! `tidegate scheduler`: decide when, and leave the computing to workers.
+
+use crate::context::Context;
+use crate::error::Exit;
+use crate::roles::{self, Roles};
+
+/// Schedule only, until stopped; workers compute
+#[derive(Debug, clap::Args)]
+pub struct Arguments {}
+
+/// Runs the command.
+///
+/// # Errors
+/// When nothing was applied, or the registry cannot be opened.
+pub async fn run(_arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
+    roles::play(Roles { scheduler: true, worker: false }, None, context).await?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,101 @@
+//! The parts that compute and hold data, opened as the settings say: worker, lake, online store, sources.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tidegate_registry::definitions::Settings;
+use tidegate_registry::definitions::settings::LakeLocation;
+use tidegate_worker::lake::Lake;
+use tidegate_worker::online::OnlineStore;
+use tidegate_worker::sources::Sources;
+use tidegate_worker::{Worker, WorkerOptions, WorkerParts};
+use tokio::sync::Notify;
+
+use crate::context::Registry;
+use crate::process;
+
+/// How long a task stays with a worker that says nothing.
+const LEASE: Duration = Duration::from_secs(60);
+
+/// Who tells whom inside one process; between processes everybody looks often enough.
+#[derive(Debug, Clone, Default)]
+pub struct Bells {
+    /// There may be something to compute.
+    pub work: Arc<Notify>,
+    /// Something was computed: there may be something to let in.
+    pub progress: Arc<Notify>,
+}
+
+/// A worker of this process.
+///
+/// # Errors
+/// When the lake or the online store cannot be opened, or belongs to another registry.
+pub async fn worker(
+    settings: &Settings,
+    registry: &Registry,
+    slots: Option<usize>,
+    bells: &Bells,
+) -> anyhow::Result<Worker> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let online = online(settings).await?;
+    if let Some(online) = &online {
+        online.claim_owner(&settings.project, registry.id).await.context("claiming the online store")?;
+    }
+    Worker::new(WorkerParts {
+        store: Arc::clone(&registry.store),
+        clock: Arc::clone(&registry.clock),
+        lake: claimed_lake(settings, registry).await?,
+        online,
+        sources: sources(settings)?,
+        options: WorkerOptions {
+            owner: process::owner(),
+            lease: LEASE,
+            slots: slots.unwrap_or(cores.clamp(1, 4)),
+            memory_bytes: settings.memory_bytes,
+            spill_dir: settings.root.join(".tidegate/spill"),
+        },
+        wake: Arc::clone(&bells.work),
+        progress: Arc::clone(&bells.progress),
+    })
+    .context("starting a worker")
+}
+
+/// The project's lake, for reading.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn lake(settings: &Settings) -> anyhow::Result<Lake> {
+    let LakeLocation::Directory(path) = &settings.lake;
+    Lake::open(&path.display().to_string(), settings.project.as_str())
+        .with_context(|| format!("opening the lake `{}`", path.display()))
+}
+
+/// The project's lake, for writing.
+///
+/// # Errors
+/// When it cannot be opened or belongs to another registry.
+pub async fn claimed_lake(settings: &Settings, registry: &Registry) -> anyhow::Result<Lake> {
+    let lake = lake(settings)?;
+    lake.claim(registry.id).await.context("claiming the lake")?;
+    Ok(lake)
+}
+
+/// The project's online store; `None` when the project is batch-only.
+///
+/// # Errors
+/// When it cannot be opened.
+pub async fn online(settings: &Settings) -> anyhow::Result<Option<Arc<dyn OnlineStore>>> {
+    match &settings.online {
+        Some(location) => Ok(Some(tidegate_worker::online::open(location).await.context("opening the online store")?)),
+        None => Ok(None),
+    }
+}
+
+/// The project's sources.
+///
+/// # Errors
+/// When one of the allowed folders does not exist.
+pub fn sources(settings: &Settings) -> anyhow::Result<Sources> {
+    Sources::new(&settings.root, &settings.allowed_roots).context("opening the folders of sources")
+}
