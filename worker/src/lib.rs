@@ -12,6 +12,7 @@ mod publish;
 pub mod reads;
 pub mod session;
 pub mod sources;
+pub mod sqlcheck;
 pub mod stage;
 #[cfg(test)]
 mod tests;

@@ -118,6 +118,13 @@ pub fn describe(computed: &DataType) -> String {
     }
 }
 
+/// [`describe`] with its article: `an integer`, `a timestamp without a zone`.
+pub fn describe_one(computed: &DataType) -> String {
+    let words = describe(computed);
+    let article = if words.starts_with(['a', 'i', 'u']) { "an" } else { "a" };
+    format!("{article} {words}")
+}
+
 /// An SQL expression that makes `expression`, of type `computed`, fit `declared`.
 pub fn cast_expression(expression: &str, declared: &ColumnType, computed: &DataType) -> String {
     match (declared, computed) {
@@ -231,6 +238,12 @@ mod tests {
                 assert_eq!(compatible(&kind(declared), &computed), Compat::No, "{declared} from {computed}");
             }
         }
+    }
+
+    #[test]
+    fn messages_read_well() {
+        assert_eq!(describe_one(&DataType::Int32), "an integer");
+        assert_eq!(describe_one(&DataType::Timestamp(TimeUnit::Second, None)), "a timestamp without a zone");
     }
 
     #[test]

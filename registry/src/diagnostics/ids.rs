@@ -87,6 +87,11 @@ ids! {
     DAG_CYCLE = "dag-cycle",
     // Found by planning the SQL against the sources' schemas
     UNKNOWN_COLUMN = "unknown-column",
+    AMBIGUOUS_COLUMN = "ambiguous-column",
+    NOT_GROUPED = "not-grouped",
+    UNKNOWN_FUNCTION = "unknown-function",
+    VOLATILE_FUNCTION = "volatile-function",
+    INCOMPATIBLE_TYPES = "incompatible-types",
     SQL_INVALID = "sql-invalid",
     TYPE_MISMATCH = "type-mismatch",
     MISSING_COLUMN = "missing-column",
