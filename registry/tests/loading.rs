@@ -113,6 +113,25 @@ fn sql_in_a_block_is_placed_on_every_line_however_it_is_indented() {
 }
 
 #[test]
+fn sql_on_one_line_is_read_in_any_notation_that_keeps_its_text() {
+    let ids = |sql: &str| {
+        let views = format!(
+            "{GOOD}feature_views:\n  - name: v\n    entity: carrier\n    owner: delays\n    description: x\n    sql: {sql}\n    \
+             features: [{{name: a, type: bigint, description: x}}]\n"
+        );
+        let loaded = memory(&[("a.yaml", views.as_bytes())]);
+        loaded.diagnostics.iter().map(|found| found.id).filter(|id| id.starts_with("sql")).collect::<Vec<_>>()
+    };
+    assert!(ids("SELECT * FROM flights").is_empty());
+    assert!(ids("'SELECT * FROM flights'").is_empty());
+    assert!(ids("\"SELECT * FROM flights\"  # why").is_empty());
+    assert_eq!(ids("\"\""), ["sql-syntax"]);
+    assert_eq!(ids("'SELECT ''a'' FROM flights'"), ["sql-style"]);
+    assert_eq!(ids("\"SELECT * FROM \\\"flights\\\"\""), ["sql-style"]);
+    assert_eq!(ids("SELECT *\n      FROM flights"), ["sql-style"]);
+}
+
+#[test]
 fn common_table_expressions_hide_tables_only_where_sql_says_so() {
     let reads = |sql: &str| {
         let views = format!(

@@ -113,14 +113,18 @@ impl Read for Sql {
             ScalarStyle::Literal => false,
             // A text on one line spans as many characters as it has; folding and escapes change that.
             ScalarStyle::Plain | ScalarStyle::SingleQuoted | ScalarStyle::DoubleQuoted => {
-                node.origin.length as usize != scalar.text.chars().count()
+                !scalar.text.is_empty() && node.origin.length as usize != scalar.text.chars().count()
             }
         };
         if folded {
             out.push(
-                Diagnostic::error(ids::SQL_STYLE, node.origin.clone(), "this YAML notation joins the lines of the SQL")
-                    .with_label("places inside it would be lost")
-                    .with_help("begin the value with `|` and write the SQL indented on the lines below"),
+                Diagnostic::error(
+                    ids::SQL_STYLE,
+                    node.origin.clone(),
+                    "this YAML notation changes the text of the SQL",
+                )
+                .with_label("places inside it would be lost")
+                .with_help("begin the value with `|` and write the SQL indented on the lines below"),
             );
             return None;
         }
@@ -133,7 +137,7 @@ macro_rules! read_number {
         impl Read for $type {
             fn read(node: &Node, out: &mut Vec<Diagnostic>) -> Option<Self> {
                 let text = &scalar(node, $expected, out)?.text;
-                let value = text.replace('_', "").parse().ok();
+                let value = text.parse().ok();
                 if value.is_none() {
                     out.push(wrong_type(node, $expected));
                 }
@@ -312,12 +316,12 @@ macro_rules! record {
     }) => {
         $(#[doc = $doc])*
         #[derive(Debug, Clone)]
-        pub(super) struct $name {
-            $($(#[doc = $field_doc])* pub(super) $field: Field<$type>,)*
+        pub(in crate::definitions) struct $name {
+            $($(#[doc = $field_doc])* pub(in crate::definitions) $field: Field<$type>,)*
         }
 
         impl $name {
-            pub(super) const KEYS: &'static [&'static str] = &[$(key_name(stringify!($field))),*];
+            pub(in crate::definitions) const KEYS: &'static [&'static str] = &[$(key_name(stringify!($field))),*];
         }
 
         impl Read for $name {

@@ -1,334 +1,19 @@
-//! Where a project keeps what it has: resolved once, from flags, environment, profile, file and defaults, in this order.
-//!
-//! Every value remembers where it came from ([`Settings::origins`]), so that `tidegate` can say why a setting is what
-//! it is. Passwords are never part of a message: see [`redact`].
+//! From what is written, in whatever place, to [`Settings`].
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use chrono_tz::Tz;
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::read::{At, Field, Read, check_keys, described, key_name, missing, record, schema_of, wrong_type};
-use super::rules::RulesFile;
-use super::scalars;
-use super::yaml::{Node, Value};
+use super::written::{ProfileFile, ProjectFile, TextOrNumber};
+use super::{
+    ClockSettings, LakeLocation, LoadOptions, OnlineLocation, PROFILE_VARIABLE, RegistryLocation, SettingKey, Settings,
+    ValueOrigin, redact,
+};
+use crate::definitions::read::{self, At, Field};
+use crate::definitions::{PROJECT_FILE, scalars};
 use crate::diagnostics::{Diagnostic, Origin, ids};
 use crate::ids::ProjectName;
-use crate::time::Instant;
-
-/// A setting that flags and the environment may override.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum SettingKey {
-    /// The project's name.
-    Project,
-    /// Where the registry is.
-    Registry,
-    /// Where the lake is.
-    Lake,
-    /// Where the online store is; `none` for batch only.
-    Online,
-    /// How much memory the engine may use.
-    Memory,
-    /// Where project time begins.
-    ClockStart,
-    /// Project seconds per real second.
-    ClockSpeed,
-    /// Where sources outside the project may lie, separated by commas.
-    AllowedRoots,
-}
-
-/// The environment variable that names the profile, when no flag does.
-pub const PROFILE_VARIABLE: &str = "TIDEGATE_PROFILE";
-
-impl SettingKey {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::Project,
-        Self::Registry,
-        Self::Lake,
-        Self::Online,
-        Self::Memory,
-        Self::ClockStart,
-        Self::ClockSpeed,
-        Self::AllowedRoots,
-    ];
-
-    /// The key in `tidegate.yaml`.
-    pub fn key(self) -> &'static str {
-        match self {
-            Self::Project => "project",
-            Self::Registry => "registry",
-            Self::Lake => "lake",
-            Self::Online => "online",
-            Self::Memory => "memory",
-            Self::ClockStart => "clock.start",
-            Self::ClockSpeed => "clock.speed",
-            Self::AllowedRoots => "allowed_roots",
-        }
-    }
-
-    /// The environment variable.
-    pub fn variable(self) -> &'static str {
-        match self {
-            Self::Project => "TIDEGATE_PROJECT_NAME",
-            Self::Registry => "TIDEGATE_REGISTRY",
-            Self::Lake => "TIDEGATE_LAKE",
-            Self::Online => "TIDEGATE_ONLINE",
-            Self::Memory => "TIDEGATE_MEMORY",
-            Self::ClockStart => "TIDEGATE_CLOCK_START",
-            Self::ClockSpeed => "TIDEGATE_CLOCK_SPEED",
-            Self::AllowedRoots => "TIDEGATE_ALLOWED_ROOTS",
-        }
-    }
-
-    fn default(self) -> Option<&'static str> {
-        match self {
-            Self::Registry => Some("sqlite://.tidegate/registry.db"),
-            Self::Lake => Some(".tidegate/lake"),
-            Self::Memory => Some("2GiB"),
-            Self::ClockSpeed => Some("1"),
-            Self::Project | Self::Online | Self::ClockStart | Self::AllowedRoots => None,
-        }
-    }
-}
-
-/// Where a setting's value came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ValueOrigin {
-    /// A flag of the command.
-    Flag,
-    /// An environment variable.
-    Environment(&'static str),
-    /// A profile in `tidegate.yaml`.
-    Profile(String),
-    /// `tidegate.yaml` itself.
-    File,
-    /// Nobody said anything.
-    Default,
-}
-
-impl fmt::Display for ValueOrigin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Flag => f.pad("flag"),
-            Self::Environment(variable) => write!(f, "environment ({variable})"),
-            Self::Profile(profile) => write!(f, "profile ({profile})"),
-            Self::File => f.pad(super::PROJECT_FILE),
-            Self::Default => f.pad("default"),
-        }
-    }
-}
-
-/// What a command hands in: everything that decides settings beside the file.
-pub struct LoadOptions<'a> {
-    /// The profile chosen by a flag.
-    pub profile: Option<String>,
-    /// Settings given by flags.
-    pub flags: BTreeMap<SettingKey, String>,
-    /// Looks up an environment variable.
-    pub env: &'a dyn Fn(&str) -> Option<String>,
-}
-
-impl Default for LoadOptions<'_> {
-    /// No flags and an empty environment.
-    fn default() -> Self {
-        Self { profile: None, flags: BTreeMap::new(), env: &|_| None }
-    }
-}
-
-impl LoadOptions<'_> {
-    /// No flags, and the environment of this process.
-    pub fn from_process() -> Self {
-        Self { env: &process_variable, ..Self::default() }
-    }
-}
-
-impl fmt::Debug for LoadOptions<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Values may hold passwords.
-        let flags: Vec<_> = self.flags.keys().collect();
-        f.debug_struct("LoadOptions").field("profile", &self.profile).field("flags", &flags).finish_non_exhaustive()
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the one place where settings read the environment")]
-fn process_variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
-}
-
-/// A project's settings, all resolved.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
-    /// The folder of `tidegate.yaml`.
-    pub root: PathBuf,
-    /// The project's name.
-    pub project: ProjectName,
-    /// Where the registry is.
-    pub registry: RegistryLocation,
-    /// Where the lake is.
-    pub lake: LakeLocation,
-    /// Where the online store is; `None` for batch only.
-    pub online: Option<OnlineLocation>,
-    /// How much memory the engine may use, in bytes.
-    pub memory_bytes: u64,
-    /// A simulated clock, when the project has one.
-    pub clock: Option<ClockSettings>,
-    /// Where sources outside the project may lie: URIs and absolute paths.
-    pub allowed_roots: Vec<String>,
-    /// The profile in force.
-    pub profile: Option<String>,
-    /// Where each value came from.
-    pub origins: BTreeMap<SettingKey, ValueOrigin>,
-}
-
-/// Where a registry is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RegistryLocation {
-    /// A SQLite file.
-    Sqlite(PathBuf),
-}
-
-/// Where a lake is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LakeLocation {
-    /// A folder.
-    Directory(PathBuf),
-}
-
-/// Where an online store is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OnlineLocation {
-    /// A SQLite file.
-    Sqlite(PathBuf),
-}
-
-/// A simulated clock.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ClockSettings {
-    /// Project time when the project is first started.
-    pub start: Instant,
-    /// Project seconds per real second; greater than 0.
-    pub speed: f64,
-}
-
-record! {
-    /// `tidegate.yaml`: where a project keeps what it has. Each setting has an environment variable, too.
-    ProjectFile "`tidegate.yaml`" {
-        /// The project's name: the namespace of everything in it.
-        project: optional String,
-        /// Where the registry is; `sqlite://.tidegate/registry.db` when left out.
-        registry: optional String,
-        /// Where the lake is: a folder; `.tidegate/lake` when left out.
-        lake: optional String,
-        /// Where the online store is, as in `sqlite://.tidegate/online.db`; left out for batch only.
-        online: optional String,
-        /// How much memory the engine may use; `2GiB` when left out.
-        memory: optional TextOrNumber,
-        /// A simulated clock, so that old data behaves as on its day.
-        clock: optional ClockFile,
-        /// URIs and absolute paths below which sources outside the project may lie.
-        allowed_roots: optional Vec<At<String>>,
-        /// Sections by name that override these settings, chosen with `--profile`.
-        profiles: optional Profiles,
-        /// House rules for definitions.
-        rules: optional RulesFile,
-    }
-}
-
-record! {
-    /// A profile: settings that override those of `tidegate.yaml`.
-    ProfileFile "a profile" {
-        /// The project's name.
-        project: optional String,
-        /// Where the registry is.
-        registry: optional String,
-        /// Where the lake is.
-        lake: optional String,
-        /// Where the online store is; `none` for batch only.
-        online: optional String,
-        /// How much memory the engine may use.
-        memory: optional TextOrNumber,
-        /// A simulated clock.
-        clock: optional ClockFile,
-        /// URIs and absolute paths below which sources outside the project may lie.
-        allowed_roots: optional Vec<At<String>>,
-    }
-}
-
-record! {
-    /// A simulated clock, on embedded parts only.
-    ClockFile "clock" {
-        /// Project time when the project is first started: a date (midnight UTC) or RFC 3339.
-        start: required TextOrNumber,
-        /// Project seconds per real second; 1 when left out.
-        speed: optional TextOrNumber,
-    }
-}
-
-/// A value that YAML may take for a number.
-#[derive(Debug, Clone)]
-pub(super) struct TextOrNumber(String);
-
-impl Read for TextOrNumber {
-    fn read(node: &Node, out: &mut Vec<Diagnostic>) -> Option<Self> {
-        String::read(node, out).map(Self)
-    }
-}
-schema_of!(TextOrNumber, "text_or_number", { "type": ["string", "number"] });
-
-/// Profiles by name.
-#[derive(Debug, Clone)]
-pub(super) struct Profiles(Vec<(String, ProfileFile)>);
-
-impl Read for Profiles {
-    fn read(node: &Node, out: &mut Vec<Diagnostic>) -> Option<Self> {
-        let Value::Map(entries) = &node.value else {
-            out.push(wrong_type(node, "a map from profile names to settings"));
-            return None;
-        };
-        let read = |(key, node): &(super::yaml::Key, Node)| Some((key.name.clone(), ProfileFile::read(node, out)?));
-        Some(Self(entries.iter().filter_map(read).collect()))
-    }
-}
-
-impl JsonSchema for Profiles {
-    fn schema_name() -> Cow<'static, str> {
-        "Profiles".into()
-    }
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let profile = generator.subschema_for::<ProfileFile>();
-        json_schema!({ "type": "object", "additionalProperties": profile })
-    }
-}
-
-/// `text` with the password of every URL in it replaced by as many asterisks, so that columns stay right.
-pub fn redact(text: &str) -> String {
-    let mut redacted = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find("://") {
-        let (head, tail) = rest.split_at(at + 3);
-        redacted.push_str(head);
-        let end = tail.find(|c: char| c.is_whitespace() || matches!(c, '/' | '"' | '\'' | ',')).unwrap_or(tail.len());
-        let (authority, after) = tail.split_at(end);
-        match authority.rsplit_once('@').and_then(|(user, host)| Some((user.split_once(':')?, host))) {
-            // A variable's name is no secret.
-            Some(((user, password), host)) if !password.starts_with("${") => {
-                redacted.push_str(user);
-                redacted.push(':');
-                redacted.extend(password.chars().map(|_| '*'));
-                redacted.push('@');
-                redacted.push_str(host);
-            }
-            _ => redacted.push_str(authority),
-        }
-        rest = after;
-    }
-    redacted.push_str(rest);
-    redacted
-}
 
 /// One setting before it is understood. No `Debug`: `text` may hold a password.
 struct Raw {
@@ -349,7 +34,7 @@ impl Raw {
 }
 
 /// The settings of a project below `root`, or `None` and why.
-pub(super) fn resolve(
+pub(in crate::definitions) fn resolve(
     root: &Path,
     file: &At<ProjectFile>,
     options: &LoadOptions<'_>,
@@ -405,12 +90,11 @@ fn find_profile<'a>(name: &str, file: &'a At<ProjectFile>, out: &mut Vec<Diagnos
         let known = profiles.into_iter().flat_map(|profiles| profiles.0.iter().map(|(name, _)| name.as_str()));
         let mut diagnostic = Diagnostic::error(
             ids::UNKNOWN_PROFILE,
-            Origin::file(super::PROJECT_FILE),
+            Origin::file(PROJECT_FILE),
             format!("there is no profile `{name}`"),
         );
         diagnostic.help = Some(
-            super::read::suggestion(name, known)
-                .unwrap_or_else(|| "add it under `profiles:` in `tidegate.yaml`".to_owned()),
+            read::suggestion(name, known).unwrap_or_else(|| "add it under `profiles:` in `tidegate.yaml`".to_owned()),
         );
         out.push(diagnostic);
     }

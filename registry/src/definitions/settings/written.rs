@@ -1,0 +1,102 @@
+//! `tidegate.yaml`, key by key.
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+use crate::definitions::read::{
+    At, Field, Read, check_keys, described, key_name, missing, record, schema_of, wrong_type,
+};
+use crate::definitions::rules::RulesFile;
+use crate::definitions::yaml::{self, Node, Value};
+use crate::diagnostics::Diagnostic;
+
+record! {
+    /// `tidegate.yaml`: where a project keeps what it has. Each setting has an environment variable, too.
+    ProjectFile "`tidegate.yaml`" {
+        /// The project's name: the namespace of everything in it.
+        project: optional String,
+        /// Where the registry is; `sqlite://.tidegate/registry.db` when left out.
+        registry: optional String,
+        /// Where the lake is: a folder; `.tidegate/lake` when left out.
+        lake: optional String,
+        /// Where the online store is, as in `sqlite://.tidegate/online.db`; left out for batch only.
+        online: optional String,
+        /// How much memory the engine may use; `2GiB` when left out.
+        memory: optional TextOrNumber,
+        /// A simulated clock, so that old data behaves as on its day.
+        clock: optional ClockFile,
+        /// URIs and absolute paths below which sources outside the project may lie.
+        allowed_roots: optional Vec<At<String>>,
+        /// Sections by name that override these settings, chosen with `--profile`.
+        profiles: optional Profiles,
+        /// House rules for definitions.
+        rules: optional RulesFile,
+    }
+}
+
+record! {
+    /// A profile: settings that override those of `tidegate.yaml`.
+    ProfileFile "a profile" {
+        /// The project's name.
+        project: optional String,
+        /// Where the registry is.
+        registry: optional String,
+        /// Where the lake is.
+        lake: optional String,
+        /// Where the online store is; `none` for batch only.
+        online: optional String,
+        /// How much memory the engine may use.
+        memory: optional TextOrNumber,
+        /// A simulated clock.
+        clock: optional ClockFile,
+        /// URIs and absolute paths below which sources outside the project may lie.
+        allowed_roots: optional Vec<At<String>>,
+    }
+}
+
+record! {
+    /// A simulated clock, on embedded parts only.
+    ClockFile "clock" {
+        /// Project time when the project is first started: a date (midnight UTC) or RFC 3339.
+        start: required TextOrNumber,
+        /// Project seconds per real second; 1 when left out.
+        speed: optional TextOrNumber,
+    }
+}
+
+/// A value that YAML may take for a number.
+#[derive(Debug, Clone)]
+pub(in crate::definitions) struct TextOrNumber(pub(super) String);
+
+impl Read for TextOrNumber {
+    fn read(node: &Node, out: &mut Vec<Diagnostic>) -> Option<Self> {
+        String::read(node, out).map(Self)
+    }
+}
+schema_of!(TextOrNumber, "text_or_number", { "type": ["string", "number"] });
+
+/// Profiles by name.
+#[derive(Debug, Clone)]
+pub(in crate::definitions) struct Profiles(pub(super) Vec<(String, ProfileFile)>);
+
+impl Read for Profiles {
+    fn read(node: &Node, out: &mut Vec<Diagnostic>) -> Option<Self> {
+        let Value::Map(entries) = &node.value else {
+            out.push(wrong_type(node, "a map from profile names to settings"));
+            return None;
+        };
+        let read = |(key, node): &(yaml::Key, Node)| Some((key.name.clone(), ProfileFile::read(node, out)?));
+        Some(Self(entries.iter().filter_map(read).collect()))
+    }
+}
+
+impl JsonSchema for Profiles {
+    fn schema_name() -> Cow<'static, str> {
+        "Profiles".into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let profile = generator.subschema_for::<ProfileFile>();
+        json_schema!({ "type": "object", "additionalProperties": profile })
+    }
+}
