@@ -11,6 +11,7 @@ use sqlparser::parser::Parser;
 use sqlparser::tokenizer::{Location, Span, Token, TokenWithSpan, Tokenizer};
 
 use crate::diagnostics::{Diagnostic, Origin, ids};
+use crate::ids::ViewId;
 use crate::model::SqlText;
 
 /// Longer queries are refused: the parser's memory and stack grow with them.
@@ -158,7 +159,8 @@ fn syntax_error(sql: &SqlText, message: &str, location: Option<Location>) -> Dia
         |at| sql.origin.inside(number(at.line), number(at.column), word_length(&sql.text, at)),
     );
     let mut diagnostic = Diagnostic::error(ids::SQL_SYNTAX, origin, "SQL syntax error").with_label(reword(message));
-    diagnostic.help = location.and_then(|at| misspelled_keyword(&sql.text, at));
+    diagnostic.help =
+        location.and_then(|at| unquoted_version(&sql.text, at).or_else(|| misspelled_keyword(&sql.text, at)));
     diagnostic
 }
 
@@ -176,6 +178,16 @@ fn reword(message: &str) -> String {
     }
     let mut chars = message.chars();
     chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
+}
+
+/// A remedy when the line at `at` names a view's version without quotes.
+fn unquoted_version(text: &str, at: Location) -> Option<String> {
+    let line = text.split('\n').nth(at.line.saturating_sub(1) as usize)?;
+    let is_name = |c: char| c.is_alphanumeric() || c == '_' || c == '@';
+    line.split(|c: char| !is_name(c) && c != '"').find_map(|word| {
+        let id: ViewId = word.parse().ok()?;
+        Some(format!("write `\"{id}\"`: a name with `@` needs double quotes"))
+    })
 }
 
 /// A remedy when the word at `at` or the one before is almost a keyword.
