@@ -121,3 +121,13 @@ impl Diagnostic {
 pub fn has_errors(diagnostics: &[Diagnostic]) -> bool {
     diagnostics.iter().any(|diagnostic| diagnostic.level == Level::Error)
 }
+
+/// Puts `diagnostics` into the order of their places (what has none comes first) and drops repeats: for findings of
+/// several steps that are shown together.
+pub fn sort(diagnostics: &mut Vec<Diagnostic>) {
+    diagnostics.sort_by(|a, b| {
+        let place = |d: &Diagnostic| (Arc::clone(&d.origin.file), d.origin.line, d.origin.column);
+        place(a).cmp(&place(b)).then_with(|| a.level.cmp(&b.level))
+    });
+    diagnostics.dedup();
+}

@@ -119,3 +119,26 @@ fn redacting_keeps_columns() {
         assert_eq!(redact(text).chars().count(), text.chars().count());
     }
 }
+
+#[test]
+fn the_page_of_settings_lists_every_key_and_its_example_is_accepted() {
+    let page = include_str!("../../docs/settings.md");
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+    let listed: Vec<(String, String)> = rows
+        .iter()
+        .map(|row| {
+            let mut cells = row.split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).skip(1);
+            (cells.next().unwrap(), cells.next().unwrap())
+        })
+        .collect();
+    assert_eq!(listed, SettingKey::ALL.map(|key| (key.key().to_owned(), key.variable().to_owned())));
+    let example = page.split("```").nth(1).unwrap().strip_prefix("yaml\n").unwrap();
+    for profile in [None, Some("ci")] {
+        let loaded = resolve(example, profile, &[], &[]);
+        assert_eq!(render(&loaded.diagnostics, &loaded.files, RenderStyle::default()), "");
+    }
+    let defaults = resolve("project: flights\n", None, &[], &[]).settings.unwrap();
+    assert!(page.contains("`sqlite://.tidegate/registry.db`") && page.contains("`2GiB`"));
+    assert_eq!(defaults.registry, RegistryLocation::Sqlite("/project/.tidegate/registry.db".into()));
+    assert_eq!((defaults.memory_bytes, defaults.online, defaults.clock), (2 << 30, None, None));
+}

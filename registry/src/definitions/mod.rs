@@ -29,7 +29,7 @@ use settings::ProjectFile;
 use validate::{Context, Written};
 use written::DefinitionFile;
 
-use crate::diagnostics::{Diagnostic, Level, Origin, SourceMap, has_errors, ids};
+use crate::diagnostics::{self, Diagnostic, Level, Origin, SourceMap, has_errors, ids};
 use crate::ids::ProjectName;
 use crate::model::Project;
 
@@ -87,18 +87,9 @@ fn load_from(root: &Path, files: &Files<'_>, options: &LoadOptions<'_>) -> Loade
         let context = Context { project: name, files, allowed_roots, rules: &rules };
         validate::validate(&context, &written, &mut sources, &mut out)
     });
-    sort(&mut out);
+    diagnostics::sort(&mut out);
     let project = draft.clone().filter(|_| !has_errors(&out));
     Loaded { settings, project, draft, diagnostics: out, files: sources }
-}
-
-/// By place; what has none comes first.
-fn sort(diagnostics: &mut Vec<Diagnostic>) {
-    diagnostics.sort_by(|a, b| {
-        let place = |d: &Diagnostic| (Arc::clone(&d.origin.file), d.origin.line, d.origin.column);
-        place(a).cmp(&place(b)).then_with(|| a.level.cmp(&b.level))
-    });
-    diagnostics.dedup();
 }
 
 fn project_file(
