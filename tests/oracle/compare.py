@@ -11,8 +11,8 @@ interval_end; whole numbers, texts and times exactly, floating point within 1e-9
 no interval have two of them, no interval may be missing and none be there that should not.
 
 Which intervals should be there: all of the DAG's grid; with --from and --to those whose start lies in [from, to) (a date
-is midnight in the DAG's zone); with --intervals those that a JSON file names: what `tidegate snapshots list --format
-json` prints, or {"view@v1": [["2013-01-08T07:15:00Z", "2013-01-09T07:15:00Z"], …]}. They must be of the grid.
+is midnight in the DAG's zone); with --intervals those that a JSON file names: what `tidegate snapshots list --limit 0
+--format json` prints, or {"view@v1": [["2013-01-08T07:15:00Z", "2013-01-09T07:15:00Z"], …]}. They must be of the grid.
 
 Prints one line for each view and reader, exits 1 when anything differs.
 """
