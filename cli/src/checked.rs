@@ -3,8 +3,10 @@
 use tidegate_registry::definitions::Settings;
 use tidegate_registry::diagnostics::{Diagnostic, SourceMap, has_errors};
 use tidegate_registry::model::Project;
+use tidegate_worker::sqlcheck::check_project;
 
 use crate::context::Context;
+use crate::engine;
 use crate::error::UserError;
 
 /// What the files say, as far as they can be understood, and everything that is wrong with them.
@@ -27,7 +29,15 @@ pub struct Checked {
 /// When there is no project.
 pub async fn load(context: &Context) -> anyhow::Result<Checked> {
     let loaded = context.load()?;
-    let diagnostics = loaded.diagnostics;
+    let mut diagnostics = loaded.diagnostics;
+    if let (Some(settings), Some(project)) = (&loaded.settings, &loaded.project) {
+        let schemas = engine::sources(settings)?.schemas(project).await;
+        diagnostics.extend(check_project(project, &schemas).await);
+        diagnostics.sort_by(|a, b| {
+            let place = |d: &Diagnostic| (d.origin.file.clone(), d.origin.line, d.origin.column);
+            place(a).cmp(&place(b)).then_with(|| a.level.cmp(&b.level))
+        });
+    }
     Ok(Checked { settings: loaded.settings, project: loaded.project, diagnostics, files: loaded.files })
 }
 

@@ -48,8 +48,8 @@ impl Progress {
         Self { bar, total, done: 0, told: 0 }
     }
 
-    /// `done` pieces are done now; `last` says which was the last.
-    pub fn set(&mut self, done: u64, last: &str) {
+    /// `done` pieces are done now; `next` says which is under way.
+    pub fn set(&mut self, done: u64, next: &str) {
         if done == self.done {
             return;
         }
@@ -59,7 +59,8 @@ impl Progress {
         } else if done == self.total || (done - self.told) * 10 >= self.total {
             // Plain lines: about ten of them, however many pieces there are.
             self.told = done;
-            note(format!("{done} of {} done, last {last}", self.total));
+            let next = if next.is_empty() || done == self.total { String::new() } else { format!(", now {next}") };
+            note(format!("{done} of {} done{next}", self.total));
         }
     }
 

@@ -98,6 +98,7 @@ pub struct Sight<'a> {
 /// will bring; and failures of the registry, the lake or the online store.
 pub async fn see_through(
     runs: &[RunId],
+    slots: Option<usize>,
     settings: &Settings,
     registry: &Registry,
     context: &Context,
@@ -115,7 +116,7 @@ pub async fn see_through(
         }
         if working.is_empty() && registry.store.workers_alive(WORKER_SILENCE_MAX).await?.is_empty() {
             release_dead_leases(&*registry.store).await?;
-            let worker = engine::worker(settings, registry, None, &bells).await?;
+            let worker = engine::worker(settings, registry, slots, &bells).await?;
             let hands = hands.clone();
             working.spawn(async move { worker.run(hands).await });
         }

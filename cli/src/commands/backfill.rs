@@ -10,6 +10,7 @@ use tidegate_registry::time::{Instant, format_instant};
 use tidegate_scheduler::backfill::{BackfillPlan, Reprocess};
 
 use crate::commands::run::{exit_of, explain, worse};
+use crate::commands::up::Slots;
 use crate::context::{Context, Registry};
 use crate::error::{Exit, UserError};
 use crate::output::Row;
@@ -41,6 +42,8 @@ pub struct Arguments {
     /// Plan the runs and leave the waiting and computing to others
     #[arg(long, conflicts_with = "dry_run")]
     detach: bool,
+    #[command(flatten)]
+    slots: Slots,
 }
 
 #[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
@@ -82,21 +85,27 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     let scheduler = roles::scheduler(&registry);
     if arguments.dry_run {
         let plan = scheduler.backfill_preview(&dag.name, from, to, arguments.reprocess.into()).await?;
-        return show_plan(&plan, dag, from, to, context);
+        let runs = in_range(dag, from, to, &registry).await?;
+        return show_plan(&plan, &runs, from, to, context);
     }
-    let (id, _) = scheduler.backfill(&dag.name, from, to, arguments.reprocess.into()).await?;
+    let (id, plan) = scheduler.backfill(&dag.name, from, to, arguments.reprocess.into()).await?;
     let runs = in_range(dag, from, to, &registry).await?;
     let ours: Vec<RunId> = runs.iter().filter(|run| run.state.is_open()).map(|run| run.id).collect();
     if ours.is_empty() {
         note(format!("no interval of `{}` in that range is left to compute", dag.name));
         return finish(&[], &registry, context).await;
     }
-    note(format!("backfill {id}: {} of `{}` to compute", counted(ours.len(), "run"), dag.name));
+    let planned = counted(ours.len(), "run");
+    if plan.selected().next().is_some() {
+        note(format!("backfill {id}: {planned} of `{}` to compute", dag.name));
+    } else {
+        note(format!("{planned} of `{}` to compute, all planned by its schedule already", dag.name));
+    }
     if arguments.detach {
         note("planned; `tidegate up` computes them, `tidegate runs list` shows how they stand");
         return Ok(Exit::Done);
     }
-    see_through(&ours, &registry, context).await?;
+    see_through(&ours, arguments.slots.slots, &registry, context).await?;
     finish(&ours, &registry, context).await
 }
 
@@ -104,15 +113,17 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
 ///
 /// # Errors
 /// As [`roles::see_through`].
-pub async fn see_through(ours: &[RunId], registry: &Registry, context: &Context) -> anyhow::Result<()> {
+pub async fn see_through(
+    ours: &[RunId],
+    slots: Option<usize>,
+    registry: &Registry,
+    context: &Context,
+) -> anyhow::Result<()> {
     let settings = context.settings()?;
     let mut progress = Progress::start("intervals", ours.len() as u64);
-    let mut next = String::new();
-    roles::see_through(ours, &settings, registry, context, |sight| {
-        progress.set(sight.ended as u64, &next);
-        if let Some(run) = sight.open.iter().find(|run| run.state != RunState::Waiting) {
-            next = format_instant(run.interval.start());
-        }
+    roles::see_through(ours, slots, &settings, registry, context, |sight| {
+        let next = sight.open.iter().find(|run| run.state != RunState::Waiting);
+        progress.set(sight.ended as u64, &next.map(|run| format_instant(run.interval.start())).unwrap_or_default());
     })
     .await
 }
@@ -148,23 +159,31 @@ impl Row for PlannedInterval {
     }
 }
 
-fn show_plan(plan: &BackfillPlan, dag: &Dag, from: Instant, to: Instant, context: &Context) -> anyhow::Result<Exit> {
+/// A run that is planned and has not ended is waited for, so its interval counts as one to compute.
+fn show_plan(plan: &BackfillPlan, runs: &[Run], from: Instant, to: Instant, context: &Context) -> anyhow::Result<Exit> {
+    let planned = |interval| {
+        let open = runs.iter().find(|run| run.interval == interval && run.state.is_open());
+        open.map(|run| (run.views.clone(), "planned already"))
+    };
     let rows: Vec<_> = plan
         .intervals
         .iter()
-        .map(|planned| PlannedInterval {
-            dag: dag.name.to_string(),
-            interval_start: format_instant(planned.interval.start()),
-            interval_end: format_instant(planned.interval.end()),
-            compute: !planned.views.is_empty(),
-            views: planned.views.iter().map(ToString::to_string).collect(),
-            reason: planned.reason,
+        .map(|row| {
+            let (views, reason) = planned(row.interval).unwrap_or_else(|| (row.views.clone(), row.reason));
+            PlannedInterval {
+                dag: plan.dag.to_string(),
+                interval_start: format_instant(row.interval.start()),
+                interval_end: format_instant(row.interval.end()),
+                compute: !views.is_empty(),
+                views: views.iter().map(ToString::to_string).collect(),
+                reason,
+            }
         })
         .collect();
     context.output.list(&rows)?;
     note(format!(
         "{} of {} that start in [{}, {}) would be computed; nothing was changed",
-        plan.selected().count(),
+        rows.iter().filter(|row| row.compute).count(),
         counted(rows.len(), "interval"),
         format_instant(from),
         format_instant(to)

@@ -5,6 +5,7 @@ use indexmap::IndexMap;
 use serde::Serialize;
 use serde_json::Value;
 use tidegate_registry::definitions::Settings;
+use tidegate_registry::ids::SnapshotId;
 use tidegate_registry::model::{ColumnType, FeatureView, Key};
 use tidegate_registry::time::format_instant;
 use tidegate_worker::entity_key;
@@ -109,8 +110,14 @@ pub async fn get(view: &str, keys: &[String], settings: &Settings, registry: &Re
         found: row.is_some(),
         event_timestamp: row.map(|row| format_instant(row.event_timestamp)),
         features,
-        snapshot: live.map(|live| live.tag),
+        snapshot: live.map(|live| snapshot_of(&live.tag)),
     })
+}
+
+/// The snapshot's id, which ends the tag of what is live.
+fn snapshot_of(tag: &str) -> String {
+    let id = tag.rsplit_once('@').map(|(_, id)| id).filter(|id| id.parse::<SnapshotId>().is_ok());
+    id.unwrap_or(tag).to_owned()
 }
 
 /// The entity's keys in declared order, each with a value of its type.

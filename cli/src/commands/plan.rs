@@ -250,11 +250,39 @@ impl Changed {
         };
         let mut text = format!("~ {} {}{effect}", word(self.kind), self.name);
         for field in &self.fields {
-            let shown = |value: &Option<String>| value.as_deref().map_or_else(|| "nothing".to_owned(), in_a_line);
-            text.push_str(&format!("\n    {}: {} → {}", field.field, shown(&field.before), shown(&field.after)));
+            text.push_str("\n    ");
+            text.push_str(&field.text());
         }
         text
     }
+}
+
+impl Field {
+    fn text(&self) -> String {
+        if let (Some(before), Some(after)) = (&self.before, &self.after)
+            && (before.contains('\n') || after.contains('\n'))
+        {
+            return format!("{}:{}", self.field, changed_lines(before, after));
+        }
+        let shown = |value: &Option<String>| value.as_deref().map_or_else(|| "nothing".to_owned(), in_a_line);
+        format!("{}: {} → {}", self.field, shown(&self.before), shown(&self.after))
+    }
+}
+
+/// The lines between the first and the last that differ.
+fn changed_lines(before: &str, after: &str) -> String {
+    let (before, after): (Vec<&str>, Vec<&str>) = (before.lines().collect(), after.lines().collect());
+    let shorter = before.len().min(after.len());
+    let same_start = before.iter().zip(&after).take_while(|(b, a)| b == a).count();
+    let same_end = before.iter().rev().zip(after.iter().rev()).take_while(|(b, a)| b == a).count();
+    let same_end = same_end.min(shorter - same_start);
+    let mut text = String::new();
+    for (sign, lines) in [('-', &before), ('+', &after)] {
+        for line in &lines[same_start..lines.len() - same_end] {
+            text.push_str(&format!("\n      {sign} {line}"));
+        }
+    }
+    text
 }
 
 /// `value` on one line, cut where it is long.
@@ -293,5 +321,22 @@ fn word(kind: DefinitionKind) -> &'static str {
         DefinitionKind::FeatureView => "feature view",
         DefinitionKind::Dag => "DAG",
         other => other.as_str(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_lines_that_differ_are_shown() {
+        for (before, after, shown) in [
+            ("a\nb\nc", "a\nx\nc", "\n      - b\n      + x"),
+            ("a\nb", "a\nb\nb", "\n      + b"),
+            ("a\na\na", "a\na", "\n      - a"),
+            ("a", "b\nc", "\n      - a\n      + b\n      + c"),
+        ] {
+            assert_eq!(changed_lines(before, after), shown);
+        }
     }
 }

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::Value;
 use tidegate_registry::definitions::Settings;
-use tidegate_registry::model::{FeatureView, Project};
+use tidegate_registry::model::{FeatureView, Project, Severity};
 use tidegate_registry::run::CheckResult;
 use tidegate_registry::time::{Instant, Interval, format_instant};
 use tidegate_scheduler::grid::{Grid, intervals};
@@ -149,7 +149,8 @@ fn show(view: &FeatureView, interval: Interval, found: &Preview, context: &Conte
             note(format!("computed on the way, over this interval alone: {parents}"));
         }
         for check in &found.checks {
-            note(format!("{} {}: {}", check.verdict, check.check, check.message));
+            let only = if check.severity == Severity::Warn { " (warns only)" } else { "" };
+            note(format!("{} {}: {}{only}", check.verdict, check.check, check.message));
         }
     }
     let blocked = found.checks.iter().any(CheckResult::blocks);

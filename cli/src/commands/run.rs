@@ -3,13 +3,14 @@
 use anyhow::Context as _;
 use tidegate_registry::ids::RunId;
 use tidegate_registry::model::{Dag, PublishUnit};
-use tidegate_registry::run::{Cause, Run, RunState, Verdict};
+use tidegate_registry::run::{Cause, Run, RunState};
 use tidegate_registry::store::{CheckFilter, RunFilter};
 use tidegate_registry::time::{Interval, format_instant};
 use tidegate_scheduler::grid::intervals;
 use tidegate_scheduler::planning::new_runs;
 
 use crate::commands::runs;
+use crate::commands::up::Slots;
 use crate::context::{Context, Registry};
 use crate::error::{Exit, UserError};
 use crate::progress::note;
@@ -28,6 +29,8 @@ pub struct Arguments {
     /// complete one]
     #[arg(long, value_name = "START/END")]
     interval: Option<IntervalArgument>,
+    #[command(flatten)]
+    slots: Slots,
 }
 
 /// Runs the command.
@@ -41,11 +44,14 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     let asked = arguments.interval.map(|interval| interval.in_zone(dag.schedule.timezone)).transpose()?;
     let ids = planned(dag, asked, &registry).await?;
     let mut told = None;
-    roles::see_through(&ids, &settings, &registry, context, |sight| {
+    roles::see_through(&ids, arguments.slots.slots, &settings, &registry, context, |sight| {
         if let Some(run) = sight.open.first() {
             let now = (run.state, run.reason.clone());
             if told.as_ref() != Some(&now) {
-                note(format!("run {} is {}{}", run.id, run.state, reason(run)));
+                note(match &run.reason {
+                    Some(reason) => format!("run {} {reason}", run.id),
+                    None => format!("run {} is {}", run.id, run.state),
+                });
                 told = Some(now);
             }
         }
@@ -72,7 +78,7 @@ async fn planned(dag: &Dag, asked: Option<Interval>, registry: &Registry) -> any
     let runs = registry.store.runs(&filter).await.context("reading the runs of the interval")?;
     let open: Vec<RunId> = runs.iter().filter(|run| run.state.is_open()).map(|run| run.id).collect();
     if !open.is_empty() {
-        note(format!("`{}` over {interval} is planned already", dag.name));
+        note(format!("`{}` over {interval} is planned already; seeing that run through", dag.name));
         return Ok(open);
     }
     let number = runs.iter().filter_map(|run| match run.cause {
@@ -136,12 +142,11 @@ async fn finish(ids: &[RunId], registry: &Registry, context: &Context) -> anyhow
 pub async fn explain(run: &Run, registry: &Registry) -> anyhow::Result<()> {
     match run.state {
         RunState::Blocked => {
-            note(format!("blocked by its checks; nothing of it was published{}", reason(run)));
             let filter = CheckFilter { run: Some(run.id), ..CheckFilter::default() };
-            let failed =
-                registry.store.checks(&filter).await?.into_iter().filter(|row| {
-                    row.result.blocks() && matches!(row.result.verdict, Verdict::Failed | Verdict::Error)
-                });
+            let verdicts = registry.store.checks(&filter).await?;
+            let failed: Vec<_> = verdicts.iter().filter(|row| row.result.blocks()).collect();
+            let reason = if failed.is_empty() { reason(run) } else { String::new() };
+            note(format!("blocked by its checks; nothing of it was published{reason}"));
             for row in failed {
                 note(format!("  {} {}: {}", row.view, row.result.check, row.result.message));
             }

@@ -1,6 +1,6 @@
 //! `tidegate worker`: compute what a scheduler has let in.
 
-use crate::commands::up::slots;
+use crate::commands::up::Slots;
 use crate::context::Context;
 use crate::error::Exit;
 use crate::roles::{self, Roles};
@@ -8,9 +8,8 @@ use crate::roles::{self, Roles};
 /// Compute only, until stopped; a scheduler decides when
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Tasks computed at once [default: one per core, at most 4]
-    #[arg(long, value_name = "N", value_parser = slots)]
-    slots: Option<usize>,
+    #[command(flatten)]
+    slots: Slots,
 }
 
 /// Runs the command.
@@ -18,6 +17,6 @@ pub struct Arguments {
 /// # Errors
 /// When nothing was applied, or a part cannot be opened.
 pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
-    roles::play(Roles { scheduler: false, worker: true }, arguments.slots, context).await?;
+    roles::play(Roles { scheduler: false, worker: true }, arguments.slots.slots, context).await?;
     Ok(Exit::Done)
 }

@@ -1,0 +1,339 @@
+//! The product as its users meet it: scripts of commands against the real binary, with the transcript compared.
+//!
+//! `cargo insta review` shows what changed. Everything that a user can read is here, so a change of wording is a change of
+//! a golden file, and a change of a JSON key is one that somebody's program will notice.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+mod world;
+
+use std::io::Read as _;
+use std::process::Stdio;
+
+use world::{World, eventually, files};
+
+/// A small backfill.
+const THREE_NIGHTS: &str = "backfill flights_daily --from 2013-01-08 --to 2013-01-11";
+const BLOCKED: &str = "2013-01-29T07:15:00Z/2013-01-30T07:15:00Z";
+const FLIGHTS: &str = "data/flights/2013-01-29.parquet";
+
+#[test]
+fn help_is_a_page_of_what_one_can_do() {
+    let mut world = World::empty();
+    world.run("--help");
+    world.run("run --help");
+    world.run("backfil");
+    world.run("runs list --state finished");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
+fn a_new_project_works_as_it_is() {
+    let mut world = World::empty();
+    world.run("init shop");
+    world.run("init shop");
+    world.folder.push("shop");
+    world.edit("orders.yaml", |text| {
+        text.replace("views: [customer_orders]", "views: [customer_orders]\n    max_active_runs: 1")
+    });
+    world.run("validate");
+    world.run("preview customer_orders --interval 2026-01-08/2026-01-09");
+    world.run("apply --yes");
+    world.run("backfill orders_daily --from 2026-01-02 --to 2026-01-09");
+    world.run("online get customer_orders customer_id=2");
+    world.run("status");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
+fn commands_say_what_they_miss() {
+    let mut world = World::empty();
+    world.run("status");
+    world.run("plan --project elsewhere");
+    world.quietly("init --example example");
+    world.folder.push("example");
+    world.run("runs list");
+    world.run("apply");
+    world.run("--profile staging status");
+    assert!(!world.folder.join(".tidegate").exists(), "looking makes nothing");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
+fn mistakes_are_shown_where_they_are_all_at_once() {
+    let mut world = World::example();
+    world.edit("flights_daily.yaml", |text| {
+        text.replacen("owner: delays", "owner: delay", 1)
+            .replacen("avg(dep_delay) AS avg_dep_delay_7d", "avg(dep_dely) AS avg_dep_delay_7d", 1)
+            .replacen("timezone: America/New_York", "timezone: America/NewYork", 1)
+    });
+    world.run("validate");
+    world.edit("flights_daily.yaml", |text| {
+        text.replacen("owner: delay\n", "owner: delays\n", 1).replacen("America/NewYork", "America/New_York", 1)
+    });
+    world.run("validate");
+    world.run("validate --format json");
+    world.run("plan");
+    world.run("apply --yes");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
+fn a_plan_says_what_an_apply_then_does() {
+    let mut world = World::example();
+    world.run("validate");
+    world.run("plan");
+    assert!(!world.folder.join(".tidegate").exists(), "a plan writes nothing");
+    world.run("apply --yes --message first");
+    world.run("plan");
+    world.run("apply --yes");
+    world.edit("flights_daily.yaml", |text| {
+        text.replacen("description: Departure delays of each carrier over the last week", "description: Delays", 1)
+            .replacen("LEFT JOIN airlines ON", "LEFT JOIN airlines  -- names\n      ON", 1)
+            .replacen(
+                "flights.time_hour >= $interval_end - INTERVAL '1 day'",
+                "flights.time_hour >= $interval_start",
+                1,
+            )
+    });
+    world.run("plan");
+    world.run("plan --format json");
+    world.run("apply --yes --message second");
+    world.run("views show airport_day");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
+fn a_published_version_keeps_its_logic() {
+    let mut world = World::applied();
+    world.quietly("run flights_daily --interval 2013-01-08T07:15:00Z/2013-01-09T07:15:00Z");
+    world.edit("flights_daily.yaml", |text| {
+        text.replacen(
+            "flights.time_hour >= $interval_end - INTERVAL '1 day'",
+            "flights.time_hour >= $interval_start",
+            1,
+        )
+    });
+    world.run("plan");
+    world.run("apply --yes");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
+fn lists_show_what_is_applied() {
+    let mut world = World::applied();
+    for list in ["views", "features", "sources", "entities", "dags", "owners"] {
+        world.run(&format!("{list} list"));
+    }
+    world.run("views list --search WEATHER");
+    world.run("views list --owner operations --tag hour --format json");
+    world.run("features list --tag volume --owner operations");
+    world.run("features show carrier_delays.flights_7d");
+    world.run("features show flights_30d");
+    world.run("sources show flights --format json");
+    world.run("entities show route --format json");
+    world.run("owners show operations");
+    world.run("dags show flights_daily");
+    world.run("dags show flights_hourly --format json");
+    world.run("views show airport_pressure@v1 --format json");
+    world.run("views show carrier_delay");
+    world.run("views show carrier_delays@v2");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
+fn a_schedule_can_be_stopped_and_started() {
+    let mut world = World::applied();
+    world.run("dags pause flights_daily");
+    world.run("dags list");
+    world.run("dags unpause flights_daily");
+    world.run("dags unpause flights");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
+fn a_preview_computes_parents_on_the_way_and_writes_nothing() {
+    let mut world = World::example();
+    let before = files(&world.folder);
+    world.run("preview carrier_trend --limit 3");
+    world.run("preview route_reliability --limit 1 --interval 2013-01-08T07:15:00Z/2013-01-09T07:15:00Z --format json");
+    world.run("preview carrier_tend");
+    world.run("preview carrier_trend --interval 2013-01-09/2013-01-08");
+    world.copy("bad/flights/2013-01-29.parquet", FLIGHTS);
+    world.run(&format!("preview carrier_delays --limit 2 --interval {BLOCKED}"));
+    world.quietly("init --example ../fresh");
+    world.copy("../fresh/data/flights/2013-01-29.parquet", FLIGHTS);
+    assert_eq!(before, files(&world.folder));
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
+fn a_run_is_computed_published_and_found_again() {
+    let mut world = World::applied();
+    world.run("run flights_daily --interval 2013-01-08T07:15:00Z/2013-01-09T07:15:00Z");
+    world.run("run flights_daily --interval 2013-01-08T07:15:00Z/2013-01-09T07:15:00Z --format json");
+    world.run("runs list --limit 2 --to 2013-01-09");
+    world.run("snapshots");
+    world.run("snapshots list --view carrier_delays --limit 1 --format json");
+    world.run("online get carrier_delays carrier=UA");
+    world.run("online get carrier_delays carrier=UA --format json");
+    world.run("online get carrier_delays carrier=ZZ --format json");
+    world.run("online get route_reliability dest=LAX");
+    world.run("online get airport_pressure airport=JFK");
+    world.run("checks --view airport_day --limit 3");
+    world.run("status --dag flights_daily");
+    world.run("status --search carrier_delays --format json");
+    let runs = world.json("runs list --limit 1 --state succeeded");
+    let id = runs[0]["id"].as_str().unwrap().to_owned();
+    world.run(&format!("runs show {id}"));
+    world.run(&format!("runs logs {id}"));
+    world.run(&format!("runs cancel {id}"));
+    world.run(&format!("runs retry {id}"));
+    world.run(&format!("snapshots show {}", world.json("snapshots")[0]["id"].as_str().unwrap().to_owned()));
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
+fn only_intervals_of_the_grid_are_run() {
+    let mut world = World::applied();
+    world.run("run flights_daily --interval 2013-01-08/2013-01-09");
+    world.run("run flights_daily --interval 2013-01-09");
+    world.run("run flights_dayly");
+    // Hours come one after another, and none of the earlier ones is there.
+    world.run("run flights_hourly");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
+fn a_backfill_is_shown_before_it_runs_and_done_once() {
+    let mut world = World::applied();
+    world.run(&format!("{THREE_NIGHTS} --dry-run"));
+    world.run(THREE_NIGHTS);
+    world.run(&format!("{THREE_NIGHTS} --dry-run"));
+    world.run(THREE_NIGHTS);
+    world.run(&format!("{THREE_NIGHTS} --reprocess all --dry-run --format json"));
+    world.run("backfill flights_hourly --from 2013-03-08 --to 2013-03-08T02:00 --format json");
+    world.run("backfill flights_daily --from 2013-02-01 --to 2013-02-03 --detach");
+    world.run("backfill flights_daily --from 2013-01-11 --to 2013-01-08");
+    world.run("status");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
+fn bad_data_is_stopped_while_the_last_good_values_stay() {
+    let mut world = World::applied();
+    world.quietly("run flights_daily --interval 2013-01-28T07:15:00Z/2013-01-29T07:15:00Z");
+    let before = world.json("online get carrier_delays carrier=UA");
+    world.copy(FLIGHTS, "good.parquet");
+    world.copy("bad/flights/2013-01-29.parquet", FLIGHTS);
+    world.run(&format!("run flights_daily --interval {BLOCKED}"));
+    assert_eq!(before, world.json("online get carrier_delays carrier=UA"));
+    world.run("checks --failed");
+    world.run("checks --failed --limit 1 --format json");
+    world.run("status --dag flights_daily");
+    let id = world.json("runs list --state blocked")[0]["id"].as_str().unwrap().to_owned();
+    world.run(&format!("runs show {id} --format json"));
+    world.copy("good.parquet", FLIGHTS);
+    world.run(&format!("runs retry {id}"));
+    // Nobody was about to take it up: the next `run` of that interval does.
+    world.run(&format!("run flights_daily --interval {BLOCKED}"));
+    let after = world.json("online get carrier_delays carrier=UA");
+    assert!(after["event_timestamp"].as_str() > before["event_timestamp"].as_str(), "{after}");
+    world.run("snapshots --limit 2");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
+fn without_an_online_store_all_else_is_the_same() {
+    let mut world = World::example();
+    world.edit("tidegate.yaml", |text| {
+        text.lines().filter(|line| !line.starts_with("online:")).map(|line| line.to_owned() + "\n").collect()
+    });
+    world.run("apply --yes");
+    world.run(THREE_NIGHTS);
+    world.run("status --dag flights_daily");
+    world.run("snapshots --limit 1 --format json");
+    world.run("online get carrier_delays carrier=UA");
+    assert!(!world.folder.join(".tidegate/online.db").exists());
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
+fn the_schema_for_editors_knows_every_list() {
+    let world = World::empty();
+    let schema: serde_json::Value = serde_json::from_str(&world.quietly("schema")).unwrap();
+    for list in ["owners", "entities", "sources", "feature_views", "dags"] {
+        assert!(schema.to_string().contains(&format!("\"{list}\"")), "{list}");
+    }
+}
+
+#[test]
+fn a_reader_who_leaves_early_is_no_failure() {
+    let world = World::applied();
+    let mut child = world.command(&["schema"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Closed before anything is read, as by `| true`.
+    drop(child.stdout.take());
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), String::from_utf8_lossy(&ended.stderr).as_ref()), (Some(0), ""));
+}
+
+/// Signals are sent by the shell's `kill`, which every machine has.
+#[cfg(unix)]
+fn signal(child: &std::process::Child, name: &str) {
+    let sent =
+        std::process::Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+#[cfg(unix)]
+#[test]
+fn up_computes_what_is_due_stops_cleanly_and_goes_on() {
+    let world = World::applied();
+    let succeeded = || world.json("runs list --state succeeded --limit 0").as_array().unwrap().len();
+    for name in ["INT", "TERM"] {
+        let before = succeeded();
+        let mut up = world.command(&["up"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        eventually("another run", || succeeded() > before);
+        signal(&up, name);
+        let code = up.wait().unwrap().code();
+        let mut said = String::new();
+        up.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("stopping: finishing or handing back"), "{said}");
+        let held = world.json("runs list --state publishing --limit 0");
+        assert_eq!(held.as_array().unwrap().len(), 0, "{held}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_killed_process_holds_nobody_up() {
+    let world = World::applied();
+    let running = || !world.json("runs list --state running").as_array().unwrap().is_empty();
+    let mut up = world.command(&["up"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    eventually("a run under way", running);
+    up.kill().unwrap();
+    up.wait().unwrap();
+    // Leases last a minute; the next start sees at once that their owner is gone.
+    let start = std::time::Instant::now();
+    world.quietly(THREE_NIGHTS);
+    assert!(start.elapsed() < std::time::Duration::from_secs(50), "{:?}", start.elapsed());
+}
+
+#[test]
+fn the_demo_shows_what_it_says_in_any_folder() {
+    let world = World::empty();
+    let output = world
+        .command(&["demo", "--dir", "demo"])
+        .env_remove("TIDEGATE_CLOCK_SPEED")
+        .env_remove("TIDEGATE_SLOTS")
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    for claim in ["21 of 21 done", "blocked by its checks", "answers exactly as before", "passed all checks"] {
+        assert!(told.contains(claim), "{claim} is missing in\n{told}");
+    }
+    let again = world.command(&["demo", "--dir", "demo"]).output().unwrap();
+    assert_eq!(again.status.code(), Some(1));
+}
