@@ -6,7 +6,11 @@
 //!
 //! `cargo bench -p tidegate-worker --bench materialise`
 
-#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints its figures and stops at the first surprise")]
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a benchmark prints its figures and stops at the first surprise"
+)]
 
 use std::path::Path;
 use std::sync::Arc;
@@ -80,8 +84,16 @@ async fn compare() {
     let (plain, with, without) = (median(plain), median(with), median(without));
     println!("materialise {ROWS} rows into {ENTITIES} entities, 10 features (medians of {ROUNDS})");
     println!("  plain DataFusion into Parquet      {:>7.2} s", plain.as_secs_f64());
-    println!("  staged, 6 checks                   {:>7.2} s   ratio {:.2} (target: at most 1.30)", with.as_secs_f64(), ratio(with, plain));
-    println!("  staged, built-in checks only       {:>7.2} s   ratio {:.2}", without.as_secs_f64(), ratio(without, plain));
+    println!(
+        "  staged, 6 checks                   {:>7.2} s   ratio {:.2} (target: at most 1.30)",
+        with.as_secs_f64(),
+        ratio(with, plain)
+    );
+    println!(
+        "  staged, built-in checks only       {:>7.2} s   ratio {:.2}",
+        without.as_secs_f64(),
+        ratio(without, plain)
+    );
     let cost = (ratio(with, without) - 1.0) * 100.0;
     println!("  the 6 checks cost                  {cost:>7.1} %   of the run (target: at most 10 %)");
 
@@ -101,7 +113,10 @@ async fn small_memory(folder: &Path) {
     let peak = peak_rss_bytes();
     println!("group {ROWS} rows into {ROWS} entities with `memory: 512MiB` (the state needs more)");
     println!("  finished in                        {:>7.2} s", started.elapsed().as_secs_f64());
-    println!("  peak resident memory               {:>7.0} MiB (target: under 1229 MiB)", peak as f64 / f64::from(1 << 20));
+    println!(
+        "  peak resident memory               {:>7.0} MiB (target: under 1229 MiB)",
+        peak as f64 / f64::from(1 << 20)
+    );
 }
 
 struct World {

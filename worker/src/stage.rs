@@ -14,12 +14,12 @@ use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{Expr, cast, lit};
 use datafusion::prelude::{DataFrame, SessionContext};
 use delta_kernel::expressions::Scalar;
+use delta_kernel::table_properties::DataSkippingNumIndexedCols;
 use deltalake::datafile::writer::{PartitionWriter, PartitionWriterConfig};
 use deltalake::kernel::Add;
 use deltalake::parquet::basic::{Compression, Encoding, ZstdLevel};
 use deltalake::parquet::file::properties::{EnabledStatistics, WriterProperties};
 use deltalake::parquet::schema::types::ColumnPath;
-use deltalake::table::config::TablePropertiesExt;
 use futures::StreamExt;
 use indexmap::IndexMap;
 use object_store::path::Path;
@@ -39,6 +39,8 @@ use crate::session::plan_query;
 const FILE_BYTES: NonZeroU64 = NonZeroU64::new(256 << 20).expect("it is not 0");
 /// Larger row groups share dictionaries better; smaller ones cost a third more space.
 const ROW_GROUP_ROWS: usize = 1 << 20;
+/// Statistics in the log cover so many leading columns: Delta's default.
+const INDEXED_COLUMNS: u64 = 32;
 /// The writer is fed in chunks of this many rows.
 const WRITE_ROWS: usize = 8_192;
 
@@ -90,8 +92,7 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
     let computing = || format!("computing `{}`", view.id);
     let rows = output(&ctx, project, view, &schema.file, reads.interval, request.run).await.with_context(computing)?;
     let prefix = Path::from(format!("data/{}/{}{suffix}", request.run, request.attempt));
-    let table =
-        reads.lake.load(&view.id, Some(reads.pins.views.get(&view.id).map_or(0, |pin| pin.delta_version))).await?;
+    let table = reads.lake.open_table(&view.id)?;
     let mut writer = writer(&table, project, view, &schema.file, reads.interval, prefix)?;
     let mut checks = CheckRunner::new(view, project.keys_of(view), reads.interval, engine.runtime());
     let mut digest = Digester::new(digest_columns(project, view));
@@ -202,7 +203,7 @@ fn writer(
         None,
         Some(prefix),
     )?;
-    let indexed = table.snapshot()?.table_config().num_indexed_cols();
+    let indexed = DataSkippingNumIndexedCols::NumColumns(INDEXED_COLUMNS);
     Ok(PartitionWriter::try_with_config(table.object_store(), config, indexed, None)?)
 }
 

@@ -316,7 +316,6 @@ async fn keep_alive(parts: &Parts, claim: &Claim, lease: Duration) {
 async fn tell(parts: &Parts, claim: &Claim, end: TaskEnd) {
     let may_end_run = matches!(end, TaskEnd::Blocked { .. } | TaskEnd::Failed { .. } | TaskEnd::PinsChanged { .. });
     if let TaskEnd::Failed { error, .. } = &end {
-        tracing::warn!(run.id = %claim.run.id, task = %claim.kind, attempt = claim.attempt, "A task failed: {error}");
         parts.note(claim, "error", error.clone()).await;
     }
     for attempt in 0_u32.. {
@@ -332,6 +331,10 @@ async fn tell(parts: &Parts, claim: &Claim, end: TaskEnd) {
                 return;
             }
         }
+    }
+    // Only now: a task whose run ended meanwhile (another view was blocked) fails because its files are gone.
+    if let TaskEnd::Failed { error, .. } = &end {
+        tracing::warn!(run.id = %claim.run.id, task = %claim.kind, attempt = claim.attempt, "A task failed: {error}");
     }
     if may_end_run {
         if let Ok((run, _)) = parts.store.run(claim.run.id).await {

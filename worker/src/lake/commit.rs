@@ -214,6 +214,7 @@ impl Lake {
             .with_actions(actions)
             .build(Some(state), table.log_store(), operation)
             .await?;
+        self.remember(request.view, &done.snapshot());
         Ok(done.version())
     }
 }

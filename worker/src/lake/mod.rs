@@ -17,10 +17,12 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
+use deltalake::table::state::DeltaTableState;
 use deltalake::{DeltaTable, DeltaTableBuilder};
 use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
@@ -42,6 +44,8 @@ pub struct Lake {
     store: Arc<dyn ObjectStore>,
     /// The project, part of every commit mark.
     project: String,
+    /// The newest state seen of each table: logs only grow, so reading on from there is enough.
+    seen: Arc<Mutex<HashMap<ViewId, DeltaTableState>>>,
 }
 
 /// Who writes to a lake: `_tidegate/owner.json`.
@@ -75,7 +79,7 @@ impl Lake {
 
     /// A lake at `root` (ending in `/`) in a store that is rooted at "/" of its scheme.
     pub fn with_store(root: Url, store: Arc<dyn ObjectStore>, project: &str) -> Self {
-        Self { root, store, project: project.to_owned() }
+        Self { root, store, project: project.to_owned(), seen: Arc::default() }
     }
 
     /// Where the lake is.
@@ -132,14 +136,38 @@ impl Lake {
     /// # Errors
     /// When it does not exist or its log cannot be read.
     pub async fn load(&self, view: &ViewId, version: Option<u64>) -> Result<DeltaTable> {
-        let mut builder = self.builder(view)?;
-        if let Some(version) = version {
-            builder = builder.with_version(version);
-        }
-        builder.load().await.with_context(|| match version {
+        let reading = || match version {
             Some(version) => format!("reading version {version} of the table of `{view}`"),
             None => format!("reading the table of `{view}`"),
-        })
+        };
+        let mut table = self.open_table(view)?;
+        table.state = self.seen(view, version);
+        table.update_incremental(version).await.with_context(reading)?;
+        self.remember(view, table.snapshot().with_context(reading)?);
+        Ok(table)
+    }
+
+    /// The newest known state of a table that is not newer than `version`.
+    fn seen(&self, view: &ViewId, version: Option<u64>) -> Option<DeltaTableState> {
+        let seen = self.seen.lock().ok()?;
+        seen.get(view).filter(|state| version.is_none_or(|version| state.version() <= version)).cloned()
+    }
+
+    fn remember(&self, view: &ViewId, state: &DeltaTableState) {
+        if let Ok(mut seen) = self.seen.lock() {
+            let newest = seen.get(view).is_none_or(|known| known.version() < state.version());
+            if newest {
+                seen.insert(view.clone(), state.clone());
+            }
+        }
+    }
+
+    /// A view's table with nothing of its log read: good for its store.
+    ///
+    /// # Errors
+    /// When the location is not one that delta-rs takes.
+    pub fn open_table(&self, view: &ViewId) -> Result<DeltaTable> {
+        self.builder(view)?.build().with_context(|| format!("opening the table of `{view}`"))
     }
 
     fn builder(&self, view: &ViewId) -> Result<DeltaTableBuilder> {

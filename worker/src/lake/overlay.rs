@@ -47,8 +47,9 @@ impl Lake {
             .with_storage_backend(Arc::new(layered), url)
             .build()
             .with_context(|| format!("opening the table of `{view}`"))?;
+        table.state = self.seen(view, Some(version));
         table
-            .load_version(version)
+            .update_incremental(Some(version))
             .await
             .with_context(|| format!("reading version {version} of the table of `{view}`"))?;
         let actions = replace_slice(&table, interval, adds)?;
@@ -65,8 +66,7 @@ impl Lake {
             .build(Some(table.snapshot()?), table.log_store(), operation)
             .await
             .with_context(|| format!("laying staged files over version {version} of `{view}`"))?;
-        let version = done.version();
-        table.load_version(version).await.context("reading what was laid over")?;
+        table.state = Some(done.snapshot());
         Ok(table)
     }
 }

@@ -84,15 +84,15 @@ impl Lake {
     }
 
     async fn exists(&self, view: &ViewId) -> Result<bool> {
-        let table = self.builder(view)?.build().with_context(|| format!("opening the table of `{view}`"))?;
+        let table = self.open_table(view)?;
         table.verify_deltatable_existence().await.with_context(|| format!("looking for the table of `{view}`"))
     }
 
     async fn create(&self, view: &ViewId, schema: &TableSchema, mode: SaveMode) -> Result<DeltaTable, DeltaTableError> {
         let kernel: StructType = schema.table.as_ref().try_into_kernel()?;
-        let log_store = self.builder(view).map_err(|error| DeltaTableError::generic(format!("{error:#}")))?.build()?;
+        let unread = self.open_table(view).map_err(|error| DeltaTableError::generic(format!("{error:#}")))?;
         let table = CreateBuilder::new()
-            .with_log_store(log_store.log_store())
+            .with_log_store(unread.log_store())
             .with_columns(kernel.fields().cloned())
             .with_partition_columns([INTERVAL_START])
             .with_table_name(format!("{}_v{}", view.name, view.version))
