@@ -229,9 +229,9 @@ mod tests {
             let shuffled = take_record_batch(&whole, &UInt32Array::from(order)).unwrap();
             let cut = cut.index(rows.len());
             let parts = [shuffled.slice(0, cut), shuffled.slice(cut, rows.len() - cut)];
-            prop_assert_eq!(digest(&[whole.clone()]), digest(&parts));
+            prop_assert_eq!(digest(std::slice::from_ref(&whole)), digest(&parts));
             let (left, right) = (digest(&parts[..1]), digest(&parts[1..]));
-            prop_assert_eq!(left.merge(right), digest(&[whole.clone()]));
+            prop_assert_eq!(left.merge(right), digest(std::slice::from_ref(&whole)));
             prop_assert_eq!(digest(&[whole]).remove(right), left);
         }
     }
