@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use tidegate_registry::definitions::Settings;
 use tidegate_registry::ids::RunId;
 use tidegate_registry::run::{Run, RunState};
+use tidegate_registry::store::Store;
 use tidegate_scheduler::service::{Options, Scheduler};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -19,10 +20,11 @@ use tracing::info;
 use crate::context::{Context, Registry, release_dead_leases};
 use crate::engine::{self, Bells};
 use crate::error::UserError;
+use crate::process;
 use crate::shutdown::Stopped;
 
-/// A worker that was not heard of for longer is taken for gone.
-pub const WORKER_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// A worker that was not heard of for longer is taken for gone. Heartbeats come every third of a lease.
+const WORKER_SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// How often a waiting command looks at its runs.
 const LOOK: Duration = Duration::from_millis(200);
@@ -81,6 +83,16 @@ pub fn scheduler(registry: &Registry) -> Scheduler {
     Scheduler::new(Arc::clone(&registry.store), Arc::clone(&registry.clock), Options::default())
 }
 
+/// The workers that are about: heard of lately, and not known to be dead.
+///
+/// # Errors
+/// When the registry cannot be read.
+pub async fn workers_alive(store: &dyn Store) -> anyhow::Result<Vec<String>> {
+    let mut workers = store.workers_alive(WORKER_SILENCE_MAX).await.context("asking which workers are alive")?;
+    workers.retain(|owner| !process::is_dead(owner));
+    Ok(workers)
+}
+
 /// What is known of the runs that a command waits for.
 #[derive(Debug)]
 pub struct Sight<'a> {
@@ -114,7 +126,7 @@ pub async fn see_through(
         if context.shutdown.gentle.is_cancelled() {
             break Err(Stopped.into());
         }
-        if working.is_empty() && registry.store.workers_alive(WORKER_SILENCE_MAX).await?.is_empty() {
+        if working.is_empty() && workers_alive(&*registry.store).await?.is_empty() {
             release_dead_leases(&*registry.store).await?;
             let worker = engine::worker(settings, registry, slots, &bells).await?;
             let hands = hands.clone();

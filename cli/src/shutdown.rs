@@ -5,6 +5,7 @@ use std::fmt;
 use tokio::signal;
 use tokio_util::sync::CancellationToken;
 
+use crate::error::Exit;
 use crate::progress::note;
 
 /// The wish to stop, as a value passed down.
@@ -15,8 +16,8 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Turns signals into cancellations; returns when the process shall leave at once: after the second signal, or after
-    /// the first when the command cannot stop gently. What it returns is [`Stopped`], or why the system does not deliver signals.
+    /// Turns signals into cancellations. The second one ends the process at once; the first does too, by returning
+    /// [`Stopped`], when the command cannot stop gently. It also returns when the system does not deliver signals.
     pub async fn watch_signals(&self, gently: bool) -> anyhow::Error {
         let mut terminate = match Terminate::listen() {
             Ok(terminate) => terminate,
@@ -29,13 +30,24 @@ impl Shutdown {
                 },
                 () = terminate.heard() => {}
             }
-            if !gently || self.gentle.is_cancelled() {
+            if !gently {
                 return Stopped.into();
+            }
+            if self.gentle.is_cancelled() {
+                leave_at_once();
             }
             note("stopping: finishing or handing back what is running (once more stops at once)");
             self.gentle.cancel();
         }
     }
+}
+
+/// Ends the process without unwinding anything: tasks that are dropped half-way would only complain about each other. What
+/// they hold is safe: that is the same as being killed.
+#[expect(clippy::disallowed_methods, reason = "asked twice to stop: destructors are what takes the time")]
+fn leave_at_once() -> ! {
+    note(format!("error: {Stopped}"));
+    std::process::exit(i32::from(Exit::Failed.code()))
 }
 
 /// A person or the system stopped this process before it was done.

@@ -314,10 +314,48 @@ fn a_killed_process_holds_nobody_up() {
     eventually("a run under way", running);
     up.kill().unwrap();
     up.wait().unwrap();
-    // Leases last a minute; the next start sees at once that their owner is gone.
+    // Its lease and its last sign of life count for a minute; the next start sees at once that it is gone.
     let start = std::time::Instant::now();
     world.quietly(THREE_NIGHTS);
     assert!(start.elapsed() < std::time::Duration::from_secs(50), "{:?}", start.elapsed());
+}
+
+#[cfg(unix)]
+#[test]
+fn asked_twice_a_process_leaves_at_once_and_the_next_goes_on() {
+    let world = World::applied();
+    let running = || !world.json("runs list --state running").as_array().unwrap().is_empty();
+    let mut backfill = world
+        .command(&THREE_NIGHTS.split(' ').collect::<Vec<_>>())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("a run under way", running);
+    signal(&backfill, "INT");
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    signal(&backfill, "INT");
+    let code = backfill.wait().unwrap().code();
+    let mut said = String::new();
+    backfill.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.ends_with("error: stopped; the next start goes on with what was running\n"), "{said}");
+    world.quietly(THREE_NIGHTS);
+    let succeeded = world.json("runs list --state succeeded --limit 0");
+    assert_eq!(succeeded.as_array().unwrap().len(), 3, "{succeeded}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_is_followed_while_a_worker_is_about() {
+    let mut world = World::applied();
+    let mut up = world.command(&["up"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    eventually("a run under way", || !world.json("runs list --state running").as_array().unwrap().is_empty());
+    let shown = world.run("run flights_daily --interval 2013-01-09T07:15:00Z/2013-01-10T07:15:00Z --format json");
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!((shown["state"].as_str(), shown["cause"].as_str()), (Some("succeeded"), Some("tick")));
+    signal(&up, "TERM");
+    assert_eq!(up.wait().unwrap().code(), Some(0));
 }
 
 #[test]

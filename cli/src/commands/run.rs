@@ -49,7 +49,8 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
             let now = (run.state, run.reason.clone());
             if told.as_ref() != Some(&now) {
                 note(match &run.reason {
-                    Some(reason) => format!("run {} {reason}", run.id),
+                    Some(reason) if run.state == RunState::Waiting => format!("run {} {reason}", run.id),
+                    Some(reason) => format!("run {} is {}: {reason}", run.id, run.state),
                     None => format!("run {} is {}", run.id, run.state),
                 });
                 told = Some(now);

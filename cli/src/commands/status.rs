@@ -14,6 +14,7 @@ use crate::context::{Context, Registry};
 use crate::error::Exit;
 use crate::output::Row;
 use crate::progress::note;
+use crate::roles;
 use crate::select::{self, Selection};
 use crate::times::short;
 
@@ -53,7 +54,7 @@ async fn report(
     context: &Context,
 ) -> anyhow::Result<()> {
     let rows = rows(registry, dag, selection).await?;
-    let workers = registry.store.workers_alive(crate::roles::WORKER_SILENCE_MAX).await?;
+    let workers = roles::workers_alive(&*registry.store).await?;
     if !context.output.is_json() {
         note(format!(
             "project time {}, revision {}, {}",
