@@ -1,7 +1,7 @@
 //! The project's files, read, validated and checked against the sources: what `validate`, `plan` and `apply` begin with.
 
 use tidegate_registry::definitions::Settings;
-use tidegate_registry::diagnostics::{Diagnostic, SourceMap, has_errors};
+use tidegate_registry::diagnostics::{Diagnostic, SourceMap, has_errors, sort};
 use tidegate_registry::model::Project;
 use tidegate_worker::sqlcheck::check_project;
 
@@ -30,13 +30,11 @@ pub struct Checked {
 pub async fn load(context: &Context) -> anyhow::Result<Checked> {
     let loaded = context.load()?;
     let mut diagnostics = loaded.diagnostics;
-    if let (Some(settings), Some(project)) = (&loaded.settings, &loaded.project) {
-        let schemas = engine::sources(settings)?.schemas(project).await;
-        diagnostics.extend(check_project(project, &schemas).await);
-        diagnostics.sort_by(|a, b| {
-            let place = |d: &Diagnostic| (d.origin.file.clone(), d.origin.line, d.origin.column);
-            place(a).cmp(&place(b)).then_with(|| a.level.cmp(&b.level))
-        });
+    // What is whole is planned even when something else is wrong, so that everything is told at once.
+    if let (Some(settings), Some(draft)) = (&loaded.settings, &loaded.draft) {
+        let schemas = engine::sources(settings)?.schemas(draft).await;
+        diagnostics.extend(check_project(draft, &schemas).await);
+        sort(&mut diagnostics);
     }
     Ok(Checked { settings: loaded.settings, project: loaded.project, diagnostics, files: loaded.files })
 }
