@@ -38,7 +38,7 @@ impl Progress {
     /// `total` pieces of what `label` says.
     pub fn start(label: &str, total: u64) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} · {elapsed} · {eta} left")
+            let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} · {elapsed}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar())
                 .progress_chars("=> ");
             let bar = BARS.add(ProgressBar::new(total).with_style(style).with_message(label.to_owned()));
