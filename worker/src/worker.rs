@@ -336,12 +336,11 @@ async fn tell(parts: &Parts, claim: &Claim, end: TaskEnd) {
     if let TaskEnd::Failed { error, .. } = &end {
         tracing::warn!(run.id = %claim.run.id, task = %claim.kind, attempt = claim.attempt, "A task failed: {error}");
     }
-    if may_end_run {
-        if let Ok((run, _)) = parts.store.run(claim.run.id).await {
-            if NEVER_PUBLISHED.contains(&run.state) {
-                discard(parts, run.id, &run.views).await;
-            }
-        }
+    if may_end_run
+        && let Ok((run, _)) = parts.store.run(claim.run.id).await
+        && NEVER_PUBLISHED.contains(&run.state)
+    {
+        discard(parts, run.id, &run.views).await;
     }
 }
 

@@ -185,7 +185,7 @@ impl Lake {
     }
 
     async fn require_file(&self, view: &ViewId, table: &Path, add: &Add) -> Result<(), CommitError> {
-        let path = add.path.split('/').fold(table.clone(), |path, part| path.join(part));
+        let path = add.path.split('/').fold(table.clone(), Path::join);
         match self.store.head(&path).await {
             Ok(found) if i64::try_from(found.size).is_ok_and(|size| size == add.size) => Ok(()),
             Ok(_) | Err(object_store::Error::NotFound { .. }) => {
