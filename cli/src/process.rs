@@ -21,7 +21,7 @@ pub fn is_dead(owner: &str) -> bool {
     owner_host == host() && can_see_processes() && started(pid).is_none_or(|now| now != start)
 }
 
-/// The machine's name. Where the system does not say, leases are simply nobody's to judge: see [`can_see_processes`].
+/// The machine's name. Where the system does not say, leases are simply nobody's to judge: see `can_see_processes`.
 pub fn host() -> String {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim().replace(':', "-");

@@ -2,7 +2,7 @@
 //!
 //! Begin with [`SqliteStore`]. The modules follow the resources of the trait: definitions, planning, runs, tasks,
 //! publishing, snapshots, workers; `moves` holds what runs and tasks may become, `db` the file itself. Rows are turned
-//! into domain types where they are read and never leave the crate. [`conformance`] is what every implementation of the
+//! into domain types where they are read and never leave the crate. [`mod@conformance`] is what every implementation of the
 //! trait must pass, this one included.
 //!
 //! May not know: what a definition means beyond the tables it reads, the lake, HTTP.

@@ -3,10 +3,10 @@
 //! Three things are done here that delta-rs leaves to its callers, each because of a failure that happens:
 //!
 //! * **Staging** ([`crate::stage`]) writes Parquet files inside the table's folder that no log entry names, so no reader sees
-//!   them ([`StagedFiles`] describes them).
-//! * **Committing** ([`commit`]) is a compare-and-swap on a loaded snapshot, decided by the table's `txn` mark and never by
+//!   them.
+//! * **Committing** ([`Lake::commit`]) is a compare-and-swap on a loaded snapshot, decided by the table's `txn` mark and never by
 //!   the error that came back: the answer to a commit that landed can be lost.
-//! * **Overlays** ([`overlay`]) commit the same actions into memory, so that a later view of the run reads the table as it
+//! * **Overlays** ([`Lake::overlay`]) commit the same actions into memory, so that a later view of the run reads the table as it
 //!   would be.
 //!
 //! Nothing here checkpoints or cleans a log inside a commit: history is what restores are made of.
