@@ -360,8 +360,8 @@ async fn tidy(
                 create_checkpoint(&parts.lake.load(id, Some(*version)).await?, None).await?;
             }
             let keep = run.view(id)?.online.as_ref().map_or(0, |online| online.keep);
-            if let (Some(online), true) = (&parts.online, generations.contains_key(id)) {
-                online.prune(id, keep, SUPERSEDED_AGE_MIN, &[]).await?;
+            if let (Some(online), Some(generation)) = (&parts.online, generations.get(id)) {
+                online.prune(id, keep, SUPERSEDED_AGE_MIN, *generation).await?;
             }
             Ok(())
         }

@@ -17,8 +17,8 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path as FsPath, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
@@ -34,6 +34,9 @@ use url::Url;
 
 pub use commit::{CommitError, CommitRequest, Committed};
 pub use table::TableSchema;
+
+/// Tables whose state is kept in memory.
+const TABLES_SEEN_MAX: usize = 256;
 
 /// The lake of one project.
 #[derive(Debug, Clone)]
@@ -157,6 +160,11 @@ impl Lake {
         if let Ok(mut seen) = self.seen.lock() {
             let newest = seen.get(view).is_none_or(|known| known.version() < state.version());
             if newest {
+                let evicted =
+                    (seen.len() >= TABLES_SEEN_MAX && !seen.contains_key(view)).then(|| seen.keys().next().cloned());
+                if let Some(evicted) = evicted.flatten() {
+                    seen.remove(&evicted);
+                }
                 seen.insert(view.clone(), state.clone());
             }
         }
@@ -185,15 +193,18 @@ impl Lake {
     /// # Errors
     /// When the store cannot list or delete.
     pub async fn discard_staged(&self, view: &ViewId, run: RunId, keep: &[String]) -> Result<usize> {
+        let doing = || format!("deleting staged files of run {run} in the table of `{view}`");
+        if self.root.scheme() == "file" {
+            let table = self.local_table(view)?;
+            let keep: HashSet<PathBuf> = keep.iter().map(|path| table.join(path)).collect();
+            let folder = table.join("data").join(run.to_string());
+            let deleted = tokio::task::spawn_blocking(move || delete_below(&folder, &keep)).await.context("waiting")?;
+            return deleted.with_context(doing);
+        }
         let table = self.table_prefix(view);
-        let prefix = self.path_in_store(&format!("features/{}/v{}/data/{run}", view.name, view.version));
-        let found: Vec<_> = self
-            .store
-            .list(Some(&prefix))
-            .map_ok(|object| object.location)
-            .try_collect()
-            .await
-            .with_context(|| format!("listing staged files of run {run}"))?;
+        let prefix = table.clone().join("data").join(run.to_string());
+        let found: Vec<Path> =
+            self.store.list(Some(&prefix)).map_ok(|object| object.location).try_collect().await.with_context(doing)?;
         let mut deleted = 0;
         for path in found {
             let relative = path.as_ref().strip_prefix(table.as_ref()).unwrap_or(path.as_ref()).trim_start_matches('/');
@@ -202,7 +213,7 @@ impl Lake {
             }
             match self.store.delete(&path).await {
                 Ok(()) | Err(object_store::Error::NotFound { .. }) => deleted += 1,
-                Err(error) => return Err(error).with_context(|| format!("deleting the staged file `{path}`")),
+                Err(error) => return Err(error).with_context(doing),
             }
         }
         Ok(deleted)
@@ -214,10 +225,7 @@ impl Lake {
         if self.root.scheme() != "file" {
             return Ok(());
         }
-        let table = self
-            .table_url(view)
-            .to_file_path()
-            .map_err(|()| anyhow::anyhow!("the table of `{view}` is not a local folder"))?;
+        let table = self.local_table(view)?;
         let sync_all = move || -> std::io::Result<()> {
             let mut folders = std::collections::BTreeSet::new();
             for path in relative {
@@ -235,6 +243,11 @@ impl Lake {
             .with_context(|| format!("making the files of `{view}` durable"))
     }
 
+    fn local_table(&self, view: &ViewId) -> Result<PathBuf> {
+        let folder = self.table_url(view).to_file_path();
+        folder.map_err(|()| anyhow::anyhow!("the table of `{view}` is not a local folder"))
+    }
+
     fn table_prefix(&self, view: &ViewId) -> Path {
         self.path_in_store(&format!("features/{}/v{}", view.name, view.version))
     }
@@ -247,4 +260,31 @@ impl Lake {
             _ => Path::from(format!("{}{below}", self.root.path())),
         }
     }
+}
+
+/// Deletes what is below `folder` but for `keep`, and the folders that are then empty; how many files. Done on the file
+/// system and not through its store, which hides uploads that a dying process left unfinished.
+fn delete_below(folder: &FsPath, keep: &HashSet<PathBuf>) -> std::io::Result<usize> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut deleted = 0;
+    let mut kept = false;
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_dir() {
+            deleted += delete_below(&path, keep)?;
+            kept |= path.exists();
+        } else if keep.contains(&path) {
+            kept = true;
+        } else {
+            std::fs::remove_file(&path)?;
+            deleted += 1;
+        }
+    }
+    if !kept {
+        std::fs::remove_dir(folder)?;
+    }
+    Ok(deleted)
 }

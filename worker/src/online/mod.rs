@@ -198,10 +198,11 @@ pub trait OnlineStore: Debug + Display + Send + Sync {
     }
 
     /// Removes generations that nobody needs, and returns them: superseded ones beyond the `keep` newest, each at least
-    /// `age_min` after it was superseded (by the store's own clock; use [`SUPERSEDED_AGE_MIN`]), and ones that were
-    /// never published. Never the live one, nor one that is `in_use` by an open run. Works in bounded steps, so an
-    /// interrupted call leaves the rest to the next one.
-    async fn prune(&self, view: &ViewId, keep: u32, age_min: Duration, in_use: &[u64]) -> Result<Vec<u64>>;
+    /// `age_min` after it was superseded (by the store's own clock; use [`SUPERSEDED_AGE_MIN`]), and ones below
+    /// `dead_below` that were never published: with the publish number of a run that has just been recorded, those are
+    /// leftovers of runs before it, while the next run may be filling its own already. Never the live one. Works in
+    /// bounded steps, so an interrupted call leaves the rest to the next one.
+    async fn prune(&self, view: &ViewId, keep: u32, age_min: Duration, dead_below: u64) -> Result<Vec<u64>>;
 
     /// How many rows a generation holds, expired ones included; 0 when there is no such generation.
     async fn count(&self, view: &ViewId, generation: u64) -> Result<u64>;

@@ -281,7 +281,7 @@ impl OnlineStore for SqliteOnline {
         Ok(found)
     }
 
-    async fn prune(&self, view: &ViewId, keep: u32, age_min: Duration, in_use: &[u64]) -> Result<Vec<u64>> {
+    async fn prune(&self, view: &ViewId, keep: u32, age_min: Duration, dead_below: u64) -> Result<Vec<u64>> {
         let name = view.to_string();
         let mut tx = self.begin_write().await?;
         let listed: Vec<(i64, String, Option<i64>, i64)> = sqlx::query_as(
@@ -300,15 +300,14 @@ impl OnlineStore for SqliteOnline {
         let mut superseded = 0;
         let mut removed = Vec::new();
         for (generation, state, superseded_at, age) in listed {
-            let used = in_use.contains(&generation.unsigned_abs());
             let unneeded = match (state.as_str(), superseded_at) {
                 ("removing", _) => true,
                 ("published", Some(_)) => {
                     superseded += 1;
                     let old_enough = age >= 0 && u128::from(age.unsigned_abs()) >= age_min.as_micros();
-                    superseded > keep && old_enough && !used
+                    superseded > keep && old_enough
                 }
-                _ => !used,
+                _ => generation.unsigned_abs() < dead_below,
             };
             if unneeded {
                 sqlx::query("UPDATE generations SET state = 'removing' WHERE view = $1 AND generation = $2")
