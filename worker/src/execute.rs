@@ -173,6 +173,7 @@ async fn pin(parts: &Parts, claim: &Claim, run: &Run) -> Result<Outcome> {
         let state_interval = newest.first().map(|entry| entry.interval);
         pins.views.insert(id, ViewPin { delta_version: state.delta_version, state: state_interval });
     }
+    fail::fail_point!("pin.after");
     Ok(Outcome::End(TaskEnd::Succeeded { output: TaskOutput::Pins(pins), rows: None }))
 }
 

@@ -311,6 +311,7 @@ async fn fill(
             online.write(&view.id, generation, &encoded).await?;
             fail::fail_point!("publish.between");
         }
+        fail::fail_point!("publish.written");
         online.finish_generation(&view.id, generation, written).await?;
         anyhow::Ok(written)
     };
@@ -356,6 +357,7 @@ async fn tidy(
         let kept: Vec<String> = run.adds(id).unwrap_or_default().into_iter().map(|add| add.path).collect();
         let outcome: Result<()> = async {
             parts.lake.discard_staged(id, claim.run.id, &kept).await?;
+            fail::fail_point!("tidy.between");
             if version % CHECKPOINT_EVERY == 0 {
                 create_checkpoint(&parts.lake.load(id, Some(*version)).await?, None).await?;
             }

@@ -106,6 +106,7 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
             Ok(batch) if writable => {
                 digest.update(&batch).with_context(|| format!("hashing `{}`", view.id))?;
                 writer.write(&batch).await.with_context(|| format!("staging `{}`", view.id))?;
+                fail::fail_point!("stage.between");
             }
             _ => writable = false,
         }
@@ -123,6 +124,7 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
         });
     }
     let mut adds = writer.close().await.with_context(|| format!("staging `{}`", view.id))?;
+    fail::fail_point!("stage.written");
     for add in &mut adds {
         let start = partition_value(reads.interval.start());
         add.partition_values.insert("interval_start".to_owned(), Some(start));

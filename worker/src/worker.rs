@@ -174,7 +174,12 @@ impl Worker {
         let request =
             ClaimRequest { owner: self.options.owner.clone(), lease: self.options.lease, only: only.to_vec() };
         match self.parts.store.task_claim(&request, self.parts.clock.now()).await {
-            Ok(claim) => claim,
+            Ok(claim) => {
+                if claim.is_some() {
+                    fail::fail_point!("claim.after");
+                }
+                claim
+            }
             Err(error) => {
                 tracing::warn!("Claiming a task failed; trying again: {}", chain(&error.into()));
                 None
@@ -318,6 +323,7 @@ async fn tell(parts: &Parts, claim: &Claim, end: TaskEnd) {
     if let TaskEnd::Failed { error, .. } = &end {
         parts.note(claim, "error", error.clone()).await;
     }
+    fail::fail_point!("end.before");
     for attempt in 0_u32.. {
         match parts.store.task_end(claim.token, end.clone(), parts.clock.now()).await {
             Ok(()) => break,
@@ -336,6 +342,7 @@ async fn tell(parts: &Parts, claim: &Claim, end: TaskEnd) {
     if let TaskEnd::Failed { error, .. } = &end {
         tracing::warn!(run.id = %claim.run.id, task = %claim.kind, attempt = claim.attempt, "A task failed: {error}");
     }
+    fail::fail_point!("end.after");
     if may_end_run
         && let Ok((run, _)) = parts.store.run(claim.run.id).await
         && NEVER_PUBLISHED.contains(&run.state)

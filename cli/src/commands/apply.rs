@@ -74,6 +74,7 @@ pub async fn perform(
     let views: Vec<ViewId> = views.filter_map(|row| row.name.parse().ok()).collect();
     let lake = engine::claimed_lake(&prepared.settings, registry).await?;
     let tables = lake.ensure_tables(&prepared.project, &views).await.context("creating the tables of new views")?;
+    fail::fail_point!("apply.tables");
     let request = ApplyRequest {
         project: prepared.project.name.to_string(),
         base: prepared.plan.base,
@@ -83,12 +84,14 @@ pub async fn perform(
         message,
         now: registry.clock.now(),
     };
-    registry.store.apply(request).await.map_err(|error| match error {
+    let revision = registry.store.apply(request).await.map_err(|error| match error {
         StoreError::Conflict(_) => UserError::new("somebody else applied changes since this plan was made")
             .hint("run `tidegate plan` again and look at what is left to change")
             .into(),
         other => anyhow::Error::new(other).context("writing the definitions"),
-    })
+    });
+    fail::fail_point!("apply.after");
+    revision
 }
 
 /// Asks on the terminal.

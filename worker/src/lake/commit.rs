@@ -138,6 +138,7 @@ impl Lake {
             fail::fail_point!("lake.commit.loaded");
             match tokio::time::timeout(ATTEMPT_TIMEOUT, self.try_commit(&table, request)).await {
                 Ok(Ok(version)) => {
+                    fail::fail_point!("lake.commit.landed");
                     self.sync(view, vec![log_path(version)]).await.map_err(failed)?;
                     return Ok(Committed { version, before: false });
                 }

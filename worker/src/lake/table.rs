@@ -57,6 +57,7 @@ impl Lake {
     async fn ensure_table(&self, view: &ViewId, schema: &TableSchema) -> Result<u64> {
         match self.create(view, schema, SaveMode::ErrorIfExists).await {
             Ok(table) => {
+                fail::fail_point!("lake.table.created");
                 let version = table.version().unwrap_or_default();
                 self.sync(view, vec![log_path(version)]).await?;
                 return Ok(version);

@@ -1,0 +1,74 @@
+//! Death at any instruction, and being asked to stop.
+
+use std::time::{Duration, Instant};
+
+use crate::points::assert_undisturbed;
+use crate::world::{World, backfill, told};
+
+/// Kills a backfill after delays that grow and shrink by a fixed rule, until one start lives to its end.
+fn killed_until_done(seed: u64) {
+    let world = World::applied();
+    let mut delay = seed;
+    let mut kills = 0;
+    loop {
+        // A linear congruence: the same delays each time, spread over the 1.2 s that a start takes.
+        delay = delay.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let mut running = world.start(&backfill(), "");
+        // Four times at most: a task in which process after process dies is given up, as it should be.
+        let until = Instant::now() + Duration::from_millis(if kills < 4 { (delay >> 33) % 1_200 } else { 60_000 });
+        while Instant::now() < until && running.is_alive() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if running.is_alive() && kills < 4 {
+            running.signal("-KILL");
+            running.finish();
+            kills += 1;
+            continue;
+        }
+        let done = running.finish();
+        assert!(matches!(done.status.code(), Some(0 | 1)), "{}", told(&done));
+        break;
+    }
+    assert!(kills > 0, "it was never killed");
+    assert_undisturbed(&world);
+}
+
+macro_rules! killed_with_seed {
+    ($($name:ident: $seed:literal,)+) => { $(#[test] fn $name() { killed_until_done($seed); })+ };
+}
+
+killed_with_seed! {
+    killed_anywhere_one: 1,
+    killed_anywhere_two: 2,
+    killed_anywhere_three: 3,
+    killed_anywhere_four: 4,
+    killed_anywhere_five: 5,
+    killed_anywhere_six: 6,
+}
+
+/// Signals a backfill while it is at `point` for a while; it must end within 10 s and hand back what it holds.
+fn stopped(signal: &str, point: &str) {
+    let world = World::applied();
+    // The first run ends as always; the second dawdles.
+    let running = world.start(&backfill(), &format!("{point}=1*off->sleep(300)"));
+    world.wait_for(|runs| runs.iter().any(|run| run.state.as_str() == "succeeded"));
+    let asked = Instant::now();
+    running.signal(signal);
+    let ended = running.finish();
+    assert!(asked.elapsed() < Duration::from_secs(10), "it took {:?}", asked.elapsed());
+    assert_eq!(ended.status.code(), Some(2), "{}", told(&ended));
+    assert!(told(&ended).contains("stopped; the next start goes on"), "{}", told(&ended));
+    assert!(!world.holds_leases(), "what it held was not handed back");
+    world.backfill();
+    assert_undisturbed(&world);
+}
+
+#[test]
+fn stopped_by_sigterm_while_staging() {
+    stopped("-TERM", "stage.written");
+}
+
+#[test]
+fn stopped_by_ctrl_c_while_publishing() {
+    stopped("-INT", "commit.after");
+}

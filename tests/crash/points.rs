@@ -1,0 +1,118 @@
+//! Death at a named instruction: before, after and between doing and recording of every step.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::sync::LazyLock;
+
+use crate::world::{World, backfill, told};
+
+/// What is there when nothing goes wrong.
+pub(crate) static UNDISTURBED: LazyLock<String> = LazyLock::new(|| {
+    let world = World::applied();
+    world.backfill();
+    let outcome = world.outcome();
+    assert_eq!(world.leftovers(), [""; 0].map(std::path::PathBuf::from));
+    assert_eq!(outcome.matches("snapshot of").count(), 3, "{outcome}");
+    assert_eq!(outcome.matches(" is blocked because").count(), 1, "{outcome}");
+    outcome
+});
+
+/// Asserts that `world` has come to what an undisturbed run leaves.
+pub(crate) fn assert_undisturbed(world: &World) {
+    let outcome = world.outcome();
+    if outcome != *UNDISTURBED {
+        let (is, should): (Vec<&str>, Vec<&str>) = (outcome.lines().collect(), UNDISTURBED.lines().collect());
+        let extra: Vec<_> = is.iter().filter(|line| !should.contains(line)).collect();
+        let missing: Vec<_> = should.iter().filter(|line| !is.contains(line)).collect();
+        panic!("it differs from an undisturbed run\nextra: {extra:#?}\nmissing: {missing:#?}");
+    }
+    assert_eq!(world.leftovers(), Vec::<std::path::PathBuf>::new(), "files are left that no table names");
+}
+
+/// Lets a backfill die at `point` as often as `actions` lists counts, starts it once more, and compares.
+fn dies(point: &str, skips: &[u32]) {
+    let world = World::applied();
+    for skip in skips {
+        let died = world.run_at(&backfill(), &format!("{point}={skip}*off->panic"));
+        assert_eq!(died.status.signal(), Some(6), "it did not come to `{point}`: {}", told(&died));
+    }
+    world.backfill();
+    assert_undisturbed(&world);
+}
+
+macro_rules! dies_at {
+    ($($name:ident: $point:literal after $skips:expr,)+) => {
+        /// Every fail point that kills a backfill here.
+        pub(crate) const POINTS: &[&str] = &[$($point),+];
+        $(#[test] fn $name() { dies($point, &$skips); })+
+    };
+}
+
+// The numbers say how often the point is passed before the process dies there, start after start: 0 is the first view of
+// the first run, 1 its second, and so on.
+dies_at! {
+    when_a_task_is_claimed: "claim.after" after [0, 1, 5],
+    when_versions_are_pinned: "pin.after" after [0, 1],
+    before_staging: "stage.before" after [0, 1],
+    while_staging: "stage.between" after [0, 2],
+    when_files_are_staged: "stage.written" after [1, 2],
+    after_staging: "stage.after" after [0, 3],
+    before_a_task_ends: "end.before" after [0, 2, 5],
+    when_a_task_has_ended: "end.after" after [0, 2, 7],
+    before_the_intent: "intent.before" after [0, 1],
+    after_the_intent: "intent.after" after [0, 1],
+    before_a_commit: "commit.before" after [0, 1],
+    with_a_commit_decided: "lake.commit.loaded" after [0, 2],
+    when_a_commit_has_landed: "lake.commit.landed" after [0, 1],
+    after_a_commit: "commit.after" after [1, 3],
+    before_publishing: "publish.before" after [0, 1],
+    while_publishing: "publish.between" after [0, 1],
+    when_all_is_written_online: "publish.written" after [0, 1],
+    after_publishing: "publish.after" after [1, 2],
+    before_cutting_over: "cutover.before" after [0, 1],
+    after_cutting_over: "cutover.after" after [0, 1],
+    before_recording: "record.before" after [0, 1],
+    after_recording: "record.after" after [0, 0],
+    while_tidying: "tidy.between" after [0, 1],
+}
+
+/// Fail points of `apply`, which a backfill does not pass.
+const APPLY: [&str; 3] = ["lake.table.created", "apply.tables", "apply.after"];
+
+#[test]
+fn while_applying() {
+    for point in APPLY {
+        let world = World::bare();
+        for skip in if point == "lake.table.created" { vec![0, 1] } else { vec![0] } {
+            let died = world.run_at(&["apply", "--yes"], &format!("{point}={skip}*off->panic"));
+            assert_eq!(died.status.signal(), Some(6), "it did not come to `{point}`: {}", told(&died));
+        }
+        let done = world.run(&["apply", "--yes"]);
+        assert!(done.status.success(), "{}", told(&done));
+        if point == "apply.after" {
+            world.backfill();
+            assert_undisturbed(&world);
+        }
+    }
+}
+
+#[test]
+fn every_fail_point_kills_somewhere() {
+    let sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut open = vec![sources.join("worker/src"), sources.join("cli/src")];
+    let mut found = Vec::new();
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let points = text.split("fail_point!(\"").skip(1).filter_map(|rest| rest.split('"').next());
+                found.extend(points.map(str::to_owned));
+            }
+        }
+    }
+    assert!(found.len() > 20, "{found:?}");
+    found.retain(|point| !POINTS.contains(&point.as_str()) && !APPLY.contains(&point.as_str()));
+    assert_eq!(found, Vec::<String>::new(), "no test dies at these");
+}
