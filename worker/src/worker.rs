@@ -277,12 +277,12 @@ async fn attend(
                     Err(error) => {
                         debug_assert!(is_lost_lease(&error), "execute hands up nothing else");
                         tracing::info!(run.id = %claim.run.id, task = %claim.kind, "The lease was lost; another worker goes on.");
-                        return;
+                        return discard_if_ended(parts, claim).await;
                     }
                 },
                 () = keep_alive(parts, claim, lease) => {
                     tracing::warn!(run.id = %claim.run.id, task = %claim.kind, "The lease was lost while working; stopping.");
-                    return;
+                    return discard_if_ended(parts, claim).await;
                 }
                 () = deadline(timeout) => TaskEnd::Failed {
                     error: format!("the task took longer than its timeout of {timeout:?}"),
@@ -331,7 +331,7 @@ async fn tell(parts: &Parts, claim: &Claim, end: TaskEnd) {
                 tracing::warn!(run.id = %claim.run.id, "The registry could not be told how a task ended; trying again: {error}");
                 tokio::time::sleep(Duration::from_millis(100 << attempt.min(6))).await;
             }
-            Err(StoreError::LostLease) => return,
+            Err(StoreError::LostLease) => return discard_if_ended(parts, claim).await,
             Err(error) => {
                 tracing::error!(run.id = %claim.run.id, task = %claim.kind, "The registry refused how a task ended: {}", chain(&error.into()));
                 return;
@@ -343,8 +343,15 @@ async fn tell(parts: &Parts, claim: &Claim, end: TaskEnd) {
         tracing::warn!(run.id = %claim.run.id, task = %claim.kind, attempt = claim.attempt, "A task failed: {error}");
     }
     fail::fail_point!("end.after");
-    if may_end_run
-        && let Ok((run, _)) = parts.store.run(claim.run.id).await
+    if may_end_run {
+        discard_if_ended(parts, claim).await;
+    }
+}
+
+/// Deletes the staged files of the claim's run if it has ended without publishing. A task that lost its lease asks too: when
+/// another view's check has ended the run, files may have been written after those of the run were deleted.
+async fn discard_if_ended(parts: &Parts, claim: &Claim) {
+    if let Ok((run, _)) = parts.store.run(claim.run.id).await
         && NEVER_PUBLISHED.contains(&run.state)
     {
         discard(parts, run.id, &run.views).await;
