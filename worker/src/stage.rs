@@ -27,9 +27,10 @@ use tidegate_registry::ids::{RunId, ViewId};
 use tidegate_registry::model::{FeatureView, Output, Project, Rule};
 use tidegate_registry::run::{StagedView, Verdict};
 use tidegate_registry::time::Interval;
+use tokio::task::JoinSet;
 
 use crate::checks::{CheckRunner, run_sql_check};
-use crate::digest::Digester;
+use crate::digest::{DigestError, Digester};
 use crate::engine::{Engine, Joins};
 use crate::lake::TableSchema;
 use crate::reads::{RunReads, column, instant_literal, partition_value, register};
@@ -39,6 +40,8 @@ use crate::session::plan_query;
 const FILE_BYTES: NonZeroU64 = NonZeroU64::new(256 << 20).expect("it is not 0");
 /// Larger row groups share dictionaries better; smaller ones cost a third more space.
 const ROW_GROUP_ROWS: usize = 1 << 20;
+/// Batches that may wait for the checks.
+const BATCHES_AHEAD: usize = 4;
 /// Statistics in the log cover so many leading columns: Delta's default.
 const INDEXED_COLUMNS: u64 = 32;
 /// The writer is fed in chunks of this many rows.
@@ -94,34 +97,40 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
     let prefix = Path::from(format!("data/{}/{}{suffix}", request.run, request.attempt));
     let table = reads.lake.open_table(&view.id)?;
     let mut writer = writer(&table, project, view, &schema.file, reads.interval, prefix)?;
-    let mut checks = CheckRunner::new(view, project.keys_of(view), reads.interval, engine.runtime());
-    let mut digest = Digester::new(digest_columns(project, view));
+    let judge = Judge {
+        checks: CheckRunner::new(view, project.keys_of(view), reads.interval, engine.runtime()),
+        digest: Digester::new(digest_columns(project, view)),
+    };
+    // Judging and writing look at the same batches at the same time: each costs about as much as the other.
+    let (judged, batches) = tokio::sync::mpsc::channel(BATCHES_AHEAD);
+    let mut judging = JoinSet::new();
+    judging.spawn(judge.all(batches));
     let mut writable = true;
     let mut stream = rows.execute_stream().await.with_context(computing)?;
     while let Some(batch) = stream.next().await {
         let batch = batch.with_context(computing)?;
-        checks.update(&batch);
         // Rows with a null key cannot be stored, and are never published: their check blocks.
-        match RecordBatch::try_new(Arc::clone(&schema.file), batch.columns().to_vec()) {
+        let storable = RecordBatch::try_new(Arc::clone(&schema.file), batch.columns().to_vec());
+        // A judge that is gone has failed; why is asked below.
+        if judged.send(batch).await.is_err() {
+            break;
+        }
+        match storable {
             Ok(batch) if writable => {
-                digest.update(&batch).with_context(|| format!("hashing `{}`", view.id))?;
                 writer.write(&batch).await.with_context(|| format!("staging `{}`", view.id))?;
                 fail::fail_point!("stage.between");
             }
             _ => writable = false,
         }
     }
+    drop(judged);
+    let judge = judging.join_next().await.context("the checks were not begun")?.context("the checks were stopped")?;
+    let Judge { checks, digest } = judge.with_context(|| format!("hashing `{}`", view.id))?;
+    let digest = digest.digest().to_string();
     let (mut results, profile, rows) = checks.finish();
     if !writable {
         writer.abort().await.with_context(|| format!("dropping the staged files of `{}`", view.id))?;
-        return Ok(StagedView {
-            adds: Vec::new(),
-            rows,
-            bytes: 0,
-            digest: digest.digest().to_string(),
-            checks: results,
-            profile,
-        });
+        return Ok(StagedView { adds: Vec::new(), rows, bytes: 0, digest, checks: results, profile });
     }
     let mut adds = writer.close().await.with_context(|| format!("staging `{}`", view.id))?;
     fail::fail_point!("stage.written");
@@ -132,7 +141,23 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
     run_sql_checks(engine, request, view, &adds, &mut results).await?;
     let bytes = adds.iter().filter_map(|add| u64::try_from(add.size).ok()).sum();
     let adds = adds.iter().map(serde_json::to_value).collect::<Result<_, _>>().context("describing staged files")?;
-    Ok(StagedView { adds, rows, bytes, digest: digest.digest().to_string(), checks: results, profile })
+    Ok(StagedView { adds, rows, bytes, digest, checks: results, profile })
+}
+
+/// What looks at every staged row.
+struct Judge {
+    checks: CheckRunner,
+    digest: Digester,
+}
+
+impl Judge {
+    async fn all(mut self, mut batches: tokio::sync::mpsc::Receiver<RecordBatch>) -> Result<Self, DigestError> {
+        while let Some(batch) = batches.recv().await {
+            self.checks.update(&batch);
+            self.digest.update(&batch)?;
+        }
+        Ok(self)
+    }
 }
 
 /// The columns that a row's digest covers: what readers get, not how the run that made it was called.

@@ -57,6 +57,10 @@ impl CheckRunner {
         for check in &view.checks {
             let rule: Box<dyn RowRule> = match &check.rule {
                 Rule::NotNull { columns } => Box::new(NotNull::new(columns)),
+                // What sorted rows show in constant memory needs no set of hashes.
+                Rule::Unique { columns } if same_columns(columns, &key_names) => {
+                    Box::new(order::SortedUnique::new(&key_names, &key_names))
+                }
                 Rule::Unique { columns } => Box::new(unique::Unique::new(columns, runtime)),
                 Rule::Range { column, min, max } => Box::new(Range::new(column, *min, *max)),
                 Rule::AcceptedValues { column, values } => Box::new(AcceptedValues::new(column, values)),
@@ -110,6 +114,10 @@ fn built_in(view: &FeatureView, keys: &[String], interval: Interval) -> Vec<Judg
         Judge::new(named("unique", &unique), Severity::Block, Box::new(order::SortedUnique::new(keys, &unique))),
         Judge::new(format!("{EVENT_TIMESTAMP} of every view"), Severity::Block, Box::new(InTime::new(interval.end()))),
     ]
+}
+
+fn same_columns(some: &[String], others: &[String]) -> bool {
+    some.iter().all(|name| others.contains(name)) && others.iter().all(|name| some.contains(name))
 }
 
 pub(crate) fn pending(check: &Check, message: String) -> CheckResult {
