@@ -103,9 +103,13 @@ struct World {
 
 impl World {
     async fn new() -> Self {
+        Self::with(DEFINITIONS).await
+    }
+
+    async fn with(definitions: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("tidegate.yaml"), "project: shop\nonline: sqlite://online.db\n").unwrap();
-        std::fs::write(folder.path().join("shop.yaml"), DEFINITIONS).unwrap();
+        std::fs::write(folder.path().join("shop.yaml"), definitions).unwrap();
         std::fs::write(folder.path().join("receipts.csv"), RECEIPTS).unwrap();
         let loaded = load(folder.path(), &LoadOptions::default());
         let project = loaded.project.unwrap_or_else(|| panic!("{:#?}", loaded.diagnostics));
@@ -139,7 +143,7 @@ impl World {
             views: dag.views.clone(),
             cause: Cause::Manual(cause),
             definitions: 1,
-            attempts_max: 1,
+            attempts_max: 1 + dag.retries.max,
         };
         let ids = self.store.runs_create(vec![run], at("2024-01-05T00:00:00Z")).await.unwrap();
         self.store.run_admit(ids[0]).await.unwrap();
@@ -210,7 +214,7 @@ fn worker(
         sources: Sources::new(folder.path(), &[]).unwrap(),
         options: WorkerOptions {
             owner: owner.to_owned(),
-            lease: Duration::from_secs(10),
+            lease: Duration::from_millis(1500),
             slots: 2,
             memory_bytes: 256 << 20,
             spill_dir: PathBuf::from(folder.path()).join("spill"),
@@ -371,4 +375,83 @@ async fn a_stopped_worker_hands_back_and_another_finishes() {
     let other = worker(&world.folder, &world.store, &world.lake, &world.online, "two");
     other.run_only(&[id], CancellationToken::new()).await.unwrap();
     assert_eq!(world.store.run(id).await.unwrap().0.state, RunState::Succeeded);
+}
+
+/// A view that multiplies the receipts with themselves until nobody waits for it.
+fn endless() -> String {
+    let product = (0..12).map(|n| format!("receipts AS r{n}")).collect::<Vec<_>>().join(", ");
+    DEFINITIONS.replace(
+        "SELECT shop, sum(total) AS total, count(*) AS days FROM history.revenue GROUP BY shop",
+        &format!("SELECT r0.shop AS shop, CAST(sum(r1.amount) AS DOUBLE) AS total, count(*) AS days FROM {product} GROUP BY r0.shop"),
+    )
+}
+
+#[tokio::test]
+async fn a_task_that_takes_too_long_fails_and_its_worker_lives() {
+    let world = World::with(&endless().replace("retries:", "timeout: 1s\n    retries:")).await;
+    let run = world.execute(1, 0).await;
+    assert_eq!(run.state, RunState::Failed);
+    let (_, tasks) = world.store.run(run.id).await.unwrap();
+    let errors: Vec<&str> = tasks.iter().filter_map(|task| task.error.as_deref()).collect();
+    assert_eq!(errors, ["the task took longer than its timeout of 1s"]);
+    assert_eq!(world.staged_files(), 0, "nothing of it is left");
+}
+
+#[tokio::test]
+async fn a_cancelled_run_stops_and_leaves_nothing() {
+    let world = World::with(&endless()).await;
+    let id = world.plan(1, 0).await;
+    let cancel = async {
+        while world.store.run(id).await.unwrap().0.state != RunState::Running {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        world.store.run_cancel(id, "ana", at("2024-01-05T00:00:00Z")).await.unwrap();
+    };
+    let ids = [id];
+    let (done, ()) = tokio::join!(world.worker.run_only(&ids, CancellationToken::new()), cancel);
+    done.unwrap();
+    assert_eq!(world.store.run(id).await.unwrap().0.state, RunState::Cancelled);
+    assert_eq!(world.staged_files(), 0, "nothing of it is left");
+    assert!(world.store.snapshots(None, None, 0).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_failure_that_passes_is_tried_again() {
+    let world = World::with(&DEFINITIONS.replace("{max: 0,", "{max: 5,")).await;
+    let source = world.folder.path().join("receipts.csv");
+    std::fs::remove_file(&source).unwrap();
+    let id = world.plan(1, 0).await;
+    let mend = async {
+        while world.store.run(id).await.unwrap().1[0].attempts == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        std::fs::write(&source, RECEIPTS).unwrap();
+    };
+    let ids = [id];
+    let (done, ()) = tokio::join!(world.worker.run_only(&ids, CancellationToken::new()), mend);
+    done.unwrap();
+    let (run, tasks) = world.store.run(id).await.unwrap();
+    assert_eq!(run.state, RunState::Succeeded, "{:?}", run.reason);
+    assert!(tasks[0].attempts >= 2, "{tasks:?}");
+}
+
+#[tokio::test]
+async fn a_source_that_changes_during_a_run_starts_it_again_and_is_read_as_it_is_then() {
+    let world = World::new().await;
+    let id = world.plan(1, 0).await;
+    let change = async {
+        // pinned, and not yet decided
+        while world.store.run(id).await.unwrap().1[0].output.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        std::fs::write(world.folder.path().join("receipts.csv"), RECEIPTS.replace("11:00:00Z,20", "11:00:00Z,200"))
+            .unwrap();
+    };
+    let ids = [id];
+    let (done, ()) = tokio::join!(world.worker.run_only(&ids, CancellationToken::new()), change);
+    done.unwrap();
+    let (run, _) = world.store.run(id).await.unwrap();
+    assert_eq!((run.state, run.restarts), (RunState::Succeeded, 1), "{:?}", run.reason);
+    let now = "2024-01-02T00:00:00Z";
+    assert_eq!(world.online("revenue@v1", "a", now).await, features(&[("total", "210.0"), ("receipts", "2")]));
 }

@@ -284,7 +284,7 @@ async fn attend(
                     tracing::warn!(run.id = %claim.run.id, task = %claim.kind, "The lease was lost while working; stopping.");
                     return discard_if_ended(parts, claim).await;
                 }
-                () = deadline(timeout) => TaskEnd::Failed {
+                timeout = deadline(timeout) => TaskEnd::Failed {
                     error: format!("the task took longer than its timeout of {timeout:?}"),
                     retry_in: Some(Duration::from_secs(1)),
                 },
@@ -298,9 +298,13 @@ async fn attend(
     tell(parts, claim, end).await;
 }
 
-async fn deadline(timeout: Option<Duration>) {
+/// Returns the timeout when it has passed.
+async fn deadline(timeout: Option<Duration>) -> Duration {
     match timeout {
-        Some(timeout) => tokio::time::sleep(timeout).await,
+        Some(timeout) => {
+            tokio::time::sleep(timeout).await;
+            timeout
+        }
         None => std::future::pending().await,
     }
 }
