@@ -18,6 +18,7 @@ use tidegate_registry::ids::{SnapshotId, ViewId};
 use tidegate_registry::model::{FeatureView, Output, Project, Rule};
 use tidegate_registry::run::{CheckResult, Claim, Intent, Pins, StagedView, TaskOutput, Verdict};
 use tidegate_registry::store::{IntentRequest, Record, StoreError, TaskEnd, ViewIntentRequest, ViewRecord, ViewState};
+use tidegate_registry::time::Instant;
 
 use crate::checks::judge_history;
 use crate::engine::Joins;
@@ -243,17 +244,24 @@ async fn publish_online(
 ) -> Result<Result<IndexMap<ViewId, u64>, TaskEnd>> {
     let mut generations = IndexMap::new();
     let Some(online) = &parts.online else { return Ok(Ok(generations)) };
+    let states = parts.store.view_states(&claim.run.views).await?;
     let mut moves = Vec::new();
     for (id, view_intent) in &intent.views {
         let view = run.view(id)?;
-        if view.online.is_none() || !view_intent.online {
+        // The rows of an older interval are not the newest state of a `full` view, but they may be the newest living rows
+        // of some entities of a `partial` one.
+        let goes_online = view_intent.online || matches!(view.output, Output::Partial { .. });
+        if view.online.is_none() || !goes_online {
             continue;
         }
+        let newest = states.get(id).and_then(|state| state.newest).map(|newest| newest.end());
+        let at = newest.map_or(run.interval.end(), |newest| newest.max(run.interval.end()));
         let generation = view_intent.publish_number;
         fail::fail_point!("publish.before");
         if online.begin_generation(id, generation).await? == Begun::Empty {
             let version = versions.get(id).with_context(|| format!("`{id}` was not committed"))?;
-            let rows = fill(parts, run, view, *version, generation, online).await?;
+            let content = Content { version: *version, at, generation };
+            let rows = fill(parts, run, view, content, online).await?;
             let what = format!("{id} is written online as generation {generation}: {rows} entities.");
             parts.note(claim, "info", what).await;
         }
@@ -281,16 +289,24 @@ async fn publish_online(
     Ok(Ok(generations))
 }
 
-/// Writes the state of a view at the run's interval end into `generation`; how many entities it has.
+/// What a generation holds: the state of a view at an instant, by a version of its table.
+#[derive(Debug, Clone, Copy)]
+struct Content {
+    version: u64,
+    at: Instant,
+    generation: u64,
+}
+
+/// Writes a generation; how many entities it has.
 async fn fill(
     parts: &Parts,
     run: &Run,
     view: &FeatureView,
-    version: u64,
-    generation: u64,
+    content: Content,
     online: &Arc<dyn OnlineStore>,
 ) -> Result<u64> {
     let ctx = parts.engine.context(Joins::Hash)?;
+    let Content { version, at, generation } = content;
     let table = parts.lake.load(&view.id, Some(version)).await?;
     let schema = state_schema(&run.project, view);
     let keys = run.project.keys_of(view);
@@ -298,7 +314,7 @@ async fn fill(
         Output::Full => slice(&ctx, &table, run.interval, &schema).await?,
         Output::Partial { ttl } => {
             let names: Vec<&str> = keys.iter().map(|key| key.name.as_str()).collect();
-            living(&ctx, &table, &names, run.interval.end(), ttl, &schema).await?
+            living(&ctx, &table, &names, at, ttl, &schema).await?
         }
     };
     let mut rows = ctx.read_table(provider)?.execute_stream().await?;

@@ -319,6 +319,16 @@ async fn a_run_of_an_older_interval_fills_the_lake_and_leaves_online_alone() {
 }
 
 #[tokio::test]
+async fn an_older_interval_brings_the_entities_of_a_partial_view_that_nothing_newer_has() {
+    let world = World::new().await;
+    world.succeed(3, 0).await;
+    world.succeed(2, 0).await;
+    let now = "2024-01-04T00:00:00Z";
+    assert_eq!(world.online("last_receipt@v1", "a", now).await, features(&[("largest", "50")]), "of the second");
+    assert_eq!(world.online("last_receipt@v1", "b", now).await, features(&[("largest", "60")]), "of the third");
+}
+
+#[tokio::test]
 async fn computing_an_interval_again_replaces_it() {
     let world = World::new().await;
     let first = world.succeed(1, 0).await;
