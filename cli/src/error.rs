@@ -120,6 +120,17 @@ fn hint_of(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(StoreError::Unavailable(_)) = cause.downcast_ref() {
         return Some("another process may be holding the registry; try again in a moment".to_owned());
     }
+    if let Some(StoreError::Internal { source, .. }) = cause.downcast_ref() {
+        let told = source.to_string();
+        if told.contains("readonly database") {
+            return Some(
+                "check who owns the registry file and its folder: even reading needs to write there".to_owned(),
+            );
+        }
+        if told.contains("is not a database") {
+            return Some("check `registry:` in tidegate.yaml: this file holds something else".to_owned());
+        }
+    }
     match cause.downcast_ref::<io::Error>()?.kind() {
         io::ErrorKind::PermissionDenied => {
             Some("check who owns the project folder and its `.tidegate` folder".to_owned())

@@ -115,7 +115,7 @@ pub(crate) async fn execute(parts: &Parts, claim: &Claim, project: Arc<Project>)
         Ok(outcome) => Ok(outcome),
         Err(error) if is_lost_lease(&error) => Err(error),
         Err(error) if matches!(claim.kind, TaskKind::View(_)) && is_pin_violation(&error) => {
-            Ok(Outcome::End(TaskEnd::PinsChanged { reason: format!("{error:#}") }))
+            Ok(Outcome::End(TaskEnd::PinsChanged { reason: chain(&error) }))
         }
         Err(error) => Ok(Outcome::End(failure(claim, &run, &error))),
     }
@@ -146,9 +146,20 @@ pub(crate) fn is_lost_lease(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| matches!(cause.downcast_ref::<StoreError>(), Some(StoreError::LostLease)))
 }
 
-/// The chain of causes on one line.
+/// The chain of causes on one line. Some libraries repeat their source in their own text; it is told once.
 pub(crate) fn chain(error: &anyhow::Error) -> String {
-    format!("{error:#}").replace('\n', " ")
+    let mut told = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string().replace("\ncaused by\n", ": ").replace('\n', " ");
+        if told.contains(&cause) {
+            continue;
+        }
+        if !told.is_empty() {
+            told.push_str(": ");
+        }
+        told.push_str(&cause);
+    }
+    told
 }
 
 /// Fixes the version of everything that the run reads or writes.
@@ -209,5 +220,19 @@ async fn stage_view(parts: &Parts, claim: &Claim, run: &Run, id: &ViewId) -> Res
     match blocking(std::iter::once((id, staged.checks.as_slice()))) {
         Some(reason) => Ok(Outcome::End(TaskEnd::Blocked { output: Some(TaskOutput::Staged(staged)), reason })),
         None => Ok(Outcome::End(TaskEnd::Succeeded { output: TaskOutput::Staged(staged), rows })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_repeats_its_own_is_told_once() {
+        let root = anyhow::anyhow!("Csv error: expected 1 record, found 2");
+        let error = root
+            .context("processing a.csv\ncaused by\nCsv error: expected 1 record, found 2")
+            .context("reading `orders`");
+        assert_eq!(chain(&error), "reading `orders`: processing a.csv: Csv error: expected 1 record, found 2");
     }
 }

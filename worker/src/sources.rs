@@ -33,6 +33,8 @@ use tidegate_registry::model::{Project, Source, SourceLocation};
 use tidegate_registry::run::{PinnedFile, SourcePin};
 use url::Url;
 
+use crate::execute::chain;
+
 /// The most files that one source may have: their list is part of every run's manifest.
 const FILES_MAX: usize = 100_000;
 
@@ -74,7 +76,7 @@ impl Sources {
     pub async fn schemas(&self, project: &Project) -> IndexMap<SourceName, Result<SchemaRef, String>> {
         let mut schemas = IndexMap::with_capacity(project.sources.len());
         for source in project.sources.values() {
-            let schema = self.schema(source).await.map_err(|error| format!("{error:#}"));
+            let schema = self.schema(source).await.map_err(|error| chain(&error));
             schemas.insert(source.name.clone(), schema);
         }
         schemas
@@ -114,7 +116,9 @@ impl Sources {
         };
         let found = match self.files(source.location.place()).await {
             Ok(found) => found,
-            Err(error) => return Ok(Some(format!("the source `{}` can no longer be read: {error:#}", source.name))),
+            Err(error) => {
+                return Ok(Some(format!("the source `{}` can no longer be read: {}", source.name, chain(&error))));
+            }
         };
         if found == *pinned {
             return Ok(None);
@@ -177,6 +181,9 @@ impl Sources {
         }
         let state = ctx.state();
         let schema = format.infer_schema(&state, &pinned, &metas).await?;
+        if schema.fields().is_empty() {
+            bail!("it has no columns (a CSV file needs a header line)");
+        }
         let options = ListingOptions::new(format).with_file_extension("");
         let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(schema);
         Ok(Arc::new(ListingTable::try_new(config)?))
@@ -257,7 +264,10 @@ impl Sources {
                 path
             }
         };
-        let real = self.root.join(path).canonicalize().context("there is no such file or folder")?;
+        let real = self.root.join(path).canonicalize().map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => anyhow::anyhow!("there is no such file or folder"),
+            _ => anyhow::Error::new(error).context("it cannot be opened"),
+        })?;
         let inside = real.starts_with(&self.root) || self.allowed_roots.iter().any(|root| real.starts_with(root));
         if !inside {
             bail!("`{}` lies outside the project and the `allowed_roots` of tidegate.yaml", real.display());
@@ -371,5 +381,35 @@ impl ObjectStore for PinnedStore {
 
     async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> object_store::Result<()> {
         Err(Self::refuse("copy"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_registry::definitions::{LoadOptions, load_files};
+
+    use super::*;
+
+    /// Why the source at `data/orders.csv` with this content cannot be read.
+    async fn reason(content: Option<&str>) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("data")).unwrap();
+        if let Some(content) = content {
+            std::fs::write(folder.path().join("data/orders.csv"), content).unwrap();
+        }
+        let files: [(&str, &[u8]); 2] =
+            [("tidegate.yaml", b"project: shop"), ("shop.yaml", b"sources: [{name: orders, csv: data/orders.csv}]")];
+        let project = load_files(folder.path(), &files, &LoadOptions::default()).project.unwrap();
+        let schemas = Sources::new(folder.path(), &[]).unwrap().schemas(&project).await;
+        schemas.values().next().unwrap().as_ref().unwrap_err().clone()
+    }
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_read_says_why_once() {
+        let reading = "reading the source `orders` at `data/orders.csv`: ";
+        assert_eq!(reason(None).await, format!("{reading}there is no such file or folder"));
+        assert_eq!(reason(Some("")).await, format!("{reading}it has no columns (a CSV file needs a header line)"));
+        let uneven = reason(Some("a;b\n1;2,5\n")).await;
+        assert_eq!(uneven.matches("unequal lengths").count(), 1, "{uneven}");
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tidegate_registry::ids::{RunId, ViewId};
 use tidegate_registry::model::Project;
-use tidegate_registry::run::{Claim, RunState};
+use tidegate_registry::run::{Claim, RunState, TaskKind};
 use tidegate_registry::store::{ClaimRequest, RunFilter, Store, StoreError, TaskEnd};
 use tidegate_registry::time::Clock;
 use tokio::sync::Notify;
@@ -343,8 +343,18 @@ async fn tell(parts: &Parts, claim: &Claim, end: TaskEnd) {
         }
     }
     // Only now: a task whose run ended meanwhile (another view was blocked) fails because its files are gone.
-    if let TaskEnd::Failed { error, .. } = &end {
-        tracing::warn!(run.id = %claim.run.id, task = %claim.kind, attempt = claim.attempt, "A task failed: {error}");
+    if let TaskEnd::Failed { error, retry_in } = &end {
+        let next = match retry_in.filter(|_| claim.attempt < claim.attempts_max || claim.kind == TaskKind::Publish) {
+            Some(delay) => format!("trying again in {}s", delay.as_secs_f64().round()),
+            None => "not trying again".to_owned(),
+        };
+        tracing::warn!(
+            run.id = %claim.run.id,
+            task = %claim.kind,
+            "A task failed in attempt {} of {}, {next}: {error}",
+            claim.attempt,
+            claim.attempts_max,
+        );
     }
     fail::fail_point!("end.after");
     if may_end_run {

@@ -39,7 +39,7 @@ pub async fn run(arguments: Arguments, _context: &Context) -> anyhow::Result<Exi
             .hint("name a folder that does not exist yet")
             .into());
     }
-    let shown = dir.display();
+    let shown = quoted(dir);
     if arguments.example {
         example::write_to(dir)?;
         note(format!(
@@ -63,6 +63,17 @@ pub async fn run(arguments: Arguments, _context: &Context) -> anyhow::Result<Exi
     Ok(Exit::Done)
 }
 
+/// The folder as a shell reads it.
+fn quoted(dir: &Path) -> String {
+    let text = dir.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-~+".contains(c);
+    match text.chars().all(is_plain) && !text.starts_with(['-', '~']) {
+        true => text,
+        false if text.starts_with('-') => format!("'./{}'", text.replace('\'', r"'\''")),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
 /// The folder's name where it can be a project's name, else as near as possible.
 fn project_name(dir: &Path) -> String {
     let folder = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
@@ -75,6 +86,15 @@ fn project_name(dir: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_next_steps_can_be_pasted_into_a_shell() {
+        for (folder, shown) in
+            [("shop", "shop"), ("a/b.c", "a/b.c"), ("my shop", "'my shop'"), ("-x", "'./-x'"), ("it's", r"'it'\''s'")]
+        {
+            assert_eq!(quoted(Path::new(folder)), shown);
+        }
+    }
 
     #[test]
     fn a_folder_gives_its_name_to_the_project() {

@@ -14,6 +14,7 @@ use crate::commands::preview::plain;
 use crate::context::{Context, Registry};
 use crate::engine;
 use crate::error::{Exit, UserError, did_you_mean};
+use crate::progress::note;
 use crate::select;
 
 /// Read features from the online store
@@ -47,6 +48,9 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     let settings = context.settings()?;
     let registry = context.registry().await?;
     let answer = get(&view, &keys, &settings, &registry).await?;
+    if answer.snapshot.is_none() {
+        note(format!("nothing of `{}` is in the online store: the next run puts it there", answer.view));
+    }
     context.output.one(&answer, &answer.lines())?;
     Ok(Exit::Done)
 }

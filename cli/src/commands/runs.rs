@@ -10,6 +10,7 @@ use crate::context::{Context, Registry};
 use crate::error::Exit;
 use crate::output::{Row, grid};
 use crate::progress::note;
+use crate::roles;
 use crate::select;
 use crate::times::{TimeArgument, short};
 
@@ -84,7 +85,14 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
             let (old, _) = store.run(id).await?;
             let retries = registry.project.dags.get(&old.dag).map_or(0, |dag| dag.retries.max);
             let new = store.run_retry(id, retries + 1, registry.clock.now()).await?;
-            note(format!("{new} takes the place of {id}; workers take it up"));
+            let next = match roles::workers_alive(store).await?.is_empty() {
+                false => "workers take it up".to_owned(),
+                true => format!(
+                    "no worker is alive: `tidegate up` computes it, or `tidegate run {} --interval {}`",
+                    old.dag, old.interval
+                ),
+            };
+            note(format!("{new} takes the place of {id}; {next}"));
             show(new, &registry, context).await?;
         }
         Action::Logs(one) => {

@@ -125,14 +125,16 @@ impl Db {
 async fn enter_wal(options: &SqliteConnectOptions) -> Result<()> {
     const PAUSE: Duration = Duration::from_millis(50);
     let options = options.clone().journal_mode(SqliteJournalMode::Wal);
-    for _ in 0..BUSY_TIMEOUT.as_millis() / PAUSE.as_millis() {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
         match SqliteConnection::connect_with(&options).await {
             Ok(connection) => return connection.close().await.map_err(on("opening the registry")),
-            Err(error) if is_busy(&error) => tokio::time::sleep(PAUSE).await,
+            Err(error) if is_busy(&error) && PAUSE * attempt < BUSY_TIMEOUT => tokio::time::sleep(PAUSE).await,
+            // Also what stays busy or cannot be opened: its own words say which.
             Err(error) => return Err(on("opening the registry")(error)),
         }
     }
-    Err(StoreError::Unavailable("the database file stayed locked while it was opened".into()))
 }
 
 /// Ends a transaction for good.

@@ -9,6 +9,7 @@ use tidegate_registry::run::{CheckResult, Verdict};
 use tidegate_registry::time::Interval;
 
 use super::{SAMPLES_MAX, result};
+use crate::execute::chain;
 use crate::session::plan_query;
 use crate::text::TextColumn;
 
@@ -26,7 +27,7 @@ pub async fn run_sql_check(ctx: &SessionContext, check: &Check, interval: Interv
                 format!("the query returned {rows} {}", if rows == 1 { "row" } else { "rows" }),
             )
         },
-        Err(error) => result(check, Verdict::Error, format!("could not be computed: {error:#}")),
+        Err(error) => result(check, Verdict::Error, format!("could not be computed: {}", chain(&error))),
     }
 }
 
