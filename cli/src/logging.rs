@@ -24,7 +24,10 @@ pub enum LogFormat {
 /// When `level` cannot be understood.
 pub fn start(level: &str, format: LogFormat, colour: bool) -> anyhow::Result<()> {
     let directives = match level {
-        "off" | "error" | "warn" | "info" | "debug" | "trace" => format!("warn,tidegate={level}"),
+        "off" | "error" | "warn" | "info" | "debug" | "trace" => {
+            // The Delta kernel logs as an error what it also returns; ours say it once, with what was being done.
+            format!("warn,buoyant_kernel=off,delta_kernel=off,tidegate={level}")
+        }
         other => other.to_owned(),
     };
     let directives = if level == "off" || level == "error" { level.to_owned() } else { directives };

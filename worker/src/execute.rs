@@ -180,6 +180,8 @@ async fn pin(parts: &Parts, claim: &Claim, run: &Run) -> Result<Outcome> {
     let states = parts.store.view_states(&views).await?;
     for id in views {
         let state = states.get(&id).with_context(|| format!("`{id}` has no table yet: run `tidegate apply`"))?;
+        // A table that is gone must refuse the run here: after the intent it would be waited for, for ever.
+        parts.lake.require(&id, state.delta_version).await?;
         let newest = parts.store.ledger(&id, Some(run.interval.end()), 1).await?;
         let state_interval = newest.first().map(|entry| entry.interval);
         pins.views.insert(id, ViewPin { delta_version: state.delta_version, state: state_interval });

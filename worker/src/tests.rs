@@ -355,6 +355,17 @@ async fn a_source_that_cannot_be_read_fails_the_run_with_its_name() {
 }
 
 #[tokio::test]
+async fn a_table_that_is_gone_fails_the_run_before_its_intent() {
+    let world = World::new().await;
+    world.succeed(1, 0).await;
+    std::fs::remove_dir_all(world.lake.table_url(&"revenue@v1".parse().unwrap()).to_file_path().unwrap()).unwrap();
+    let run = world.execute(2, 0).await;
+    assert_eq!(run.state, RunState::Failed, "it would be tried for ever");
+    let reason = run.reason.unwrap();
+    assert!(reason.contains("task `pin` failed") && reason.contains("the table of `revenue@v1`"), "{reason}");
+}
+
+#[tokio::test]
 async fn two_workers_share_a_run_and_it_is_published_once() {
     let world = World::new().await;
     let other = worker(&world.folder, &world.store, &world.lake, &world.online, "two");

@@ -150,6 +150,21 @@ impl Lake {
         Ok(table)
     }
 
+    /// Makes sure that a view's table still has `version`, by asking the store and not by what was read before.
+    ///
+    /// # Errors
+    /// When it is gone, or the store does not answer.
+    pub async fn require(&self, view: &ViewId, version: u64) -> Result<()> {
+        let entry = table::log_path(version).split('/').fold(self.table_prefix(view), Path::join);
+        match self.store.head(&entry).await {
+            Ok(_) => Ok(()),
+            Err(object_store::Error::NotFound { .. }) => {
+                bail!("version {version} of the table of `{view}` is gone from the lake `{}`", self.root)
+            }
+            Err(error) => Err(error).with_context(|| format!("looking for version {version} of the table of `{view}`")),
+        }
+    }
+
     /// The newest known state of a table that is not newer than `version`.
     fn seen(&self, view: &ViewId, version: Option<u64>) -> Option<DeltaTableState> {
         let seen = self.seen.lock().ok()?;
