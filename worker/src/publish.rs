@@ -92,6 +92,8 @@ async fn take_intent(parts: &Parts, claim: &Claim, run: &Run) -> Result<Decision
         for (id, staged) in &run.staged {
             let view = run.view(id)?;
             let state = states.get(id).cloned().unwrap_or_default();
+            // After the intent a lost table could only be waited for.
+            parts.lake.require(id, state.delta_version).await?;
             let mut checks = judge(parts, run, view, staged).await?;
             if let Some(result) = too_many_deletes(parts, run, view, &state).await? {
                 checks.push(result);

@@ -124,7 +124,8 @@ impl Lake {
         if found != mark {
             bail!(
                 "the lake `{}` belongs to project `{}` with registry {}, and this is project `{}` with registry \
-                 {registry}: two registries must not write to one lake",
+                 {registry}: two registries must not write to one lake; bring back that registry's file, or, to begin anew, \
+                 delete the lake and the online store with it",
                 self.root,
                 found.project,
                 found.registry,

@@ -59,7 +59,10 @@ pub enum OnlineError {
         asked: u64,
     },
     /// Another registry writes here.
-    #[error("the online store belongs to project `{project}` with registry {registry}")]
+    #[error(
+        "the online store belongs to project `{project}` with registry {registry}: bring back that registry's file, or, \
+         to begin anew, delete the online store and the lake with it"
+    )]
     Owned {
         /// The project that claimed it.
         project: String,
