@@ -14,7 +14,7 @@ use deltalake::kernel::Add;
 use deltalake::protocol::checkpoints::create_checkpoint;
 use futures::StreamExt;
 use indexmap::IndexMap;
-use tidegate_registry::ids::{SnapshotId, ViewId};
+use tidegate_registry::ids::{RunId, SnapshotId, ViewId};
 use tidegate_registry::model::{FeatureView, Output, Project, Rule};
 use tidegate_registry::run::{CheckResult, Claim, Intent, Pins, StagedView, TaskOutput, Verdict};
 use tidegate_registry::store::{IntentRequest, Record, StoreError, TaskEnd, ViewIntentRequest, ViewRecord, ViewState};
@@ -61,6 +61,12 @@ pub(crate) async fn publish(parts: &Parts, claim: &Claim, run: &Run) -> Result<O
         Ok(generations) => generations,
         Err(end) => return Ok(Outcome::End(end)),
     };
+    for (id, staged) in &run.staged {
+        // Before recording, since nobody looks at a run again that is recorded.
+        if let Err(error) = discard_other_attempts(parts, claim.run.id, id, staged).await {
+            tracing::warn!(view = %id, run.id = %claim.run.id, "Staged files of earlier attempts were left behind: {error:#}");
+        }
+    }
     let record = record_of(parts, run, &intent, &versions, &generations, snapshot)?;
     fail::fail_point!("record.before");
     match parts.store.record(claim.token, record, parts.clock.now()).await {
@@ -363,7 +369,7 @@ fn record_of(
     Ok(Record { snapshot, views, manifest: run.pins.clone(), actor: format!("worker {}", parts.owner) })
 }
 
-/// What may be done after a run and harms nothing when it is not: leftovers, old generations, checkpoints.
+/// What may be done after a run and harms nothing when it is not: old generations, checkpoints.
 async fn tidy(
     parts: &Parts,
     claim: &Claim,
@@ -372,9 +378,7 @@ async fn tidy(
     generations: &IndexMap<ViewId, u64>,
 ) {
     for (id, version) in versions {
-        let kept: Vec<String> = run.adds(id).unwrap_or_default().into_iter().map(|add| add.path).collect();
         let outcome: Result<()> = async {
-            parts.lake.discard_staged(id, claim.run.id, &kept).await?;
             fail::fail_point!("tidy.between");
             if version % CHECKPOINT_EVERY == 0 {
                 create_checkpoint(&parts.lake.load(id, Some(*version)).await?, None).await?;
@@ -390,6 +394,20 @@ async fn tidy(
             tracing::warn!(view = %id, run.id = %claim.run.id, "Tidying up after a run failed; the next run tries again: {error:#}");
         }
     }
+}
+
+/// Deletes what attempts staged for a view that are not the one that is published.
+///
+/// # Errors
+/// When the lake cannot list or delete, or `staged` cannot be read: then nothing is deleted.
+pub(crate) async fn discard_other_attempts(
+    parts: &Parts,
+    run: RunId,
+    view: &ViewId,
+    staged: &StagedView,
+) -> Result<usize> {
+    let kept: Vec<String> = parse_adds(staged)?.into_iter().map(|add| add.path).collect();
+    parts.lake.discard_staged(view, run, &kept).await
 }
 
 /// Reads staged add actions back from what the view's task stored.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tidegate_registry::ids::{RunId, ViewId};
 use tidegate_registry::model::Project;
-use tidegate_registry::run::{Claim, RunState, TaskKind};
+use tidegate_registry::run::{Claim, RunState, TaskKind, TaskOutput};
 use tidegate_registry::store::{ClaimRequest, RunFilter, Store, StoreError, TaskEnd};
 use tidegate_registry::time::Clock;
 use tokio::sync::Notify;
@@ -22,6 +22,7 @@ use crate::engine::Engine;
 use crate::execute::{Outcome, Parts, chain, execute, is_lost_lease};
 use crate::lake::Lake;
 use crate::online::OnlineStore;
+use crate::publish::discard_other_attempts;
 use crate::sources::Sources;
 
 /// How long a stopping worker lets its tasks finish before it hands them back.
@@ -316,10 +317,18 @@ async fn keep_alive(parts: &Parts, claim: &Claim, lease: Duration) {
         tokio::time::sleep(lease / 3).await;
         match parts.store.task_heartbeat(claim.token, lease).await {
             Ok(()) => {}
+            // Recording ends a lease as well: what comes after it, tidying up, is not to be cut short.
+            Err(StoreError::LostLease) if is_recorded(parts, claim).await => std::future::pending().await,
             Err(StoreError::LostLease) => return,
             Err(error) => tracing::warn!(run.id = %claim.run.id, "A heartbeat failed; trying again: {error}"),
         }
     }
+}
+
+/// Whether the claimed task is the publication of a run that has been recorded, by us or by somebody else.
+async fn is_recorded(parts: &Parts, claim: &Claim) -> bool {
+    claim.kind == TaskKind::Publish
+        && parts.store.run(claim.run.id).await.is_ok_and(|(run, _)| run.state == RunState::Succeeded)
 }
 
 async fn tell(parts: &Parts, claim: &Claim, end: TaskEnd) {
@@ -362,13 +371,20 @@ async fn tell(parts: &Parts, claim: &Claim, end: TaskEnd) {
     }
 }
 
-/// Deletes the staged files of the claim's run if it has ended without publishing. A task that lost its lease asks too: when
-/// another view's check has ended the run, files may have been written after those of the run were deleted.
+/// Deletes the staged files of the claim's run that nobody will need, if it has ended. A task that lost its lease asks too:
+/// when another view's check has ended the run, or another worker has published it, files may have been written after those
+/// of the run were deleted.
 async fn discard_if_ended(parts: &Parts, claim: &Claim) {
-    if let Ok((run, _)) = parts.store.run(claim.run.id).await
-        && NEVER_PUBLISHED.contains(&run.state)
+    let Ok((run, tasks)) = parts.store.run(claim.run.id).await else { return };
+    if NEVER_PUBLISHED.contains(&run.state) {
+        return discard(parts, run.id, &run.views).await;
+    }
+    let TaskKind::View(view) = &claim.kind else { return };
+    let output = tasks.into_iter().find(|task| task.kind == claim.kind).and_then(|task| task.output);
+    if let (RunState::Succeeded, Some(TaskOutput::Staged(staged))) = (run.state, output)
+        && let Err(error) = discard_other_attempts(parts, run.id, view, &staged).await
     {
-        discard(parts, run.id, &run.views).await;
+        tracing::warn!(run.id = %run.id, view = %view, "Staged files were left behind: {error:#}");
     }
 }
 
