@@ -12,6 +12,7 @@ use tidegate_worker::sources::Sources;
 use tidegate_worker::{Worker, WorkerOptions, WorkerParts};
 use tokio::sync::Notify;
 
+use crate::commands::up::Slots;
 use crate::context::Registry;
 use crate::process;
 
@@ -31,12 +32,7 @@ pub struct Bells {
 ///
 /// # Errors
 /// When the lake or the online store cannot be opened, or belongs to another registry.
-pub async fn worker(
-    settings: &Settings,
-    registry: &Registry,
-    slots: Option<usize>,
-    bells: &Bells,
-) -> anyhow::Result<Worker> {
+pub async fn worker(settings: &Settings, registry: &Registry, slots: Slots, bells: &Bells) -> anyhow::Result<Worker> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let online = online(settings).await?;
     if let Some(online) = &online {
@@ -50,8 +46,8 @@ pub async fn worker(
         sources: sources(settings)?,
         options: WorkerOptions {
             owner: process::owner(),
-            lease: LEASE,
-            slots: slots.unwrap_or(cores.clamp(1, 4)),
+            lease: slots.lease.unwrap_or(LEASE),
+            slots: slots.slots.unwrap_or(cores.clamp(1, 4)),
             memory_bytes: settings.memory_bytes,
             spill_dir: settings.root.join(".tidegate/spill"),
         },

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::commands::up::Slots;
 use crate::context::{Context, Registry, release_dead_leases};
 use crate::engine::{self, Bells};
 use crate::error::UserError;
@@ -42,7 +43,7 @@ pub struct Roles {
 ///
 /// # Errors
 /// When nothing was applied, or a part cannot be opened.
-pub async fn play(roles: Roles, slots: Option<usize>, context: &Context) -> anyhow::Result<()> {
+pub async fn play(roles: Roles, slots: Slots, context: &Context) -> anyhow::Result<()> {
     let settings = context.settings()?;
     let registry = context.registry().await?;
     release_dead_leases(&*registry.store).await?;
@@ -110,7 +111,7 @@ pub struct Sight<'a> {
 /// will bring; and failures of the registry, the lake or the online store.
 pub async fn see_through(
     runs: &[RunId],
-    slots: Option<usize>,
+    slots: Slots,
     settings: &Settings,
     registry: &Registry,
     context: &Context,

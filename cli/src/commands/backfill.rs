@@ -105,7 +105,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
         note("planned; `tidegate up` computes them, `tidegate runs list` shows how they stand");
         return Ok(Exit::Done);
     }
-    see_through(&ours, arguments.slots.slots, &registry, context).await?;
+    see_through(&ours, arguments.slots, &registry, context).await?;
     finish(&ours, &registry, context).await
 }
 
@@ -113,12 +113,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
 ///
 /// # Errors
 /// As [`roles::see_through`].
-pub async fn see_through(
-    ours: &[RunId],
-    slots: Option<usize>,
-    registry: &Registry,
-    context: &Context,
-) -> anyhow::Result<()> {
+pub async fn see_through(ours: &[RunId], slots: Slots, registry: &Registry, context: &Context) -> anyhow::Result<()> {
     let settings = context.settings()?;
     let mut progress = Progress::start("intervals", ours.len() as u64);
     roles::see_through(ours, slots, &settings, registry, context, |sight| {

@@ -22,6 +22,7 @@ use crate::commands::backfill::{self, counted};
 use crate::commands::online::{self, Answer};
 use crate::commands::plan::Prepared;
 use crate::commands::run::explain;
+use crate::commands::up::Slots;
 use crate::commands::{snapshots, status};
 use crate::context::{Context, Registry};
 use crate::error::{Exit, UserError};
@@ -133,7 +134,7 @@ impl<'a> Demo<'a> {
         let runs: Vec<RunId> = self.registry.store.runs(&filter).await?.iter().map(|run| run.id).collect();
         ensure!(runs.len() == INTERVALS, "{} runs were planned instead of {INTERVALS}", runs.len());
         let stopwatch = Stopwatch::now();
-        backfill::see_through(&runs, None, &self.registry, self.context).await?;
+        backfill::see_through(&runs, Slots::default(), &self.registry, self.context).await?;
         for id in &runs {
             let (run, _) = self.registry.store.run(*id).await?;
             if run.state != RunState::Succeeded {
@@ -178,7 +179,7 @@ impl<'a> Demo<'a> {
                 *ids.first().context("no run was created")?
             }
         };
-        roles::see_through(&[id], None, &self.settings, &self.registry, self.context, |_| {}).await?;
+        roles::see_through(&[id], Slots::default(), &self.settings, &self.registry, self.context, |_| {}).await?;
         let (run, _) = self.registry.store.run(id).await?;
         ensure!(run.state == RunState::Blocked, "the run on bad data is {} instead of blocked", run.state);
         explain(&run, &self.registry).await?;
@@ -214,7 +215,7 @@ impl<'a> Demo<'a> {
         let dag = select::dag(&self.registry.project, DAG)?;
         let now = self.registry.clock.now();
         let id = self.registry.store.run_retry(blocked, 1 + dag.retries.max, now).await?;
-        roles::see_through(&[id], None, &self.settings, &self.registry, self.context, |_| {}).await?;
+        roles::see_through(&[id], Slots::default(), &self.settings, &self.registry, self.context, |_| {}).await?;
         let (run, _) = self.registry.store.run(id).await?;
         if run.state != RunState::Succeeded {
             explain(&run, &self.registry).await?;

@@ -44,7 +44,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     let asked = arguments.interval.map(|interval| interval.in_zone(dag.schedule.timezone)).transpose()?;
     let ids = planned(dag, asked, &registry).await?;
     let mut told = None;
-    roles::see_through(&ids, arguments.slots.slots, &settings, &registry, context, |sight| {
+    roles::see_through(&ids, arguments.slots, &settings, &registry, context, |sight| {
         if let Some(run) = sight.open.first() {
             let now = (run.state, run.reason.clone());
             if told.as_ref() != Some(&now) {

@@ -1,5 +1,6 @@
 //! `tidegate scheduler`: decide when, and leave the computing to workers.
 
+use crate::commands::up::Slots;
 use crate::context::Context;
 use crate::error::Exit;
 use crate::roles::{self, Roles};
@@ -13,6 +14,6 @@ pub struct Arguments {}
 /// # Errors
 /// When nothing was applied, or the registry cannot be opened.
 pub async fn run(_arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
-    roles::play(Roles { scheduler: true, worker: false }, None, context).await?;
+    roles::play(Roles { scheduler: true, worker: false }, Slots::default(), context).await?;
     Ok(Exit::Done)
 }

@@ -1,5 +1,7 @@
 //! `tidegate up`: all roles in one process.
 
+use std::time::Duration;
+
 use crate::context::Context;
 use crate::error::Exit;
 use crate::roles::{self, Roles};
@@ -11,12 +13,25 @@ pub struct Arguments {
     slots: Slots,
 }
 
-/// How much is computed at once.
-#[derive(Debug, Clone, Copy, clap::Args)]
+/// How much is computed at once, and how long a silent worker is believed in.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct Slots {
     /// Tasks computed at once by this process [default: one per core, at most 4]
     #[arg(long, value_name = "N", value_parser = slots, env = "TIDEGATE_SLOTS", hide_env_values = true)]
     pub slots: Option<usize>,
+    /// How long a task stays with a worker that says nothing, as in `90s`; then another takes it up [default: 60s]
+    // Hidden, for nobody needs it: too short costs work done twice, never a wrong result.
+    #[arg(long, value_name = "DURATION", value_parser = lease, env = "TIDEGATE_LEASE", hide = true)]
+    pub lease: Option<Duration>,
+}
+
+/// Short enough to be waited for, long enough for three heartbeats.
+fn lease(text: &str) -> Result<Duration, String> {
+    let bounds = Duration::from_secs(1)..=Duration::from_secs(3600);
+    humantime::parse_duration(text)
+        .ok()
+        .filter(|lease| bounds.contains(lease))
+        .ok_or_else(|| "expected a duration from 1s to 1h".to_owned())
 }
 
 /// At least one slot, and not more than any machine has use for.
@@ -32,6 +47,6 @@ fn slots(text: &str) -> Result<usize, String> {
 /// # Errors
 /// When nothing was applied, or a part cannot be opened.
 pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
-    roles::play(Roles { scheduler: true, worker: true }, arguments.slots.slots, context).await?;
+    roles::play(Roles { scheduler: true, worker: true }, arguments.slots, context).await?;
     Ok(Exit::Done)
 }

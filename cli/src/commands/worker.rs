@@ -17,6 +17,6 @@ pub struct Arguments {
 /// # Errors
 /// When nothing was applied, or a part cannot be opened.
 pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
-    roles::play(Roles { scheduler: false, worker: true }, arguments.slots.slots, context).await?;
+    roles::play(Roles { scheduler: false, worker: true }, arguments.slots, context).await?;
     Ok(Exit::Done)
 }
