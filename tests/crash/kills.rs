@@ -72,3 +72,25 @@ fn stopped_by_sigterm_while_staging() {
 fn stopped_by_ctrl_c_while_publishing() {
     stopped("-INT", "commit.after");
 }
+
+/// A query that takes longer than a stopping worker lets its tasks go on: it is left and handed back.
+#[test]
+fn stopped_in_a_query_that_takes_minutes() {
+    let world = World::bare();
+    let file = world.folder.path().join("shop.yaml");
+    let quick = std::fs::read_to_string(&file).unwrap();
+    let all: String = (0..4).map(|n| format!(" CROSS JOIN (SELECT amount AS a{n} FROM receipts) AS r{n}")).collect();
+    std::fs::write(&file, quick.replacen("FROM receipts WHERE", &format!("FROM receipts{all} WHERE"), 1)).unwrap();
+    world.sell(100, 5, 0);
+    let done = world.run(&["apply", "--yes"]);
+    assert!(done.status.success(), "{}", told(&done));
+    let running = world.start(&backfill(), "");
+    world.wait_for(|runs| runs.iter().any(|run| run.state.as_str() == "running"));
+    std::thread::sleep(Duration::from_secs(1));
+    let asked = Instant::now();
+    running.signal("-TERM");
+    let ended = running.finish();
+    assert!(asked.elapsed() < Duration::from_secs(10), "it took {:?}", asked.elapsed());
+    assert_eq!(ended.status.code(), Some(2), "{}", told(&ended));
+    assert!(!world.holds_leases(), "what it held was not handed back");
+}

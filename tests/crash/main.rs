@@ -5,7 +5,10 @@
 //! `world` is the project and the comparison; the other files are the ways to die.
 
 #![cfg(unix)]
+#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
 
+mod frozen;
 mod kills;
 mod points;
+mod readers;
 mod world;

@@ -18,9 +18,14 @@ pub(crate) static UNDISTURBED: LazyLock<String> = LazyLock::new(|| {
 
 /// Asserts that `world` has come to what an undisturbed run leaves.
 pub(crate) fn assert_undisturbed(world: &World) {
+    assert_same(world, &UNDISTURBED);
+}
+
+/// Asserts that `world` holds what `undisturbed` says, and no files besides.
+pub(crate) fn assert_same(world: &World, undisturbed: &str) {
     let outcome = world.outcome();
-    if outcome != *UNDISTURBED {
-        let (is, should): (Vec<&str>, Vec<&str>) = (outcome.lines().collect(), UNDISTURBED.lines().collect());
+    if outcome != undisturbed {
+        let (is, should): (Vec<&str>, Vec<&str>) = (outcome.lines().collect(), undisturbed.lines().collect());
         let extra: Vec<_> = is.iter().filter(|line| !should.contains(line)).collect();
         let missing: Vec<_> = should.iter().filter(|line| !is.contains(line)).collect();
         panic!("it differs from an undisturbed run\nextra: {extra:#?}\nmissing: {missing:#?}");
@@ -73,6 +78,24 @@ dies_at! {
     before_recording: "record.before" after [0, 1],
     after_recording: "record.after" after [0, 0],
     while_tidying: "tidy.between" after [0, 1],
+}
+
+#[test]
+fn what_a_cut_off_write_left_is_removed() {
+    let world = World::applied();
+    let died = world.run_at(&backfill(), "stage.written=1*off->panic");
+    assert_eq!(died.status.signal(), Some(6), "{}", told(&died));
+    let left = world.leftovers();
+    assert!(!left.is_empty(), "staged files lie there");
+    // Local files are written under a name of this form until they are whole; large ones for minutes.
+    for file in &left {
+        std::fs::write(format!("{}#1", file.display()), "PAR1").unwrap();
+    }
+    // Nobody looks at a run again that is recorded: so it must have happened before.
+    let died = world.run_at(&backfill(), "record.after=panic");
+    assert_eq!(died.status.signal(), Some(6), "{}", told(&died));
+    world.backfill();
+    assert_undisturbed(&world);
 }
 
 /// Fail points of `apply`, which a backfill does not pass.

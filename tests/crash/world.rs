@@ -110,7 +110,7 @@ impl World {
             .unwrap();
         fs::write(folder.path().join("shop.yaml"), DEFINITIONS).unwrap();
         let world = Self { folder };
-        world.sell(3, 4);
+        world.sell(3, 4, 0);
         world
     }
 
@@ -121,16 +121,23 @@ impl World {
         Self { folder }
     }
 
-    /// Receipts of `shops` shops on each of `days` days; on the bad day they are too good to be true.
-    pub(crate) fn sell(&self, shops: u32, days: u32) {
+    /// Receipts of `shops` shops on each of `days` days; on the bad day they are too good to be true. `offset` is added to
+    /// what the column `day` says.
+    pub(crate) fn sell(&self, shops: u32, days: u32, offset: u32) {
         let mut text = "shop,at,amount,day\n".to_owned();
         for day in 1..=days {
             for shop in 0..shops {
-                let amount = if day == BAD_DAY { 5_000 } else { day * 10 + shop % 7 };
-                writeln!(text, "s{shop:04},2024-01-{day:02}T{:02}:00:00Z,{amount},{day}", 1 + shop % 20).unwrap();
+                let (amount, hour) = (if day == BAD_DAY { 5_000 } else { day * 10 + shop % 7 }, 1 + shop % 20);
+                let label = day + offset;
+                writeln!(text, "{},2024-01-{day:02}T{hour:02}:00:00Z,{amount},{label}", Self::shop(shop)).unwrap();
             }
         }
         fs::write(self.folder.path().join("receipts.csv"), text).unwrap();
+    }
+
+    /// The name of a shop.
+    pub(crate) fn shop(number: u32) -> String {
+        format!("s{number:04}")
     }
 
     /// A command on this project that has not been started.
@@ -253,6 +260,18 @@ impl World {
         });
     }
 
+    /// Waits until `count` workers are at work.
+    pub(crate) fn wait_for_workers(&self, count: usize) {
+        let begun = Instant::now();
+        block_on(async {
+            let registry = self.registry().await;
+            while registry.workers_alive(PATIENCE).await.unwrap().len() != count {
+                assert!(begun.elapsed() < PATIENCE, "the workers never came");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+    }
+
     /// Whether anybody holds a task.
     pub(crate) fn holds_leases(&self) -> bool {
         block_on(async { !self.registry().await.lease_owners().await.unwrap().is_empty() })
@@ -310,6 +329,11 @@ impl Running {
     /// Whether it still works.
     pub(crate) fn is_alive(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    /// What it has said so far.
+    pub(crate) fn said(&self) -> String {
+        fs::read_to_string(self.said.path()).unwrap()
     }
 
     /// Sends a signal, as in `-STOP`.

@@ -1,0 +1,119 @@
+//! Readers at work during runs: what they see is always whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use datafusion::arrow::array::AsArray;
+use datafusion::arrow::datatypes::Int64Type;
+use datafusion::prelude::SessionContext;
+use tidegate_registry::ids::ViewId;
+use tidegate_worker::entity_key;
+use tidegate_worker::lake::Lake;
+
+use crate::world::{BAD_DAY, VIEWS, World, block_on, told};
+
+/// Enough for several rows to be on their way at any time.
+const SHOPS: u32 = 40;
+const DAYS: u32 = 6;
+/// What the second computation of each day adds to its label.
+const AGAIN: i64 = 100;
+
+/// Runs dawdle wherever something could be seen by halves.
+const DAWDLING: &str = "stage.after=sleep(10);lake.commit.loaded=sleep(10);lake.commit.landed=sleep(15);\
+     commit.after=sleep(15);publish.before=sleep(15);publish.between=sleep(15);publish.written=sleep(15);\
+     publish.after=sleep(15);cutover.before=sleep(20);cutover.after=sleep(20);record.before=sleep(20)";
+
+/// Views that are online, of which all rows of a run carry the same label.
+const ONLINE: [&str; 3] = ["revenue@v1", "ranking@v1", "last_receipt@v1"];
+
+#[test]
+fn readers_never_see_a_run_by_halves() {
+    let world = World::applied();
+    let mut seen = Seen::default();
+    world.sell(SHOPS, DAYS, 0);
+    watch(&world, &["backfill", "daily", "--from", "2024-01-01", "--to", "2024-01-07"], &mut seen);
+    // Once more over what is there: slices and generations are replaced, and neither old nor new rows may be missed.
+    world.sell(SHOPS, DAYS, u32::try_from(AGAIN).unwrap());
+    watch(
+        &world,
+        &["backfill", "daily", "--from", "2024-01-01", "--to", "2024-01-07", "--reprocess", "all"],
+        &mut seen,
+    );
+    // A test that looked too seldom proves nothing.
+    let days: BTreeSet<i64> = [1, 2, 4, 5, 6].into();
+    assert_eq!(seen.lake["revenue@v1"].iter().map(|label| label % AGAIN).collect::<BTreeSet<_>>(), days, "{seen:?}");
+    assert!(seen.lake["revenue@v1"].iter().any(|label| *label > AGAIN), "{seen:?}");
+    assert!(seen.online.len() >= 5 && seen.looks > 100, "{seen:?}");
+}
+
+/// What readers have seen.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Labels, by view.
+    lake: BTreeMap<&'static str, BTreeSet<i64>>,
+    /// Labels that all views had at once.
+    online: BTreeSet<i64>,
+    looks: u32,
+}
+
+/// Reads all there is, again and again, until the command has ended.
+fn watch(world: &World, command: &[&str], seen: &mut Seen) {
+    block_on(async {
+        let (lake, online) = (world.lake(), world.online().await);
+        let keys: Vec<(ViewId, String)> = ONLINE
+            .iter()
+            .flat_map(|view| (0..SHOPS).map(|shop| (view.parse().unwrap(), entity_key::join(&[&World::shop(shop)]))))
+            .collect();
+        let now = "2024-02-01T00:00:00Z".parse().unwrap();
+        let mut running = world.start(command, DAWDLING);
+        while running.is_alive() {
+            for view in VIEWS {
+                for label in whole_days(&lake, view).await {
+                    seen.lake.entry(view).or_default().insert(label);
+                }
+                let rows = online.get_many(&keys, now).await.unwrap();
+                let labels: BTreeSet<Option<String>> = rows
+                    .into_iter()
+                    .map(|row| row.and_then(|row| row.features.into_iter().find(|(name, _)| name == "day")))
+                    .map(|day| day.map(|(_, label)| label))
+                    .collect();
+                assert_eq!(labels.len(), 1, "half a run, or two runs, are online: {labels:?}");
+                seen.online.extend(labels.into_iter().flatten().map(|label| label.parse::<i64>().unwrap()));
+                seen.looks += 1;
+            }
+        }
+        let done = running.finish();
+        assert_eq!(done.status.code(), Some(1), "one run is blocked: {}", told(&done));
+        online.close().await;
+    });
+}
+
+/// The labels in the head of a view's table, after making sure that every day in it is there with all its rows, of one run.
+async fn whole_days(lake: &Lake, view: &str) -> Vec<i64> {
+    let ctx = SessionContext::new();
+    let table = lake.load(&view.parse().unwrap(), None).await.unwrap();
+    table.update_datafusion_session(&ctx.state()).unwrap();
+    ctx.register_table("t", table.table_provider().await.unwrap()).unwrap();
+    let sql = "SELECT CAST(extract(day FROM interval_start) AS BIGINT), count(*), count(DISTINCT shop), \
+               count(DISTINCT run_id), min(day), max(day) FROM t GROUP BY interval_start";
+    let mut labels = Vec::new();
+    for batch in ctx.sql(sql).await.unwrap().collect().await.unwrap() {
+        let columns: Vec<_> = batch.columns().iter().map(AsArray::as_primitive::<Int64Type>).collect();
+        for row in 0..batch.num_rows() {
+            let found: Vec<i64> = columns.iter().map(|column| column.value(row)).collect();
+            let [day, rows, shops, runs, lowest, highest] = found[..] else { unreachable!("six columns") };
+            assert_ne!(day, i64::from(BAD_DAY), "rows of a blocked run are in `{view}`");
+            assert_eq!(
+                (rows, shops, runs),
+                (i64::from(SHOPS), i64::from(SHOPS), 1),
+                "day {day} of `{view}` is not whole"
+            );
+            // `lifetime` takes the highest label of all days before.
+            assert!(
+                lowest == highest && (lowest % AGAIN == day || view == "lifetime@v1"),
+                "`{view}` mixes runs: {found:?}"
+            );
+            labels.push(lowest);
+        }
+    }
+    labels
+}
