@@ -122,7 +122,7 @@ impl World {
         let text = std::mem::take(&mut self.transcript).replace(&folder, "[FOLDER]");
         let text = self.with_named_ids(&text);
         let text = without_chance(&text);
-        text.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+        text.lines().filter(|line| !is_halfway(line)).map(|line| line.trim_end().to_owned() + "\n").collect()
     }
 
     fn with_named_ids(&mut self, text: &str) -> String {
@@ -149,11 +149,16 @@ fn without_chance(text: &str) -> String {
             rule(r#""digest": "[0-9a-f]{32}""#, r#""digest": "[digest]""#),
             rule(r"(?m)  [0-9a-f]{32}$", "  [digest]"),
             rule(r"\d+ bytes", "[n] bytes"),
-            rule(r"(?m)^\d+ of \d+ done, now .*\n", ""),
             rule(r"(?m)^run \[id \d+\] is (waiting|queued|running|publishing)\n", ""),
         ]
     });
     RULES.iter().fold(text.to_owned(), |text, (pattern, by)| pattern.replace_all(&text, *by).into_owned())
+}
+
+/// Whether a line of progress is not the last one: which of them a command comes to tell is chance.
+fn is_halfway(line: &str) -> bool {
+    static PROGRESS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^(\d+) of (\d+) done").unwrap());
+    PROGRESS.captures(line).is_some_and(|found| found[1] != found[2])
 }
 
 /// Waits until `holds`, for at most a minute.
