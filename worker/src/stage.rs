@@ -180,23 +180,29 @@ pub(crate) async fn output(
 ) -> Result<DataFrame> {
     let plan = plan_query(ctx, &view.sql.text, interval).await?;
     let query = DataFrame::new(ctx.state(), plan);
-    let mut columns = Vec::with_capacity(file_schema.fields().len());
+    // Columns that are the same in every row are added after the sort, which would copy them twice for nothing.
+    let (mut sorted, mut all) = (Vec::new(), Vec::with_capacity(file_schema.fields().len()));
     for field in file_schema.fields() {
-        let value = match computed(&query, field.name()) {
-            Some(value) => value,
-            None => match field.name().as_str() {
+        let name = field.name().as_str();
+        let constant = match computed(&query, name) {
+            Some(value) => {
+                sorted.push(cast(value, field.data_type().clone()).alias(name));
+                all.push(column(name));
+                continue;
+            }
+            None => match name {
                 "event_timestamp" | "interval_end" => instant_literal(interval.end()),
                 "run_id" => lit(run.to_string()),
                 name => anyhow::bail!("the query of `{}` does not give the column `{name}`", view.id),
             },
         };
-        columns.push(cast(value, field.data_type().clone()).alias(field.name()));
+        all.push(cast(constant, field.data_type().clone()).alias(name));
     }
     let mut order: Vec<_> = project.keys_of(view).iter().map(|key| column(&key.name).sort(true, false)).collect();
-    if matches!(view.output, Output::Partial { .. }) {
+    if matches!(view.output, Output::Partial { .. }) && computed(&query, "event_timestamp").is_some() {
         order.push(column("event_timestamp").sort(true, false));
     }
-    Ok(query.select(columns)?.sort(order)?)
+    Ok(query.select(sorted)?.sort(order)?.select(all)?)
 }
 
 /// A column of the query's output; the table's own columns are never taken from it.
