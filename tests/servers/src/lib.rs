@@ -1,0 +1,9 @@
+//! Private servers for tests and benchmarks: each on a free port of the loopback interface, with its files in a folder of
+//! its own, gone when the value that stands for it is dropped or its process dies, however it dies.
+//!
+//! A server that is not installed is an error that names the package; nothing here ever talks to a server that happens
+//! to run.
+
+mod process;
+
+pub use process::{Server, free_port, program, user_for_servers};

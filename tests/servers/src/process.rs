@@ -1,0 +1,173 @@
+//! A child process that does not outlive its parent.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// Keeps the server (`"$@"`) as a child, and kills it as soon as standard input ends: that is when our process lets go of
+/// the other end, on purpose or by dying.
+const KEEPER: &str =
+    r#""$@" & server=$!; cat >/dev/null; kill -KILL "$server" 2>/dev/null; wait "$server" 2>/dev/null"#;
+
+/// How long a server may take to answer on its port.
+const START_MAX: Duration = Duration::from_secs(30);
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    keeper: Child,
+    name: String,
+    log: PathBuf,
+}
+
+impl Server {
+    /// Starts `command` in its own process group, its output going to `log`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(command: &Command, log: &Path) -> Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let output = File::create(log).with_context(|| format!("creating `{}`", log.display()))?;
+        let mut keeper = Command::new("sh");
+        keeper.args(["-c", KEEPER, "sh"]).arg(command.get_program()).args(command.get_args());
+        for (key, value) in command.get_envs() {
+            match value {
+                Some(value) => keeper.env(key, value),
+                None => keeper.env_remove(key),
+            };
+        }
+        if let Some(folder) = command.get_current_dir() {
+            keeper.current_dir(folder);
+        }
+        // A group of its own: Ctrl-C in a terminal is for the tests, which then let go of their servers in order.
+        std::os::unix::process::CommandExt::process_group(&mut keeper, 0);
+        let keeper = keeper
+            .stdin(Stdio::piped())
+            .stdout(output.try_clone().context("sharing the server's log")?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("starting `{name}`"))?;
+        Ok(Self { keeper, name, log: log.to_owned() })
+    }
+
+    /// Waits until something answers on `port`.
+    ///
+    /// # Errors
+    /// When nothing does in time, or the server has ended; with what it wrote.
+    pub fn wait_for_port(&mut self, port: u16) -> Result<()> {
+        let deadline = Instant::now() + START_MAX;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        loop {
+            if TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("`{}` did not answer on port {port} in {START_MAX:?}; it wrote:\n{}", self.name, self.tail());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The end of what the server wrote.
+    pub fn tail(&self) -> String {
+        let mut text = String::new();
+        if let Ok(mut log) = File::open(&self.log) {
+            let length = log.metadata().map_or(0, |about| about.len());
+            // A cut character at the beginning only spoils the message, not the test.
+            let _ = log.seek(SeekFrom::Start(length.saturating_sub(4_000)));
+            let mut bytes = Vec::new();
+            let _ = log.read_to_end(&mut bytes);
+            text = String::from_utf8_lossy(&bytes).into_owned();
+        }
+        text
+    }
+
+    /// Kills the server at once, as a power cut would, and waits until it is gone.
+    pub fn kill(&mut self) {
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A port that nobody listens on now.
+///
+/// # Errors
+/// When the machine has none left.
+pub fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
+    Ok(listener.local_addr().context("looking for a free port")?.port())
+}
+
+/// The full path of `name`: on the path, or in one of `folders`.
+///
+/// # Errors
+/// When it is nowhere, naming the Debian `package`.
+pub fn program(name: &str, folders: &[PathBuf], package: &str) -> Result<PathBuf> {
+    let on_path = path_folders();
+    let found = folders.iter().chain(&on_path).map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("`{name}` is not installed: `apt-get install {package}` brings it"))
+}
+
+#[expect(clippy::disallowed_methods, reason = "where programs are is no setting")]
+fn path_folders() -> Vec<PathBuf> {
+    std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
+}
+
+/// Under whom a server must be started that refuses to run as root: the prefix of its command, empty when we are not root.
+///
+/// # Errors
+/// When we are root and there is no such user.
+pub fn user_for_servers(user: &str) -> Result<Vec<String>> {
+    let id = Command::new("id").arg("-u").output().context("asking who we are")?;
+    if String::from_utf8_lossy(&id.stdout).trim() != "0" {
+        return Ok(Vec::new());
+    }
+    let known = Command::new("id").args(["-u", user]).output().context("looking for a user")?;
+    if !known.status.success() {
+        bail!("there is no user `{user}`, and its server does not run as root");
+    }
+    Ok(["setpriv", "--reuid", user, "--regid", user, "--clear-groups"].map(str::to_owned).to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+
+    #[test]
+    fn a_server_dies_with_the_value_that_stands_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid_file = folder.path().join("pid");
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$ >\"$0.new\" && mv \"$0.new\" \"$0\" && exec sleep 600"]).arg(&pid_file);
+        let server = Server::start(&command, &folder.path().join("log")).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !pid_file.exists() {
+            assert!(Instant::now() < deadline, "{}", server.tail());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let pid = std::fs::read_to_string(&pid_file).unwrap().trim().to_owned();
+        let process = Path::new("/proc").join(pid);
+        assert!(process.exists());
+        drop(server);
+        assert!(!process.exists());
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_its_package() {
+        let missing = program("no-such-server", &[], "nice-package").unwrap_err();
+        assert!(missing.to_string().contains("apt-get install nice-package"), "{missing}");
+    }
+}
