@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use tidegate_registry::definitions::settings::{
-    LakeLocation, OnlineLocation, RegistryLocation, SettingKey, ValueOrigin, redact,
+    LakeLocation, OnlineLocation, RegistryLocation, Retention, SettingKey, ValueOrigin, redact,
 };
 use tidegate_registry::definitions::{LoadOptions, Loaded, load_files};
 use tidegate_registry::diagnostics::{RenderStyle, render};
@@ -70,6 +71,11 @@ fn every_setting_can_come_from_its_variable() {
         ("TIDEGATE_CLOCK_START", "2013-01-08T00:00:00Z"),
         ("TIDEGATE_CLOCK_SPEED", "60"),
         ("TIDEGATE_ALLOWED_ROOTS", "s3://a, /b"),
+        ("TIDEGATE_RETENTION_SNAPSHOTS", "7d"),
+        ("TIDEGATE_RETENTION_MIN_SNAPSHOTS", "5"),
+        ("TIDEGATE_RETENTION_LOG", "14d"),
+        ("TIDEGATE_RETENTION_STAGED", "2h"),
+        ("TIDEGATE_JANITOR_EVERY", "off"),
     ];
     assert_eq!(env.map(|(name, _)| name).to_vec(), SettingKey::ALL.map(SettingKey::variable).to_vec());
     let settings = resolve("memory: 2GiB\n", None, &[], &env).settings.unwrap();
@@ -77,6 +83,29 @@ fn every_setting_can_come_from_its_variable() {
         assert_eq!(settings.origins[&key], ValueOrigin::Environment(key.variable()), "{key:?}");
     }
     assert_eq!(settings.allowed_roots, ["s3://a", "/b"]);
+    let hours = |hours: u64| Duration::from_secs(hours * 3_600);
+    let retention = Retention { snapshots: hours(7 * 24), snapshots_min: 5, log: hours(14 * 24), staged: hours(2) };
+    assert_eq!((settings.retention, settings.janitor_every), (retention, None));
+}
+
+#[test]
+fn retention_is_understood_or_explained() {
+    let file = "project: a\nretention: {snapshots: 7d, staged: 30m}\njanitor: {every: 10m}\n\
+                profiles:\n  dev: {retention: {min_snapshots: 1}, janitor: {every: off}}\n";
+    let settings = resolve(file, Some("dev"), &[], &[]).settings.unwrap();
+    let expected = Retention {
+        snapshots: Duration::from_secs(7 * 86_400),
+        snapshots_min: 1,
+        staged: Duration::from_secs(1_800),
+        ..Retention::default()
+    };
+    assert_eq!((settings.retention, settings.janitor_every), (expected, None));
+    let defaults = resolve("project: a\n", None, &[], &[]).settings.unwrap();
+    assert_eq!(defaults.retention, Retention::default(), "the written defaults are the type's");
+    assert_eq!(defaults.janitor_every, Some(Duration::from_secs(3_600)));
+    let file = "project: a\nretention: {snapshots: 30, min_snapshots: 0, log: for ever}\njanitor: {every: 0s}\n";
+    let loaded = resolve(file, None, &[], &[]);
+    insta::assert_snapshot!(render(&loaded.diagnostics, &loaded.files, RenderStyle::default()));
 }
 
 #[test]

@@ -4,13 +4,16 @@
 //! it is. Passwords are never part of a message: see [`redact`].
 
 mod resolve;
+mod retention;
 mod written;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub(super) use resolve::resolve;
+pub use retention::Retention;
 pub(super) use written::ProjectFile;
 
 use crate::ids::ProjectName;
@@ -35,6 +38,16 @@ pub enum SettingKey {
     ClockSpeed,
     /// Where sources outside the project may lie, separated by commas.
     AllowedRoots,
+    /// How long a snapshot can be restored.
+    RetentionSnapshots,
+    /// How many snapshots of each view are kept whatever their age.
+    RetentionMinSnapshots,
+    /// How long the logs of ended runs are kept.
+    RetentionLog,
+    /// How long files that nothing names are kept.
+    RetentionStaged,
+    /// How often the janitor looks; `off` for never.
+    JanitorEvery,
 }
 
 /// The environment variable that names the profile, when no flag does.
@@ -42,7 +55,7 @@ pub const PROFILE_VARIABLE: &str = "TIDEGATE_PROFILE";
 
 impl SettingKey {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 13] = [
         Self::Project,
         Self::Registry,
         Self::Lake,
@@ -51,6 +64,11 @@ impl SettingKey {
         Self::ClockStart,
         Self::ClockSpeed,
         Self::AllowedRoots,
+        Self::RetentionSnapshots,
+        Self::RetentionMinSnapshots,
+        Self::RetentionLog,
+        Self::RetentionStaged,
+        Self::JanitorEvery,
     ];
 
     /// The key in `tidegate.yaml`.
@@ -64,6 +82,11 @@ impl SettingKey {
             Self::ClockStart => "clock.start",
             Self::ClockSpeed => "clock.speed",
             Self::AllowedRoots => "allowed_roots",
+            Self::RetentionSnapshots => "retention.snapshots",
+            Self::RetentionMinSnapshots => "retention.min_snapshots",
+            Self::RetentionLog => "retention.log",
+            Self::RetentionStaged => "retention.staged",
+            Self::JanitorEvery => "janitor.every",
         }
     }
 
@@ -78,6 +101,11 @@ impl SettingKey {
             Self::ClockStart => "TIDEGATE_CLOCK_START",
             Self::ClockSpeed => "TIDEGATE_CLOCK_SPEED",
             Self::AllowedRoots => "TIDEGATE_ALLOWED_ROOTS",
+            Self::RetentionSnapshots => "TIDEGATE_RETENTION_SNAPSHOTS",
+            Self::RetentionMinSnapshots => "TIDEGATE_RETENTION_MIN_SNAPSHOTS",
+            Self::RetentionLog => "TIDEGATE_RETENTION_LOG",
+            Self::RetentionStaged => "TIDEGATE_RETENTION_STAGED",
+            Self::JanitorEvery => "TIDEGATE_JANITOR_EVERY",
         }
     }
 
@@ -87,6 +115,11 @@ impl SettingKey {
             Self::Lake => Some(".tidegate/lake"),
             Self::Memory => Some("2GiB"),
             Self::ClockSpeed => Some("1"),
+            Self::RetentionSnapshots => Some("30d"),
+            Self::RetentionMinSnapshots => Some("3"),
+            Self::RetentionLog => Some("90d"),
+            Self::RetentionStaged => Some("24h"),
+            Self::JanitorEvery => Some("1h"),
             Self::Project | Self::Online | Self::ClockStart | Self::AllowedRoots => None,
         }
     }
@@ -175,6 +208,10 @@ pub struct Settings {
     pub clock: Option<ClockSettings>,
     /// Where sources outside the project may lie: URIs and absolute paths.
     pub allowed_roots: Vec<String>,
+    /// How long what is no longer current is kept.
+    pub retention: Retention,
+    /// How often the janitor looks; `None` for never by itself.
+    pub janitor_every: Option<Duration>,
     /// The profile in force.
     pub profile: Option<String>,
     /// Where each value came from.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use chrono_tz::Tz;
 
+use super::retention;
 use super::written::{ProfileFile, ProjectFile, TextOrNumber};
 use super::{
     ClockSettings, LakeLocation, LoadOptions, OnlineLocation, PROFILE_VARIABLE, RegistryLocation, SettingKey, Settings,
@@ -16,15 +17,15 @@ use crate::diagnostics::{Diagnostic, Origin, ids};
 use crate::ids::ProjectName;
 
 /// One setting before it is understood. No `Debug`: `text` may hold a password.
-struct Raw {
+pub(super) struct Raw {
     key: SettingKey,
-    text: String,
+    pub(super) text: String,
     origin: Origin,
     from: ValueOrigin,
 }
 
 impl Raw {
-    fn error(&self, id: &'static str, fact: &str) -> Diagnostic {
+    pub(super) fn error(&self, id: &'static str, fact: &str) -> Diagnostic {
         let name = match &self.from {
             ValueOrigin::Environment(variable) => (*variable).to_owned(),
             _ => self.key.key().to_owned(),
@@ -55,6 +56,13 @@ pub(in crate::definitions) fn resolve(
     let start = resolver.get(SettingKey::ClockStart);
     let speed = resolver.get(SettingKey::ClockSpeed);
     let allowed_roots = resolver.allowed_roots();
+    let written = retention::Written {
+        snapshots: resolver.get(SettingKey::RetentionSnapshots),
+        snapshots_min: resolver.get(SettingKey::RetentionMinSnapshots),
+        log: resolver.get(SettingKey::RetentionLog),
+        staged: resolver.get(SettingKey::RetentionStaged),
+    };
+    let every = resolver.get(SettingKey::JanitorEvery);
     let origins = resolver.origins;
 
     let project = project_name(project, file, out);
@@ -63,6 +71,8 @@ pub(in crate::definitions) fn resolve(
     let online = online.map(|raw| sqlite(&raw, root, "an online store", out).map(OnlineLocation::Sqlite));
     let memory_bytes = memory.and_then(|raw| memory_bytes(&raw, out));
     let clock = clock(start, speed, out);
+    let retention = retention::retention(&written, out);
+    let every = every.and_then(|raw| retention::every(&raw, out));
     if out[before..].iter().any(|diagnostic| diagnostic.level == crate::diagnostics::Level::Error) {
         return None;
     }
@@ -78,6 +88,8 @@ pub(in crate::definitions) fn resolve(
         memory_bytes: memory_bytes?,
         clock,
         allowed_roots,
+        retention: retention?,
+        janitor_every: every?,
         profile: profile_name,
         origins,
     })
@@ -143,6 +155,13 @@ impl Resolver<'_, '_> {
             SettingKey::Memory => number(&profile.memory),
             SettingKey::ClockStart => profile.clock.get().and_then(|clock| number(&clock.value.start)),
             SettingKey::ClockSpeed => profile.clock.get().and_then(|clock| number(&clock.value.speed)),
+            SettingKey::RetentionSnapshots => profile.retention.get().and_then(|keep| text(&keep.value.snapshots)),
+            SettingKey::RetentionMinSnapshots => {
+                profile.retention.get().and_then(|keep| number(&keep.value.min_snapshots))
+            }
+            SettingKey::RetentionLog => profile.retention.get().and_then(|keep| text(&keep.value.log)),
+            SettingKey::RetentionStaged => profile.retention.get().and_then(|keep| text(&keep.value.staged)),
+            SettingKey::JanitorEvery => profile.janitor.get().and_then(|janitor| text(&janitor.value.every)),
             SettingKey::AllowedRoots => None,
         });
         if let Some((text, origin)) = profile {
@@ -157,6 +176,13 @@ impl Resolver<'_, '_> {
             SettingKey::Memory => number(&self.file.memory),
             SettingKey::ClockStart => self.file.clock.get().and_then(|clock| number(&clock.value.start)),
             SettingKey::ClockSpeed => self.file.clock.get().and_then(|clock| number(&clock.value.speed)),
+            SettingKey::RetentionSnapshots => self.file.retention.get().and_then(|keep| text(&keep.value.snapshots)),
+            SettingKey::RetentionMinSnapshots => {
+                self.file.retention.get().and_then(|keep| number(&keep.value.min_snapshots))
+            }
+            SettingKey::RetentionLog => self.file.retention.get().and_then(|keep| text(&keep.value.log)),
+            SettingKey::RetentionStaged => self.file.retention.get().and_then(|keep| text(&keep.value.staged)),
+            SettingKey::JanitorEvery => self.file.janitor.get().and_then(|janitor| text(&janitor.value.every)),
             SettingKey::AllowedRoots => None,
         };
         match file {

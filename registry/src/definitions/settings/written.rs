@@ -28,6 +28,10 @@ record! {
         clock: optional ClockFile,
         /// URIs and absolute paths below which sources outside the project may lie.
         allowed_roots: optional Vec<At<String>>,
+        /// How long what is no longer current is kept.
+        retention: optional RetentionFile,
+        /// The janitor, which removes what retention no longer keeps.
+        janitor: optional JanitorFile,
         /// Sections by name that override these settings, chosen with `--profile`.
         profiles: optional Profiles,
         /// House rules for definitions.
@@ -52,6 +56,10 @@ record! {
         clock: optional ClockFile,
         /// URIs and absolute paths below which sources outside the project may lie.
         allowed_roots: optional Vec<At<String>>,
+        /// How long what is no longer current is kept.
+        retention: optional RetentionFile,
+        /// The janitor, which removes what retention no longer keeps.
+        janitor: optional JanitorFile,
     }
 }
 
@@ -62,6 +70,28 @@ record! {
         start: required TextOrNumber,
         /// Project seconds per real second; 1 when left out.
         speed: optional TextOrNumber,
+    }
+}
+
+record! {
+    /// How long what is no longer current is kept.
+    RetentionFile "retention" {
+        /// How long a snapshot can be restored after it was recorded; `30d` when left out.
+        snapshots: optional String,
+        /// The newest snapshots of each view that are kept whatever their age; 3 when left out.
+        min_snapshots: optional TextOrNumber,
+        /// How long log lines and outputs of ended runs are kept; `90d` when left out.
+        log: optional String,
+        /// How long files in the lake that nothing names are kept; `24h` when left out. Must be longer than any task runs.
+        staged: optional String,
+    }
+}
+
+record! {
+    /// The janitor, which removes what retention no longer keeps.
+    JanitorFile "janitor" {
+        /// How often it looks, in a process with a scheduler; `off` for only by `tidegate janitor`; `1h` when left out.
+        every: optional String,
     }
 }
 
