@@ -3,6 +3,7 @@
 //! Every value remembers where it came from ([`Settings::origins`]), so that `tidegate` can say why a setting is what
 //! it is. Passwords are never part of a message: see [`redact`].
 
+mod redis;
 mod resolve;
 mod retention;
 mod written;
@@ -12,6 +13,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use redis::{Password, RedisLocation, RedisNode, RedisTopology};
 pub(super) use resolve::resolve;
 pub use retention::Retention;
 pub(super) use written::ProjectFile;
