@@ -119,7 +119,6 @@ pub fn program(name: &str, folders: &[PathBuf], package: &str) -> Result<PathBuf
     found.with_context(|| format!("`{name}` is not installed: `apt-get install {package}` brings it"))
 }
 
-#[expect(clippy::disallowed_methods, reason = "where programs are is no setting")]
 fn path_folders() -> Vec<PathBuf> {
     std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
 }
