@@ -41,6 +41,23 @@ fn hidden_folders_other_projects_and_links_inside_are_not_read_twice() {
 }
 
 #[test]
+fn a_mounted_config_map_is_read_through_its_links() {
+    // As the kubelet lays it out, so that all files change at once: tidegate.yaml -> ..data/tidegate.yaml, ..data -> ..2026…
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    fs::create_dir(root.join("..2026_11_21")).unwrap();
+    fs::write(root.join("..2026_11_21/tidegate.yaml"), SETTINGS).unwrap();
+    fs::write(root.join("..2026_11_21/base.yaml"), GOOD).unwrap();
+    std::os::unix::fs::symlink("..2026_11_21", root.join("..data")).unwrap();
+    for name in ["tidegate.yaml", "base.yaml"] {
+        std::os::unix::fs::symlink(Path::new("..data").join(name), root.join(name)).unwrap();
+    }
+    let loaded = load(root, &LoadOptions::default());
+    assert_eq!(text(&loaded), "");
+    assert_eq!(loaded.project.unwrap().sources.len(), 2);
+}
+
+#[test]
 fn links_that_leave_the_project_are_refused_wherever_they_are_met() {
     let folder = tempfile::tempdir().unwrap();
     let outside = tempfile::tempdir().unwrap();

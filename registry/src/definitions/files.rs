@@ -170,10 +170,16 @@ fn walk(root: &Path, real: &Path, folder: &str, found: &mut Vec<String>, out: &m
         }
         let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
         if kind.is_symlink() {
-            // What a link inside the project points at is found at its own place.
-            let outside = entry.path().canonicalize().is_ok_and(|target| !target.starts_with(real));
-            if outside && (is_definition(&path) || entry.path().is_dir()) {
-                out.push(link_leaves(&path, is_definition(&path)));
+            let Ok(target) = entry.path().canonicalize() else { continue };
+            match target.strip_prefix(real) {
+                // What a link inside the project points at is found at its own place, unless that is hidden: Kubernetes
+                // mounts a ConfigMap as links into a folder `..data`.
+                Ok(inside) if is_hidden(inside) && is_definition(&path) && target.is_file() => found.push(path),
+                Ok(_) => {}
+                Err(_) if is_definition(&path) || target.is_dir() => {
+                    out.push(link_leaves(&path, is_definition(&path)));
+                }
+                Err(_) => {}
             }
         } else if kind.is_dir() {
             if !root.join(&path).join(PROJECT_FILE).exists() {
@@ -183,6 +189,11 @@ fn walk(root: &Path, real: &Path, folder: &str, found: &mut Vec<String>, out: &m
             found.push(path);
         }
     }
+}
+
+/// Whether a file below the project lies in a folder that [`walk`] does not enter.
+fn is_hidden(path: &Path) -> bool {
+    path.iter().any(|part| part.to_string_lossy().starts_with('.'))
 }
 
 fn link_leaves(path: &str, is_file: bool) -> Diagnostic {
