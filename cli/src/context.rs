@@ -140,8 +140,9 @@ impl Context {
     /// # Errors
     /// When it cannot be read.
     pub async fn registry_if_any(&self, settings: &Settings) -> anyhow::Result<Option<Registry>> {
-        let RegistryLocation::Sqlite(path) = &settings.registry;
-        if !path.exists() {
+        if let RegistryLocation::Sqlite(path) = &settings.registry
+            && !path.exists()
+        {
             return Ok(None);
         }
         self.open_registry(settings).await.map(Some)
@@ -152,15 +153,16 @@ impl Context {
     /// # Errors
     /// When it cannot be opened or serves another project.
     pub async fn open_registry(&self, settings: &Settings) -> anyhow::Result<Registry> {
-        let RegistryLocation::Sqlite(path) = &settings.registry;
-        let opening = || format!("opening the registry `{}`", path.display());
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(path).await.with_context(opening)?);
+        let opening = || format!("opening the registry `{}`", settings.registry);
+        let store: Arc<dyn Store> = match &settings.registry {
+            RegistryLocation::Sqlite(path) => Arc::new(SqliteStore::open(path).await.with_context(opening)?),
+            RegistryLocation::Postgres(_) => return Err(not_built_in("a PostgreSQL registry")),
+        };
         let about = store.info().await.with_context(opening)?;
         if let Some(project) = about.project.as_deref().filter(|project| *project != settings.project.as_str()) {
             return Err(UserError::new(format!(
                 "the registry `{}` serves the project `{project}`, not `{}`",
-                path.display(),
-                settings.project
+                settings.registry, settings.project
             ))
             .hint("each project needs a registry of its own: change `registry:` in tidegate.yaml")
             .into());
@@ -175,6 +177,11 @@ impl Context {
         let user = environment("USER").or_else(|| environment("USERNAME")).unwrap_or_else(|| "somebody".to_owned());
         format!("{user}@{}", process::host())
     }
+}
+
+/// For parts that settings can name and this version lacks.
+pub fn not_built_in(what: &str) -> anyhow::Error {
+    UserError::new(format!("{what} is not available in this version")).into()
 }
 
 /// Project time: real, or simulated from the instant at which somebody first asked this registry.

@@ -13,7 +13,7 @@ use tidegate_worker::{Worker, WorkerOptions, WorkerParts};
 use tokio::sync::Notify;
 
 use crate::commands::up::Slots;
-use crate::context::Registry;
+use crate::context::{Registry, not_built_in};
 use crate::process;
 
 /// How long a task stays with a worker that says nothing.
@@ -62,9 +62,11 @@ pub async fn worker(settings: &Settings, registry: &Registry, slots: Slots, bell
 /// # Errors
 /// When it cannot be opened.
 pub fn lake(settings: &Settings) -> anyhow::Result<Lake> {
-    let LakeLocation::Directory(path) = &settings.lake;
+    let LakeLocation::Directory(path) = &settings.lake else {
+        return Err(not_built_in("a lake in an object store"));
+    };
     Lake::open(&path.display().to_string(), settings.project.as_str())
-        .with_context(|| format!("opening the lake `{}`", path.display()))
+        .with_context(|| format!("opening the lake `{}`", settings.lake))
 }
 
 /// The project's lake, for writing.

@@ -76,6 +76,10 @@ fn every_setting_can_come_from_its_variable() {
         ("TIDEGATE_RETENTION_LOG", "14d"),
         ("TIDEGATE_RETENTION_STAGED", "2h"),
         ("TIDEGATE_JANITOR_EVERY", "off"),
+        ("TIDEGATE_STORAGE_ENDPOINT", "http://127.0.0.1:9000"),
+        ("TIDEGATE_STORAGE_REGION", "eu-central-1"),
+        ("TIDEGATE_STORAGE_PATH_STYLE", "true"),
+        ("TIDEGATE_STORAGE_ALLOW_HTTP", "false"),
     ];
     assert_eq!(env.map(|(name, _)| name).to_vec(), SettingKey::ALL.map(SettingKey::variable).to_vec());
     let settings = resolve("memory: 2GiB\n", None, &[], &env).settings.unwrap();
@@ -124,7 +128,7 @@ fn passwords_reach_neither_messages_nor_excerpts_nor_debug_output() {
     let flags = [(SettingKey::Project, "http://a:hunter2@b")];
     let loaded = resolve(file, None, &flags, &env);
     let text = render(&loaded.diagnostics, &loaded.files, RenderStyle::default());
-    assert!(text.contains("PostgreSQL"), "{text}");
+    assert!(text.contains("holds credentials"), "{text}");
     for shown in [text, format!("{loaded:?}"), tidegate_registry::diagnostics::to_json(&loaded.diagnostics).to_string()]
     {
         assert!(!shown.contains("hunter2"), "{shown}");
@@ -132,6 +136,37 @@ fn passwords_reach_neither_messages_nor_excerpts_nor_debug_output() {
     let options =
         LoadOptions { flags: BTreeMap::from([(SettingKey::Registry, "hunter2".to_owned())]), ..LoadOptions::default() };
     assert!(!format!("{options:?}").contains("hunter2"));
+}
+
+#[test]
+fn production_parts_are_named_by_urls() {
+    let file = "project: flights\nregistry: postgres://tide:${PW}@db:5433/flights\nlake: s3://bucket/lake\n\
+                storage: {endpoint: \"http://127.0.0.1:9000\", path_style: true, region: eu-central-1}\n";
+    let settings = resolve(file, None, &[], &[("PW", "hunter2")]).settings.unwrap();
+    let RegistryLocation::Postgres(url) = &settings.registry else { panic!("{:?}", settings.registry) };
+    assert_eq!(url.expose(), "postgres://tide:hunter2@db:5433/flights");
+    assert_eq!(settings.registry.to_string(), "postgres://db:5433/flights");
+    assert!(!format!("{settings:?}").contains("hunter2"));
+    assert_eq!(settings.lake.to_string(), "s3://bucket/lake/");
+    assert_eq!(settings.storage.endpoint.as_deref(), Some("http://127.0.0.1:9000"));
+    assert_eq!((settings.storage.path_style, settings.storage.allow_http), (Some(true), false));
+}
+
+#[test]
+fn places_that_cannot_be_are_refused_with_what_to_write() {
+    for (line, expected) in [
+        ("registry: postgres://db", "names no database"),
+        ("lake: ftp://host/lake", "names a kind of store that Tidegate does not know"),
+        ("lake: s3://bucket/lake?x=1", "holds `?` or `#`"),
+        ("lake: \"s3:///lake\"", "names no bucket"),
+        ("storage: {endpoint: minio}", "is not an `https://` or `http://` URL"),
+        ("storage: {path_style: maybe}", "is neither `true` nor `false`"),
+    ] {
+        let loaded = resolve(&format!("project: flights\n{line}\n"), None, &[], &[]);
+        let text = render(&loaded.diagnostics, &loaded.files, RenderStyle::default());
+        assert!(text.contains(expected), "{line}: {text}");
+        assert!(loaded.settings.is_none());
+    }
 }
 
 #[test]

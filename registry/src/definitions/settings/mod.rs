@@ -3,6 +3,7 @@
 //! Every value remembers where it came from ([`Settings::origins`]), so that `tidegate` can say why a setting is what
 //! it is. Passwords are never part of a message: see [`redact`].
 
+mod locations;
 mod redis;
 mod resolve;
 mod retention;
@@ -13,6 +14,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use locations::{LakeLocation, RegistryLocation, Secret, StorageSettings};
 pub use redis::{Password, RedisLocation, RedisNode, RedisTopology};
 pub(super) use resolve::resolve;
 pub use retention::Retention;
@@ -50,6 +52,14 @@ pub enum SettingKey {
     RetentionStaged,
     /// How often the janitor looks; `off` for never.
     JanitorEvery,
+    /// The URL of an S3-compatible service.
+    StorageEndpoint,
+    /// The region of object stores.
+    StorageRegion,
+    /// Whether the bucket stands in the path.
+    StoragePathStyle,
+    /// Whether unencrypted endpoints are allowed.
+    StorageAllowHttp,
 }
 
 /// The environment variable that names the profile, when no flag does.
@@ -57,7 +67,7 @@ pub const PROFILE_VARIABLE: &str = "TIDEGATE_PROFILE";
 
 impl SettingKey {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 17] = [
         Self::Project,
         Self::Registry,
         Self::Lake,
@@ -71,6 +81,10 @@ impl SettingKey {
         Self::RetentionLog,
         Self::RetentionStaged,
         Self::JanitorEvery,
+        Self::StorageEndpoint,
+        Self::StorageRegion,
+        Self::StoragePathStyle,
+        Self::StorageAllowHttp,
     ];
 
     /// The key in `tidegate.yaml`.
@@ -89,6 +103,10 @@ impl SettingKey {
             Self::RetentionLog => "retention.log",
             Self::RetentionStaged => "retention.staged",
             Self::JanitorEvery => "janitor.every",
+            Self::StorageEndpoint => "storage.endpoint",
+            Self::StorageRegion => "storage.region",
+            Self::StoragePathStyle => "storage.path_style",
+            Self::StorageAllowHttp => "storage.allow_http",
         }
     }
 
@@ -108,6 +126,10 @@ impl SettingKey {
             Self::RetentionLog => "TIDEGATE_RETENTION_LOG",
             Self::RetentionStaged => "TIDEGATE_RETENTION_STAGED",
             Self::JanitorEvery => "TIDEGATE_JANITOR_EVERY",
+            Self::StorageEndpoint => "TIDEGATE_STORAGE_ENDPOINT",
+            Self::StorageRegion => "TIDEGATE_STORAGE_REGION",
+            Self::StoragePathStyle => "TIDEGATE_STORAGE_PATH_STYLE",
+            Self::StorageAllowHttp => "TIDEGATE_STORAGE_ALLOW_HTTP",
         }
     }
 
@@ -122,7 +144,14 @@ impl SettingKey {
             Self::RetentionLog => Some("90d"),
             Self::RetentionStaged => Some("24h"),
             Self::JanitorEvery => Some("1h"),
-            Self::Project | Self::Online | Self::ClockStart | Self::AllowedRoots => None,
+            Self::Project
+            | Self::Online
+            | Self::ClockStart
+            | Self::AllowedRoots
+            | Self::StorageEndpoint
+            | Self::StorageRegion
+            | Self::StoragePathStyle
+            | Self::StorageAllowHttp => None,
         }
     }
 }
@@ -214,24 +243,12 @@ pub struct Settings {
     pub retention: Retention,
     /// How often the janitor looks; `None` for never by itself.
     pub janitor_every: Option<Duration>,
+    /// How object stores are reached.
+    pub storage: StorageSettings,
     /// The profile in force.
     pub profile: Option<String>,
     /// Where each value came from.
     pub origins: BTreeMap<SettingKey, ValueOrigin>,
-}
-
-/// Where a registry is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RegistryLocation {
-    /// A SQLite file.
-    Sqlite(PathBuf),
-}
-
-/// Where a lake is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LakeLocation {
-    /// A folder.
-    Directory(PathBuf),
 }
 
 /// Where an online store is.

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use chrono_tz::Tz;
 
+use super::locations::{OBJECT_SCHEMES, object_url, postgres_url};
 use super::retention;
-use super::written::{ProfileFile, ProjectFile, TextOrNumber};
+use super::written::{ProfileFile, ProjectFile, StorageFile, TextOrFlag, TextOrNumber};
 use super::{
     ClockSettings, LakeLocation, LoadOptions, OnlineLocation, PROFILE_VARIABLE, RegistryLocation, SettingKey, Settings,
-    ValueOrigin, redact,
+    StorageSettings, ValueOrigin, redact,
 };
 use crate::definitions::read::{self, At, Field};
 use crate::definitions::{PROJECT_FILE, scalars};
@@ -63,16 +64,26 @@ pub(in crate::definitions) fn resolve(
         staged: resolver.get(SettingKey::RetentionStaged),
     };
     let every = resolver.get(SettingKey::JanitorEvery);
+    let endpoint = resolver.get(SettingKey::StorageEndpoint);
+    let region = resolver.get(SettingKey::StorageRegion);
+    let path_style = resolver.get(SettingKey::StoragePathStyle);
+    let allow_http = resolver.get(SettingKey::StorageAllowHttp);
     let origins = resolver.origins;
 
     let project = project_name(project, file, out);
-    let registry = registry.and_then(|raw| sqlite(&raw, root, "a registry", out)).map(RegistryLocation::Sqlite);
-    let lake = lake.and_then(|raw| directory(&raw, root, out)).map(LakeLocation::Directory);
+    let registry = registry.and_then(|raw| registry_location(&raw, root, out));
+    let lake = lake.and_then(|raw| lake_location(&raw, root, out));
     let online = online.map(|raw| sqlite(&raw, root, "an online store", out).map(OnlineLocation::Sqlite));
     let memory_bytes = memory.and_then(|raw| memory_bytes(&raw, out));
     let clock = clock(start, speed, out);
     let retention = retention::retention(&written, out);
     let every = every.and_then(|raw| retention::every(&raw, out));
+    let storage = StorageSettings {
+        allow_http: allow_http.and_then(|raw| flag(&raw, out)).unwrap_or(false),
+        path_style: path_style.and_then(|raw| flag(&raw, out)),
+        endpoint: endpoint.and_then(|raw| endpoint_url(&raw, out)),
+        region: region.map(|raw| raw.text),
+    };
     if out[before..].iter().any(|diagnostic| diagnostic.level == crate::diagnostics::Level::Error) {
         return None;
     }
@@ -90,6 +101,7 @@ pub(in crate::definitions) fn resolve(
         allowed_roots,
         retention: retention?,
         janitor_every: every?,
+        storage,
         profile: profile_name,
         origins,
     })
@@ -119,6 +131,21 @@ fn text(field: &Field<String>) -> Option<(&str, &Origin)> {
 
 fn number(field: &Field<TextOrNumber>) -> Option<(&str, &Origin)> {
     field.get().map(|at| (at.value.0.as_str(), &at.origin))
+}
+
+fn written_flag(field: &Field<TextOrFlag>) -> Option<(&str, &Origin)> {
+    field.get().map(|at| (at.value.0.as_str(), &at.origin))
+}
+
+fn storage(key: SettingKey, storage: &Field<StorageFile>) -> Option<(&str, &Origin)> {
+    let storage = &storage.get()?.value;
+    match key {
+        SettingKey::StorageEndpoint => text(&storage.endpoint),
+        SettingKey::StorageRegion => text(&storage.region),
+        SettingKey::StoragePathStyle => written_flag(&storage.path_style),
+        SettingKey::StorageAllowHttp => written_flag(&storage.allow_http),
+        _ => None,
+    }
 }
 
 struct Resolver<'a, 'b> {
@@ -162,6 +189,10 @@ impl Resolver<'_, '_> {
             SettingKey::RetentionLog => profile.retention.get().and_then(|keep| text(&keep.value.log)),
             SettingKey::RetentionStaged => profile.retention.get().and_then(|keep| text(&keep.value.staged)),
             SettingKey::JanitorEvery => profile.janitor.get().and_then(|janitor| text(&janitor.value.every)),
+            SettingKey::StorageEndpoint
+            | SettingKey::StorageRegion
+            | SettingKey::StoragePathStyle
+            | SettingKey::StorageAllowHttp => storage(key, &profile.storage),
             SettingKey::AllowedRoots => None,
         });
         if let Some((text, origin)) = profile {
@@ -183,6 +214,10 @@ impl Resolver<'_, '_> {
             SettingKey::RetentionLog => self.file.retention.get().and_then(|keep| text(&keep.value.log)),
             SettingKey::RetentionStaged => self.file.retention.get().and_then(|keep| text(&keep.value.staged)),
             SettingKey::JanitorEvery => self.file.janitor.get().and_then(|janitor| text(&janitor.value.every)),
+            SettingKey::StorageEndpoint
+            | SettingKey::StorageRegion
+            | SettingKey::StoragePathStyle
+            | SettingKey::StorageAllowHttp => storage(key, &self.file.storage),
             SettingKey::AllowedRoots => None,
         };
         match file {
@@ -309,7 +344,6 @@ fn sqlite(raw: &Raw, root: &Path, what: &str, out: &mut Vec<Diagnostic>) -> Opti
         return Some(root.join(path));
     }
     let later = match scheme {
-        "postgres" | "postgresql" => Some("PostgreSQL"),
         "redis" | "rediss" | "redis-sentinel" | "redis-cluster" => Some("Redis"),
         _ => None,
     };
@@ -326,16 +360,68 @@ fn sqlite(raw: &Raw, root: &Path, what: &str, out: &mut Vec<Diagnostic>) -> Opti
     None
 }
 
-fn directory(raw: &Raw, root: &Path, out: &mut Vec<Diagnostic>) -> Option<PathBuf> {
-    let text = raw.text.strip_prefix("file://").unwrap_or(&raw.text);
-    if !text.contains("://") && !text.is_empty() {
-        return Some(root.join(text));
+fn registry_location(raw: &Raw, root: &Path, out: &mut Vec<Diagnostic>) -> Option<RegistryLocation> {
+    if !raw.text.starts_with("postgres://") && !raw.text.starts_with("postgresql://") {
+        return sqlite(raw, root, "a registry", out).map(RegistryLocation::Sqlite);
     }
-    out.push(
-        raw.error(ids::NOT_AVAILABLE, "names an object store, which is not available yet")
-            .with_label("not available in this version")
-            .with_help("use a folder, as in `.tidegate/lake`"),
-    );
+    match postgres_url(&raw.text) {
+        Ok(url) => Some(RegistryLocation::Postgres(url)),
+        Err(wrong) => {
+            out.push(
+                raw.error(ids::BAD_SETTING, &wrong)
+                    .with_label("expected the URL of a database")
+                    .with_help("write `postgres://USER:${PASSWORD}@HOST/DATABASE`"),
+            );
+            None
+        }
+    }
+}
+
+fn lake_location(raw: &Raw, root: &Path, out: &mut Vec<Diagnostic>) -> Option<LakeLocation> {
+    let text = raw.text.strip_prefix("file://").unwrap_or(&raw.text);
+    let Some((scheme, _)) = text.split_once("://") else {
+        if text.is_empty() {
+            out.push(raw.error(ids::BAD_SETTING, "is empty").with_help("use a folder, as in `.tidegate/lake`"));
+            return None;
+        }
+        return Some(LakeLocation::Directory(root.join(text)));
+    };
+    let found = if OBJECT_SCHEMES.contains(&scheme) {
+        object_url(text)
+    } else {
+        Err("names a kind of store that Tidegate does not know".to_owned())
+    };
+    match found {
+        Ok(url) => Some(LakeLocation::Object(url)),
+        Err(wrong) => {
+            out.push(
+                raw.error(ids::BAD_SETTING, &wrong)
+                    .with_label("expected a folder or a place in an object store")
+                    .with_help("write for example `.tidegate/lake` or `s3://bucket/prefix`"),
+            );
+            None
+        }
+    }
+}
+
+fn flag(raw: &Raw, out: &mut Vec<Diagnostic>) -> Option<bool> {
+    let flag = raw.text.parse().ok();
+    if flag.is_none() {
+        out.push(raw.error(ids::BAD_SETTING, "is neither `true` nor `false`").with_label("expected `true` or `false`"));
+    }
+    flag
+}
+
+fn endpoint_url(raw: &Raw, out: &mut Vec<Diagnostic>) -> Option<String> {
+    let url = url::Url::parse(&raw.text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    let wrong = match &url {
+        None => "is not an `https://` or `http://` URL",
+        Some(url) if !url.username().is_empty() || url.password().is_some() => {
+            "holds credentials: leave them to the environment (`AWS_ACCESS_KEY_ID` and kin)"
+        }
+        Some(_) => return Some(raw.text.clone()),
+    };
+    out.push(raw.error(ids::BAD_SETTING, wrong).with_help("write for example `https://minio.example.com:9000`"));
     None
 }
 

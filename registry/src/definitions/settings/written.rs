@@ -16,9 +16,10 @@ record! {
     ProjectFile "`tidegate.yaml`" {
         /// The project's name: the namespace of everything in it.
         project: optional String,
-        /// Where the registry is; `sqlite://.tidegate/registry.db` when left out.
+        /// Where the registry is: `sqlite://PATH` or `postgres://USER:PASSWORD@HOST/DATABASE`; `sqlite://.tidegate/registry.db`
+        /// when left out.
         registry: optional String,
-        /// Where the lake is: a folder; `.tidegate/lake` when left out.
+        /// Where the lake is: a folder or a place in an object store; `.tidegate/lake` when left out.
         lake: optional String,
         /// Where the online store is, as in `sqlite://.tidegate/online.db`; left out for batch only.
         online: optional String,
@@ -32,6 +33,8 @@ record! {
         retention: optional RetentionFile,
         /// The janitor, which removes what retention no longer keeps.
         janitor: optional JanitorFile,
+        /// How object stores are reached.
+        storage: optional StorageFile,
         /// Sections by name that override these settings, chosen with `--profile`.
         profiles: optional Profiles,
         /// House rules for definitions.
@@ -60,6 +63,22 @@ record! {
         retention: optional RetentionFile,
         /// The janitor, which removes what retention no longer keeps.
         janitor: optional JanitorFile,
+        /// How object stores are reached.
+        storage: optional StorageFile,
+    }
+}
+
+record! {
+    /// How object stores are reached. Credentials come from the environment only.
+    StorageFile "storage" {
+        /// The URL of an S3-compatible service; AWS itself when left out.
+        endpoint: optional String,
+        /// The region.
+        region: optional String,
+        /// Whether the bucket stands in the path and not in the host name.
+        path_style: optional TextOrFlag,
+        /// Whether `http://` endpoints other than this machine's are allowed.
+        allow_http: optional TextOrFlag,
     }
 }
 
@@ -105,6 +124,17 @@ impl Read for TextOrNumber {
     }
 }
 schema_of!(TextOrNumber, "text_or_number", { "type": ["string", "number"] });
+
+/// A flag, which may come as a text where `${NAME}` gives it.
+#[derive(Debug, Clone)]
+pub(in crate::definitions) struct TextOrFlag(pub(super) String);
+
+impl Read for TextOrFlag {
+    fn read(node: &Node, out: &mut Vec<Diagnostic>) -> Option<Self> {
+        String::read(node, out).map(Self)
+    }
+}
+schema_of!(TextOrFlag, "text_or_flag", { "type": ["string", "boolean"] });
 
 /// Profiles by name.
 #[derive(Debug, Clone)]
