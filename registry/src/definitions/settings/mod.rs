@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use locations::{LakeLocation, RegistryLocation, Secret, StorageSettings};
-pub use redis::{Password, RedisLocation, RedisNode, RedisTopology};
+pub use redis::{RedisLocation, RedisNode, RedisTopology};
 pub(super) use resolve::resolve;
 pub use retention::Retention;
 pub(super) use written::ProjectFile;

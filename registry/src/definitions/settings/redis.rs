@@ -13,6 +13,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::Secret;
+
 /// The port of a Redis that names none.
 const PORT: u16 = 6379;
 /// The port of a sentinel that names none.
@@ -30,7 +32,7 @@ pub struct RedisLocation {
     /// The user; `None` for Redis's `default`.
     pub username: Option<String>,
     /// The password.
-    pub password: Option<Password>,
+    pub password: Option<Secret>,
     /// Whether the sentinels ask for the same user and password.
     pub sentinel_auth: bool,
     /// The database's number; 0 for a cluster.
@@ -62,23 +64,6 @@ pub struct RedisNode {
     pub host: String,
     /// The port.
     pub port: u16,
-}
-
-/// A password: shown as asterisks.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Password(String);
-
-impl Password {
-    /// The password itself, for whoever opens a connection.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
 }
 
 impl fmt::Display for RedisNode {
@@ -204,7 +189,7 @@ fn arrangement(scheme: &str) -> Option<(bool, Arrangement)> {
     })
 }
 
-fn credentials(text: &str) -> Result<(Option<String>, Option<Password>), String> {
+fn credentials(text: &str) -> Result<(Option<String>, Option<Secret>), String> {
     // What would confuse those who hide passwords in logs.
     if text.contains(|c: char| c.is_whitespace() || matches!(c, ',' | '"' | '\'' | '@')) {
         return Err("has a character in its user or password that must be percent-encoded, as in `%2C` for a comma \
@@ -213,7 +198,7 @@ fn credentials(text: &str) -> Result<(Option<String>, Option<Password>), String>
     }
     let (user, password) = text.split_once(':').map_or((text, None), |(user, password)| (user, Some(password)));
     let user = decode(user)?;
-    let password = password.map(decode).transpose()?.filter(|password| !password.is_empty()).map(Password);
+    let password = password.map(decode).transpose()?.filter(|password| !password.is_empty()).map(Secret::new);
     Ok(((!user.is_empty()).then_some(user), password))
 }
 
@@ -318,7 +303,7 @@ mod tests {
         let full = parse("rediss://ana:p%40ss%2Fword@[::1]:7000/3?ca=/etc/ca.pem&allow_eviction=true");
         assert_eq!(full.to_string(), "rediss://[::1]:7000/3");
         assert_eq!(full.username.as_deref(), Some("ana"));
-        assert_eq!(full.password.as_ref().map(Password::reveal), Some("p@ss/word"));
+        assert_eq!(full.password.as_ref().map(Secret::expose), Some("p@ss/word"));
         assert_eq!(full.ca, Some(PathBuf::from("/etc/ca.pem")));
         assert!(full.tls && full.allow_eviction);
         let sentinel = parse("redis-sentinel://:pw@a,b:26380/features?db=2&sentinel_auth=true");
