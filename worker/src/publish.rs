@@ -23,7 +23,7 @@ use tidegate_registry::time::Instant;
 use crate::checks::judge_history;
 use crate::engine::Joins;
 use crate::execute::{Outcome, Parts, Run};
-use crate::lake::{CommitError, CommitRequest};
+use crate::lake::{CommitError, CommitNote, CommitRequest};
 use crate::online::{Begun, CutOver, OnlineError, OnlineStore, SUPERSEDED_AGE_MIN, encode};
 use crate::reads::{living, slice, state_schema};
 
@@ -100,6 +100,7 @@ async fn take_intent(parts: &Parts, claim: &Claim, run: &Run) -> Result<Decision
             let state = states.get(id).cloned().unwrap_or_default();
             // After the intent a lost table could only be waited for.
             parts.lake.require(id, state.delta_version).await?;
+            require_known(parts, id, &state).await?;
             let mut checks = judge(parts, run, view, staged).await?;
             if let Some(result) = too_many_deletes(parts, run, view, &state).await? {
                 checks.push(result);
@@ -122,6 +123,18 @@ async fn take_intent(parts: &Parts, claim: &Claim, run: &Run) -> Result<Decision
     }
     let reason = Some("waiting for other publications of the same views".to_owned());
     Ok(Decision::End(TaskEnd::Released { retry_in: BUSY_RETRY, reason }))
+}
+
+/// Refuses a registry that knows less than the lake while refusing is possible: after the intent the run could only wait.
+async fn require_known(parts: &Parts, id: &ViewId, state: &ViewState) -> Result<()> {
+    let Err(error) = parts.lake.require_known(id, state.publish_number).await else { return Ok(()) };
+    // Another run may have published since the state was read.
+    let states = parts.store.view_states(std::slice::from_ref(id)).await?;
+    let known = states.get(id).map_or(0, |state| state.publish_number);
+    if known == state.publish_number {
+        return Err(error.into());
+    }
+    Ok(parts.lake.require_known(id, known).await?)
 }
 
 fn busy(states: &IndexMap<ViewId, ViewState>, claim: &Claim) -> Option<String> {
@@ -217,6 +230,7 @@ async fn commit_all(
     let mut versions = IndexMap::new();
     for (id, view_intent) in &intent.views {
         let adds = run.adds(id)?;
+        let note = note_of(claim, run, id)?;
         fail::fail_point!("commit.before");
         let request = CommitRequest {
             view: id,
@@ -225,6 +239,7 @@ async fn commit_all(
             interval: run.interval,
             adds: &adds,
             run: claim.run.id,
+            note: Some(&note),
         };
         let committed = match parts.lake.commit(&request).await {
             Ok(committed) => committed,
@@ -239,6 +254,21 @@ async fn commit_all(
         versions.insert(id.clone(), committed.version);
     }
     Ok(Ok(versions))
+}
+
+/// What the commit of one view says of itself.
+fn note_of(claim: &Claim, run: &Run, id: &ViewId) -> Result<CommitNote> {
+    let staged = run.staged.get(id).with_context(|| format!("`{id}` was not staged"))?;
+    Ok(CommitNote {
+        dag: claim.run.dag.clone(),
+        interval: run.interval,
+        views: claim.run.views.clone(),
+        cause: claim.run.cause.to_string(),
+        revision: claim.run.revision,
+        fingerprint: run.view(id)?.fingerprint.clone(),
+        rows: staged.rows,
+        digest: staged.digest.clone(),
+    })
 }
 
 /// Fills a generation nobody reads for each view that goes online, then moves all of them in one step.

@@ -21,8 +21,9 @@ use deltalake::protocol::{DeltaOperation, SaveMode};
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tidegate_registry::ids::{RunId, ViewId};
+use tidegate_registry::ids::{DagName, RunId, ViewId};
 use tidegate_registry::time::Interval;
 
 use super::Lake;
@@ -33,6 +34,10 @@ use crate::types::INTERVAL_START;
 const ATTEMPTS_MAX: u32 = 20;
 /// How long one try may take; after it the mark is read again.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(120);
+/// Keys of a commit's information: whose it is, its publish number, and a [`CommitNote`].
+pub(super) const RUN: &str = "tidegate.run";
+pub(super) const PUBLISH: &str = "tidegate.publish";
+pub(super) const NOTE: &str = "tidegate.note";
 /// How far back a commit that already landed is looked for.
 const HISTORY_MAX: usize = 1_000;
 
@@ -52,6 +57,30 @@ pub struct CommitRequest<'a> {
     pub adds: &'a [Add],
     /// The run, noted in the commit.
     pub run: RunId,
+    /// What else is noted there, so that a registry that is lost can be made anew from the lake.
+    pub note: Option<&'a CommitNote>,
+}
+
+/// What a publication writes into its commit beside the run and the publish number. Stored in the lake for good: keys are
+/// only ever added.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CommitNote {
+    /// The DAG.
+    pub dag: DagName,
+    /// The interval.
+    pub interval: Interval,
+    /// All views of the run, in dependency order: it is whole when each table has its commit.
+    pub views: Vec<ViewId>,
+    /// Why the run existed, as printed.
+    pub cause: String,
+    /// Numbers the runs of the interval.
+    pub revision: u32,
+    /// The view's definition fingerprint.
+    pub fingerprint: String,
+    /// Rows of the slice.
+    pub rows: u64,
+    /// Digest of the slice.
+    pub digest: String,
 }
 
 /// A commit that landed, now or earlier.
@@ -79,7 +108,8 @@ pub enum CommitError {
     /// The table's mark is higher than anything the registry ever gave out.
     #[error(
         "the table of `{view}` carries publication {mark}, but this registry has given out only {given_out}: the \
-         registry is older than the lake (restored from a backup?), so nothing is written"
+         registry is older than the lake (restored from a backup?), so nothing is written; stop all workers and run \
+         `tidegate registry rebuild --from-lake`"
     )]
     RegistryBehind {
         /// The view.
@@ -88,6 +118,20 @@ pub enum CommitError {
         mark: u64,
         /// What the registry gave out.
         given_out: u64,
+    },
+    /// The table carries this very publish number, given out by another registry (or this one before it was restored).
+    #[error(
+        "publication {mark} of the table of `{view}` was made by {by}, of which this registry knows nothing: the registry \
+         is older than the lake (restored from a backup?), so nothing is written; stop all workers and run \
+         `tidegate registry rebuild --from-lake`"
+    )]
+    Foreign {
+        /// The view.
+        view: ViewId,
+        /// The number.
+        mark: u64,
+        /// Whose commit carries it.
+        by: String,
     },
     /// A staged file is not there: committing would publish a broken table.
     #[error("the staged file `{path}` of `{view}` is missing")]
@@ -163,9 +207,30 @@ impl Lake {
                 Err(CommitError::Superseded { view: view.clone(), mark, ours: request.publish_number })
             }
             Some(mark) if mark == request.publish_number => {
-                version_of(table, request.publish_number).await.map(Some).map_err(failed)
+                let (version, by) = version_of(table, request.publish_number).await.map_err(failed)?;
+                // A registry that was restored gives out numbers a second time.
+                if by != request.run.to_string() {
+                    return Err(CommitError::Foreign { view: view.clone(), mark, by: format!("run `{by}`") });
+                }
+                Ok(Some(version))
             }
             _ => Ok(None),
+        }
+    }
+
+    /// Makes sure that the table of `view` carries no publication of which the registry knows nothing: `known` is the
+    /// highest publish number that it has given out. Asked before an intent, because a run could only wait after it.
+    ///
+    /// # Errors
+    /// [`CommitError::RegistryBehind`] when it does.
+    pub async fn require_known(&self, view: &ViewId, known: u64) -> Result<(), CommitError> {
+        let failed = |source: anyhow::Error| CommitError::Store { view: view.clone(), source };
+        let table = self.load(view, None).await.map_err(failed)?;
+        match self.mark_of(&table, view).await.map_err(failed)? {
+            Some(mark) if mark > known => {
+                Err(CommitError::RegistryBehind { view: view.clone(), mark, given_out: known })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -200,11 +265,14 @@ impl Lake {
         let state = table.snapshot()?;
         let publish_number = i64::try_from(request.publish_number).context("the publish number is too large")?;
         let mark = Transaction::new(self.mark(request.view), publish_number);
-        let properties = commit_properties().with_application_transaction(mark).with_metadata([
-            ("tidegate.run".to_owned(), json!(request.run.to_string())),
-            ("tidegate.publish".to_owned(), json!(request.publish_number)),
+        let note = request.note.map(|note| (NOTE.to_owned(), json!(note)));
+        let metadata = [
+            (RUN.to_owned(), json!(request.run.to_string())),
+            (PUBLISH.to_owned(), json!(request.publish_number)),
             ("readVersion".to_owned(), json!(state.version())),
-        ]);
+        ];
+        let properties =
+            commit_properties().with_application_transaction(mark).with_metadata(metadata.into_iter().chain(note));
         let operation = DeltaOperation::Write {
             mode: SaveMode::Overwrite,
             partition_by: Some(vec![INTERVAL_START.to_owned()]),
@@ -254,14 +322,16 @@ pub(super) fn slice_of(file: &deltalake::kernel::LogicalFileView) -> anyhow::Res
     }
 }
 
-/// The version at which a publication landed, newest first through the table's history.
-async fn version_of(table: &DeltaTable, publish_number: u64) -> anyhow::Result<u64> {
+/// The version at which a publication landed and whose it is, newest first through the table's history.
+async fn version_of(table: &DeltaTable, publish_number: u64) -> anyhow::Result<(u64, String)> {
     let head = table.snapshot()?.version();
     let mut infos = table.history(Some(HISTORY_MAX)).enumerate();
     while let Some((age, info)) = infos.next().await {
         let info = info.context("reading the table's history")?;
-        if info.info.get("tidegate.publish").and_then(serde_json::Value::as_u64) == Some(publish_number) {
-            return head.checked_sub(age as u64).context("the table's history is longer than its log");
+        if info.info.get(PUBLISH).and_then(serde_json::Value::as_u64) == Some(publish_number) {
+            let by = info.info.get(RUN).and_then(serde_json::Value::as_str).unwrap_or("nobody").to_owned();
+            let version = head.checked_sub(age as u64).context("the table's history is longer than its log")?;
+            return Ok((version, by));
         }
     }
     anyhow::bail!("publication {publish_number} is marked as landed, but none of the last {HISTORY_MAX} commits is it")

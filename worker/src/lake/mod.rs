@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use tidegate_registry::ids::{RegistryId, RunId, ViewId};
 use url::Url;
 
-pub use commit::{CommitError, CommitRequest, Committed};
+pub use commit::{CommitError, CommitNote, CommitRequest, Committed};
 pub use table::TableSchema;
 
 /// Tables whose state is kept in memory.
@@ -146,7 +146,16 @@ impl Lake {
         };
         let mut table = self.open_table(view)?;
         table.state = self.seen(view, version);
-        table.update_incremental(version).await.with_context(reading)?;
+        let known = table.state.is_some();
+        if let Err(error) = table.update_incremental(version).await {
+            // What was seen last may be so old that the log no longer has what followed it.
+            if !known {
+                return Err(error).with_context(reading);
+            }
+            self.forget(view);
+            table = self.open_table(view)?;
+            table.update_incremental(version).await.with_context(reading)?;
+        }
         self.remember(view, table.snapshot().with_context(reading)?);
         Ok(table)
     }
@@ -170,6 +179,13 @@ impl Lake {
     fn seen(&self, view: &ViewId, version: Option<u64>) -> Option<DeltaTableState> {
         let seen = self.seen.lock().ok()?;
         seen.get(view).filter(|state| version.is_none_or(|version| state.version() <= version)).cloned()
+    }
+
+    /// Forgets what was seen of a table.
+    pub(crate) fn forget(&self, view: &ViewId) {
+        if let Ok(mut seen) = self.seen.lock() {
+            seen.remove(view);
+        }
     }
 
     fn remember(&self, view: &ViewId, state: &DeltaTableState) {

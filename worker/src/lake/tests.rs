@@ -141,9 +141,14 @@ impl World {
 }
 
 async fn commit(lake: &Lake, number: u64, interval: Interval, adds: &[Add]) -> Result<Committed, CommitError> {
-    let (view, run) = (view(), RunId::generate());
-    lake.commit(&CommitRequest { view: &view, publish_number: number, publish_number_max: 9, interval, adds, run })
-        .await
+    let (view, run) = (view(), publisher(number));
+    let (publish_number, publish_number_max, note) = (number, 9, None);
+    lake.commit(&CommitRequest { view: &view, publish_number, publish_number_max, interval, adds, run, note }).await
+}
+
+/// The run whose publication has `number`.
+fn publisher(number: u64) -> RunId {
+    format!("00000000-0000-7000-8000-{number:012}").parse().unwrap()
 }
 
 async fn read(table: &deltalake::DeltaTable) -> BTreeMap<(String, String), (i64, f64)> {
@@ -299,10 +304,24 @@ async fn a_registry_that_is_older_than_the_lake_writes_nothing() {
     let adds = world.stage(RunId::generate(), day(8), 10).await;
     world.commit(9, day(8), &adds).await.unwrap();
     let (view, run) = (view(), RunId::generate());
-    let request =
-        CommitRequest { view: &view, publish_number: 3, publish_number_max: 3, interval: day(8), adds: &adds, run };
+    let request = CommitRequest {
+        view: &view,
+        publish_number: 3,
+        publish_number_max: 3,
+        interval: day(8),
+        adds: &adds,
+        run,
+        note: None,
+    };
     let error = world.lake.commit(&request).await.unwrap_err();
     assert!(matches!(error, CommitError::RegistryBehind { mark: 9, given_out: 3, .. }), "{error}");
+    assert!(matches!(world.lake.require_known(&view, 3).await, Err(CommitError::RegistryBehind { .. })));
+    world.lake.require_known(&view, 9).await.unwrap();
+    // The same number, given out a second time, to another run.
+    let again = CommitRequest { publish_number: 9, publish_number_max: 9, ..request };
+    let error = world.lake.commit(&again).await.unwrap_err();
+    assert!(matches!(error, CommitError::Foreign { mark: 9, .. }), "{error}");
+    assert!(error.to_string().contains(&publisher(9).to_string()), "{error}");
 }
 
 #[tokio::test]
