@@ -84,9 +84,12 @@ pub async fn claimed_lake(settings: &Settings, registry: &Registry) -> anyhow::R
 /// # Errors
 /// When it cannot be opened.
 pub async fn online(settings: &Settings) -> anyhow::Result<Option<Arc<dyn OnlineStore>>> {
-    match &settings.online {
-        Some(location) => Ok(Some(tidegate_worker::online::open(location).await.context("opening the online store")?)),
-        None => Ok(None),
+    match settings.online.as_slice() {
+        [] => Ok(None),
+        [target] => {
+            Ok(Some(tidegate_worker::online::open(&target.location).await.context("opening the online store")?))
+        }
+        _ => Err(not_built_in("more than one online store")),
     }
 }
 

@@ -59,7 +59,7 @@ fn without_an_online_store_it_is_the_same_project() {
     let flags = BTreeMap::from([(SettingKey::Online, "none".to_owned())]);
     let loaded = load(&root(), &LoadOptions { flags, ..LoadOptions::default() });
     assert_eq!(loaded.diagnostics, []);
-    assert_eq!(loaded.settings.and_then(|settings| settings.online), None);
+    assert_eq!(loaded.settings.map(|settings| settings.online), Some(Vec::new()));
     assert_eq!(loaded.project, Some(example()));
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tidegate_registry::definitions::settings::{
-    LakeLocation, OnlineLocation, RegistryLocation, Retention, SettingKey, ValueOrigin, redact,
+    LakeLocation, OnlineLocation, OnlineTarget, RegistryLocation, Retention, SettingKey, ValueOrigin, redact,
 };
 use tidegate_registry::definitions::{LoadOptions, Loaded, load_files};
 use tidegate_registry::diagnostics::{RenderStyle, render};
@@ -31,13 +31,40 @@ fn resolve(file: &str, profile: Option<&str>, flags: &[(SettingKey, &str)], env:
     load_files(Path::new("/project"), &[("tidegate.yaml", file.as_bytes())], &options)
 }
 
+fn target(path: &str, required: bool) -> OnlineTarget {
+    OnlineTarget { location: OnlineLocation::Sqlite(path.into()), required }
+}
+
+#[test]
+fn a_hot_standby_is_one_of_several_online_stores() {
+    let file = |list: &str| format!("project: flights\nonline:\n{list}");
+    let several = "  - url: sqlite://a.db\n  - {url: \"rediss://:${PW}@cache/1?ca=ca.pem\", mode: best_effort}\n";
+    let settings = resolve(&file(several), None, &[], &[("PW", "hunter2")]).settings.unwrap();
+    assert_eq!(settings.online[0], target("/project/a.db", true));
+    let OnlineLocation::Redis(redis) = &settings.online[1].location else { panic!("{:?}", settings.online) };
+    assert_eq!(redis.ca.as_deref(), Some(Path::new("/project/ca.pem")), "relative to the project");
+    assert_eq!((settings.online[1].required, redis.db), (false, 1));
+    assert!(!format!("{settings:?}").contains("hunter2"));
+    for (list, expected) in [
+        ("  - {url: sqlite://a.db, mode: best_effort}\n", "holds no store that is required"),
+        ("  - {url: sqlite://a.db}\n  - {url: sqlite://a.db}\n", "names the same store twice"),
+        ("  - {url: redis://h:x}\n", "`online`"),
+        ("  - {url: sqlite://a.db, mode: maybe}\n", "`maybe` is not"),
+    ] {
+        let loaded = resolve(&file(list), None, &[], &[]);
+        let text = render(&loaded.diagnostics, &loaded.files, RenderStyle::default());
+        assert!(text.contains(expected), "{list}: {text}");
+        assert!(loaded.settings.is_none());
+    }
+}
+
 #[test]
 fn paths_are_relative_to_the_project_and_variables_are_filled_in() {
     let settings = resolve(FILE, None, &[], &[("DATA", "state")]).settings.unwrap();
     assert_eq!(settings.project.as_str(), "flights");
     assert_eq!(settings.registry, RegistryLocation::Sqlite("/project/state/registry.db".into()));
     assert_eq!(settings.lake, LakeLocation::Directory("/project/.tidegate/lake".into()));
-    assert_eq!(settings.online, Some(OnlineLocation::Sqlite("/srv/online.db".into())));
+    assert_eq!(settings.online, [target("/srv/online.db", true)]);
     assert_eq!(settings.memory_bytes, 512 << 20);
     assert_eq!(settings.clock.unwrap().speed, 3600.0);
     assert_eq!(settings.allowed_roots, ["s3://bucket/open"]);
@@ -54,7 +81,7 @@ fn a_flag_beats_the_environment_which_beats_the_profile_which_beats_the_file() {
     assert_eq!(settings.origins[&SettingKey::Lake].to_string(), "environment (TIDEGATE_LAKE)");
     assert_eq!(settings.project.as_str(), "flights_ci");
     assert_eq!(settings.origins[&SettingKey::Project], ValueOrigin::Profile("ci".to_owned()));
-    assert_eq!(settings.online, None, "`none` turns the online store off");
+    assert_eq!(settings.online, [], "`none` turns the online store off");
     assert_eq!(settings.origins[&SettingKey::Registry], ValueOrigin::File);
     let by_variable = resolve(FILE, None, &[], &[("DATA", "state"), ("TIDEGATE_PROFILE", "big")]).settings.unwrap();
     assert_eq!(by_variable.memory_bytes, 64 << 30);
@@ -204,5 +231,5 @@ fn the_page_of_settings_lists_every_key_and_its_example_is_accepted() {
     let defaults = resolve("project: flights\n", None, &[], &[]).settings.unwrap();
     assert!(page.contains("`sqlite://.tidegate/registry.db`") && page.contains("`2GiB`"));
     assert_eq!(defaults.registry, RegistryLocation::Sqlite("/project/.tidegate/registry.db".into()));
-    assert_eq!((defaults.memory_bytes, defaults.online, defaults.clock), (2 << 30, None, None));
+    assert_eq!((defaults.memory_bytes, defaults.online, defaults.clock), (2 << 30, vec![], None));
 }

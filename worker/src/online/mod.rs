@@ -39,6 +39,9 @@ pub const SUPERSEDED_AGE_MIN: Duration = Duration::from_secs(15 * 60);
 pub async fn open(location: &OnlineLocation) -> Result<Arc<dyn OnlineStore>> {
     match location {
         OnlineLocation::Sqlite(path) => Ok(Arc::new(SqliteOnline::open(path).await?)),
+        OnlineLocation::Redis(_) => {
+            Err(OnlineError::Internal { doing: "opening", source: "Redis is not available in this version".into() })
+        }
     }
 }
 

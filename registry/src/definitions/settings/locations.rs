@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use url::Url;
 
+use super::RedisLocation;
+
 /// A text that no message, log or `Debug` output shows: [`Secret::expose`] is the only way to it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -68,6 +70,34 @@ impl fmt::Display for LakeLocation {
             Self::Object(url) => url.fmt(f),
         }
     }
+}
+
+/// Where an online store is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OnlineLocation {
+    /// A SQLite file.
+    Sqlite(PathBuf),
+    /// A Redis: standalone, watched by sentinels, or a cluster.
+    Redis(RedisLocation),
+}
+
+impl fmt::Display for OnlineLocation {
+    /// As people write it, without the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "{}", path.display()),
+            Self::Redis(location) => location.fmt(f),
+        }
+    }
+}
+
+/// One of a project's online stores.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnlineTarget {
+    /// Where it is.
+    pub location: OnlineLocation,
+    /// Whether a run waits for it. Without, a run goes on when it is out of reach and it is brought up to date later.
+    pub required: bool,
 }
 
 /// How to reach object stores: lake and sources alike. Credentials are not among it: those come from the environment

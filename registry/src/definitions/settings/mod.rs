@@ -14,7 +14,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use locations::{LakeLocation, RegistryLocation, Secret, StorageSettings};
+pub use locations::{LakeLocation, OnlineLocation, OnlineTarget, RegistryLocation, Secret, StorageSettings};
 pub use redis::{RedisLocation, RedisNode, RedisTopology};
 pub(super) use resolve::resolve;
 pub use retention::Retention;
@@ -231,8 +231,8 @@ pub struct Settings {
     pub registry: RegistryLocation,
     /// Where the lake is.
     pub lake: LakeLocation,
-    /// Where the online store is; `None` for batch only.
-    pub online: Option<OnlineLocation>,
+    /// Where the online stores are: the first answers `tidegate online get`. Empty for batch only, else one is required.
+    pub online: Vec<OnlineTarget>,
     /// How much memory the engine may use, in bytes.
     pub memory_bytes: u64,
     /// A simulated clock, when the project has one.
@@ -249,13 +249,6 @@ pub struct Settings {
     pub profile: Option<String>,
     /// Where each value came from.
     pub origins: BTreeMap<SettingKey, ValueOrigin>,
-}
-
-/// Where an online store is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OnlineLocation {
-    /// A SQLite file.
-    Sqlite(PathBuf),
 }
 
 /// A simulated clock.

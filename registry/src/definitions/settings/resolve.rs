@@ -7,10 +7,10 @@ use chrono_tz::Tz;
 
 use super::locations::{OBJECT_SCHEMES, object_url, postgres_url};
 use super::retention;
-use super::written::{ProfileFile, ProjectFile, StorageFile, TextOrFlag, TextOrNumber};
+use super::written::{OnlineFile, OnlineMode, ProfileFile, ProjectFile, StorageFile, TextOrFlag, TextOrNumber};
 use super::{
-    ClockSettings, LakeLocation, LoadOptions, OnlineLocation, PROFILE_VARIABLE, RegistryLocation, SettingKey, Settings,
-    StorageSettings, ValueOrigin, redact,
+    ClockSettings, LakeLocation, LoadOptions, OnlineLocation, OnlineTarget, PROFILE_VARIABLE, RedisLocation,
+    RegistryLocation, SettingKey, Settings, StorageSettings, ValueOrigin, redact,
 };
 use crate::definitions::read::{self, At, Field};
 use crate::definitions::{PROJECT_FILE, scalars};
@@ -42,7 +42,6 @@ pub(in crate::definitions) fn resolve(
     options: &LoadOptions<'_>,
     out: &mut Vec<Diagnostic>,
 ) -> Option<Settings> {
-    let before = out.len();
     let profile_name =
         options.profile.clone().or_else(|| (options.env)(PROFILE_VARIABLE).filter(|name| !name.is_empty()));
     let profile = profile_name.as_deref().and_then(|name| find_profile(name, file, out));
@@ -52,7 +51,7 @@ pub(in crate::definitions) fn resolve(
     let project = resolver.get(SettingKey::Project);
     let registry = resolver.get(SettingKey::Registry);
     let lake = resolver.get(SettingKey::Lake);
-    let online = resolver.get(SettingKey::Online).filter(|raw| raw.text != "none");
+    let online = resolver.online();
     let memory = resolver.get(SettingKey::Memory);
     let start = resolver.get(SettingKey::ClockStart);
     let speed = resolver.get(SettingKey::ClockSpeed);
@@ -73,7 +72,7 @@ pub(in crate::definitions) fn resolve(
     let project = project_name(project, file, out);
     let registry = registry.and_then(|raw| registry_location(&raw, root, out));
     let lake = lake.and_then(|raw| lake_location(&raw, root, out));
-    let online = online.map(|raw| sqlite(&raw, root, "an online store", out).map(OnlineLocation::Sqlite));
+    let online = online_targets(online, root, out);
     let memory_bytes = memory.and_then(|raw| memory_bytes(&raw, out));
     let clock = clock(start, speed, out);
     let retention = retention::retention(&written, out);
@@ -84,7 +83,8 @@ pub(in crate::definitions) fn resolve(
         endpoint: endpoint.and_then(|raw| endpoint_url(&raw, out)),
         region: region.map(|raw| raw.text),
     };
-    if out[before..].iter().any(|diagnostic| diagnostic.level == crate::diagnostics::Level::Error) {
+    // Also what was wrong with the file itself: half of `tidegate.yaml` is not what its author meant.
+    if out.iter().any(|diagnostic| diagnostic.level == crate::diagnostics::Level::Error) {
         return None;
     }
     Some(Settings {
@@ -92,10 +92,7 @@ pub(in crate::definitions) fn resolve(
         project: project?,
         registry: registry?,
         lake: lake?,
-        online: match online {
-            Some(online) => Some(online?),
-            None => None,
-        },
+        online,
         memory_bytes: memory_bytes?,
         clock,
         allowed_roots,
@@ -178,7 +175,6 @@ impl Resolver<'_, '_> {
             SettingKey::Project => text(&profile.project),
             SettingKey::Registry => text(&profile.registry),
             SettingKey::Lake => text(&profile.lake),
-            SettingKey::Online => text(&profile.online),
             SettingKey::Memory => number(&profile.memory),
             SettingKey::ClockStart => profile.clock.get().and_then(|clock| number(&clock.value.start)),
             SettingKey::ClockSpeed => profile.clock.get().and_then(|clock| number(&clock.value.speed)),
@@ -193,7 +189,7 @@ impl Resolver<'_, '_> {
             | SettingKey::StorageRegion
             | SettingKey::StoragePathStyle
             | SettingKey::StorageAllowHttp => storage(key, &profile.storage),
-            SettingKey::AllowedRoots => None,
+            SettingKey::Online | SettingKey::AllowedRoots => None,
         });
         if let Some((text, origin)) = profile {
             let name = self.profile_name.clone().unwrap_or_default();
@@ -203,7 +199,6 @@ impl Resolver<'_, '_> {
             SettingKey::Project => text(&self.file.project),
             SettingKey::Registry => text(&self.file.registry),
             SettingKey::Lake => text(&self.file.lake),
-            SettingKey::Online => text(&self.file.online),
             SettingKey::Memory => number(&self.file.memory),
             SettingKey::ClockStart => self.file.clock.get().and_then(|clock| number(&clock.value.start)),
             SettingKey::ClockSpeed => self.file.clock.get().and_then(|clock| number(&clock.value.speed)),
@@ -218,7 +213,7 @@ impl Resolver<'_, '_> {
             | SettingKey::StorageRegion
             | SettingKey::StoragePathStyle
             | SettingKey::StorageAllowHttp => storage(key, &self.file.storage),
-            SettingKey::AllowedRoots => None,
+            SettingKey::Online | SettingKey::AllowedRoots => None,
         };
         match file {
             Some((text, origin)) => raw(text, origin.clone(), ValueOrigin::File),
@@ -267,6 +262,41 @@ impl Resolver<'_, '_> {
         }
         text.push_str(rest);
         good.then_some(text)
+    }
+
+    /// Every online store with whether it is required; `none` stands for none.
+    fn online(&mut self) -> Vec<(Raw, bool)> {
+        let key = SettingKey::Online;
+        let raws: Vec<(Raw, bool)> = if let Some(raw) = self.find(key) {
+            vec![(raw, true)]
+        } else {
+            let profile = self.profile.and_then(|profile| profile.online.get());
+            let (written, from) = match (profile, self.file.online.get()) {
+                (Some(online), _) => (online, ValueOrigin::Profile(self.profile_name.clone().unwrap_or_default())),
+                (None, Some(online)) => (online, ValueOrigin::File),
+                (None, None) => return Vec::new(),
+            };
+            let raw =
+                |url: &At<String>| Raw { key, text: url.value.clone(), origin: url.origin.clone(), from: from.clone() };
+            match &written.value {
+                OnlineFile::One(url) => vec![(raw(url), true)],
+                OnlineFile::Several(several) => {
+                    let target = |target: &At<super::written::OnlineTargetFile>| {
+                        let required = target.mode.get().is_none_or(|mode| mode.value == OnlineMode::Required);
+                        Some((raw(target.url.get()?), required))
+                    };
+                    several.iter().filter_map(target).collect()
+                }
+            }
+        };
+        if let Some((raw, _)) = raws.first() {
+            self.origins.insert(key, raw.from.clone());
+        }
+        let filled = raws.into_iter().filter_map(|(raw, required)| {
+            let text = self.interpolate(&raw)?;
+            Some((Raw { text, ..raw }, required))
+        });
+        filled.filter(|(raw, _)| raw.text != "none").collect()
     }
 
     fn allowed_roots(&mut self) -> Vec<String> {
@@ -338,26 +368,50 @@ fn project_name(raw: Option<Raw>, file: &At<ProjectFile>, out: &mut Vec<Diagnost
 }
 
 fn sqlite(raw: &Raw, root: &Path, what: &str, out: &mut Vec<Diagnostic>) -> Option<PathBuf> {
-    let scheme = raw.text.split_once(':').map_or("", |(scheme, _)| scheme);
     let path = raw.text.strip_prefix("sqlite://").or_else(|| raw.text.strip_prefix("sqlite:"));
     if let Some(path) = path.filter(|path| !path.is_empty() && !path.starts_with('?')) {
         return Some(root.join(path));
     }
-    let later = match scheme {
-        "redis" | "rediss" | "redis-sentinel" | "redis-cluster" => Some("Redis"),
-        _ => None,
-    };
-    out.push(match later {
-        Some(later) => raw
-            .error(ids::NOT_AVAILABLE, &format!("names {later}, which is not available yet"))
-            .with_label("not available in this version")
-            .with_help(format!("use `sqlite://.tidegate/{}.db`", raw.key.key())),
-        None => raw
-            .error(ids::BAD_SETTING, &format!("is not {what} that Tidegate knows"))
+    out.push(
+        raw.error(ids::BAD_SETTING, &format!("is not {what} that Tidegate knows"))
             .with_label("expected `sqlite://PATH`")
             .with_help(format!("write `sqlite://.tidegate/{}.db`", raw.key.key())),
-    });
+    );
     None
+}
+
+fn online_targets(raws: Vec<(Raw, bool)>, root: &Path, out: &mut Vec<Diagnostic>) -> Vec<OnlineTarget> {
+    let mut targets: Vec<OnlineTarget> = Vec::new();
+    let first = raws.first().map(|(raw, _)| raw.error(ids::BAD_SETTING, "holds no store that is required"));
+    for (raw, required) in raws {
+        let Some(location) = online_location(&raw, root, out) else { continue };
+        if targets.iter().any(|target| target.location == location) {
+            out.push(raw.error(ids::BAD_SETTING, "names the same store twice").with_label("named before"));
+            continue;
+        }
+        targets.push(OnlineTarget { location, required });
+    }
+    if let Some(none_required) = first.filter(|_| !targets.is_empty() && !targets.iter().any(|target| target.required))
+    {
+        out.push(none_required.with_help("give one of them `mode: required`: a run must be live somewhere"));
+    }
+    targets
+}
+
+fn online_location(raw: &Raw, root: &Path, out: &mut Vec<Diagnostic>) -> Option<OnlineLocation> {
+    if !RedisLocation::is_redis(&raw.text) {
+        return sqlite(raw, root, "an online store", out).map(OnlineLocation::Sqlite);
+    }
+    match RedisLocation::parse(&raw.text) {
+        Ok(mut location) => {
+            location.ca = location.ca.map(|ca| root.join(ca));
+            Some(OnlineLocation::Redis(location))
+        }
+        Err(wrong) => {
+            out.push(raw.error(ids::BAD_SETTING, &wrong).with_label("expected the URL of a Redis"));
+            None
+        }
+    }
 }
 
 fn registry_location(raw: &Raw, root: &Path, out: &mut Vec<Diagnostic>) -> Option<RegistryLocation> {

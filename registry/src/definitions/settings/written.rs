@@ -5,11 +5,11 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use crate::definitions::read::{
-    At, Field, Read, check_keys, described, key_name, missing, record, schema_of, wrong_type,
+    At, Field, Read, check_keys, described, key_name, missing, nearest, record, scalar, schema_of, words, wrong_type,
 };
 use crate::definitions::rules::RulesFile;
 use crate::definitions::yaml::{self, Node, Value};
-use crate::diagnostics::Diagnostic;
+use crate::diagnostics::{Diagnostic, ids};
 
 record! {
     /// `tidegate.yaml`: where a project keeps what it has. Each setting has an environment variable, too.
@@ -21,8 +21,9 @@ record! {
         registry: optional String,
         /// Where the lake is: a folder or a place in an object store; `.tidegate/lake` when left out.
         lake: optional String,
-        /// Where the online store is, as in `sqlite://.tidegate/online.db`; left out for batch only.
-        online: optional String,
+        /// Where the online store is, as in `sqlite://.tidegate/online.db` or `redis://HOST`, or a list of several; left out
+        /// for batch only.
+        online: optional OnlineFile,
         /// How much memory the engine may use; `2GiB` when left out.
         memory: optional TextOrNumber,
         /// A simulated clock, so that old data behaves as on its day.
@@ -52,7 +53,7 @@ record! {
         /// Where the lake is.
         lake: optional String,
         /// Where the online store is; `none` for batch only.
-        online: optional String,
+        online: optional OnlineFile,
         /// How much memory the engine may use.
         memory: optional TextOrNumber,
         /// A simulated clock.
@@ -81,6 +82,54 @@ record! {
         allow_http: optional TextOrFlag,
     }
 }
+
+/// One online store, or several that are kept alike.
+#[derive(Debug, Clone)]
+pub(in crate::definitions) enum OnlineFile {
+    One(At<String>),
+    Several(Vec<At<OnlineTargetFile>>),
+}
+
+impl Read for OnlineFile {
+    fn read(node: &Node, out: &mut Vec<Diagnostic>) -> Option<Self> {
+        match &node.value {
+            Value::List(_) => Read::read(node, out).map(Self::Several),
+            _ => Read::read(node, out).map(Self::One),
+        }
+    }
+}
+
+impl JsonSchema for OnlineFile {
+    fn schema_name() -> Cow<'static, str> {
+        "OnlineFile".into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let several = generator.subschema_for::<Vec<At<OnlineTargetFile>>>();
+        json_schema!({ "oneOf": [{ "type": "string" }, several] })
+    }
+}
+
+record! {
+    /// One of several online stores.
+    OnlineTargetFile "online store" {
+        /// Where it is.
+        url: required String,
+        /// `required`: a run waits for it. `best_effort`: a run goes on without it, and it is brought up to date later.
+        mode: optional OnlineMode,
+    }
+}
+
+/// What a run does when an online store is out of reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::definitions) enum OnlineMode {
+    Required,
+    BestEffort,
+}
+words!(OnlineMode, "what a run does without the store" {
+    "required" => Self::Required,
+    "best_effort" => Self::BestEffort,
+});
+schema_of!(OnlineMode, "online_mode", { "enum": ["required", "best_effort"] });
 
 record! {
     /// A simulated clock, on embedded parts only.
