@@ -49,7 +49,7 @@ pub async fn worker(settings: &Settings, registry: &Registry, slots: Slots, bell
             lease: slots.lease.unwrap_or(LEASE),
             slots: slots.slots.unwrap_or(cores.clamp(1, 4)),
             memory_bytes: settings.memory_bytes,
-            spill_dir: settings.root.join(".tidegate/spill"),
+            spill_dir: settings.spill_dir.clone(),
         },
         wake: Arc::clone(&bells.work),
         progress: Arc::clone(&bells.progress),

@@ -66,6 +66,7 @@ fn paths_are_relative_to_the_project_and_variables_are_filled_in() {
     assert_eq!(settings.lake, LakeLocation::Directory("/project/.tidegate/lake".into()));
     assert_eq!(settings.online, [target("/srv/online.db", true)]);
     assert_eq!(settings.memory_bytes, 512 << 20);
+    assert_eq!(settings.spill_dir, Path::new("/project/.tidegate/spill"));
     assert_eq!(settings.clock.unwrap().speed, 3600.0);
     assert_eq!(settings.allowed_roots, ["s3://bucket/open"]);
     assert_eq!(settings.origins[&SettingKey::Lake], ValueOrigin::Default);
@@ -95,6 +96,7 @@ fn every_setting_can_come_from_its_variable() {
         ("TIDEGATE_LAKE", "l"),
         ("TIDEGATE_ONLINE", "sqlite://o.db"),
         ("TIDEGATE_MEMORY", "1GiB"),
+        ("TIDEGATE_SPILL_DIR", "/scratch"),
         ("TIDEGATE_CLOCK_START", "2013-01-08T00:00:00Z"),
         ("TIDEGATE_CLOCK_SPEED", "60"),
         ("TIDEGATE_ALLOWED_ROOTS", "s3://a, /b"),
@@ -211,25 +213,49 @@ fn redacting_keeps_columns() {
     }
 }
 
+/// The lines between which docs/settings.md is generated.
+const GENERATED: (&str, &str) = (
+    "<!-- Generated from `SettingKey`, do not edit: UPDATE_DOCS=1 cargo test -p tidegate-registry --test settings -->\n",
+    "<!-- End of what is generated. -->\n",
+);
+
+fn table_of_settings() -> String {
+    let mut table = "| key in `tidegate.yaml` | variable | default | meaning |\n|---|---|---|---|\n".to_owned();
+    for key in SettingKey::ALL {
+        let default = match key.default() {
+            Some(text) => format!("`{text}`"),
+            None if key == SettingKey::Project => "required".to_owned(),
+            None => "none".to_owned(),
+        };
+        table += &format!("| `{}` | `{}` | {default} | {} |\n", key.key(), key.variable(), key.meaning());
+    }
+    table
+}
+
 #[test]
-fn the_page_of_settings_lists_every_key_and_its_example_is_accepted() {
+#[expect(clippy::disallowed_methods, reason = "UPDATE_DOCS is for this test alone and no setting")]
+fn the_page_of_settings_is_generated_from_the_types() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/settings.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = page.split_once(GENERATED.0).unwrap();
+    let (table, after) = rest.split_once(GENERATED.1).unwrap();
+    let wanted = table_of_settings();
+    if std::env::var("UPDATE_DOCS").is_ok() {
+        std::fs::write(&path, [before, GENERATED.0, &wanted, GENERATED.1, after].concat()).unwrap();
+    } else {
+        assert_eq!(table, wanted, "docs/settings.md is older than the types: UPDATE_DOCS=1 with this test renews it");
+    }
+}
+
+#[test]
+fn the_example_on_the_page_of_settings_is_accepted() {
     let page = include_str!("../../docs/settings.md");
-    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
-    let listed: Vec<(String, String)> = rows
-        .iter()
-        .map(|row| {
-            let mut cells = row.split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).skip(1);
-            (cells.next().unwrap(), cells.next().unwrap())
-        })
-        .collect();
-    assert_eq!(listed, SettingKey::ALL.map(|key| (key.key().to_owned(), key.variable().to_owned())));
     let example = page.split("```").nth(1).unwrap().strip_prefix("yaml\n").unwrap();
     for profile in [None, Some("ci")] {
         let loaded = resolve(example, profile, &[], &[]);
         assert_eq!(render(&loaded.diagnostics, &loaded.files, RenderStyle::default()), "");
     }
     let defaults = resolve("project: flights\n", None, &[], &[]).settings.unwrap();
-    assert!(page.contains("`sqlite://.tidegate/registry.db`") && page.contains("`2GiB`"));
     assert_eq!(defaults.registry, RegistryLocation::Sqlite("/project/.tidegate/registry.db".into()));
     assert_eq!((defaults.memory_bytes, defaults.online, defaults.clock), (2 << 30, vec![], None));
 }

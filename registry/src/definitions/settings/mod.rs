@@ -36,6 +36,8 @@ pub enum SettingKey {
     Online,
     /// How much memory the engine may use.
     Memory,
+    /// Where queries spill that need more memory than they have.
+    SpillDir,
     /// Where project time begins.
     ClockStart,
     /// Project seconds per real second.
@@ -67,12 +69,13 @@ pub const PROFILE_VARIABLE: &str = "TIDEGATE_PROFILE";
 
 impl SettingKey {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Project,
         Self::Registry,
         Self::Lake,
         Self::Online,
         Self::Memory,
+        Self::SpillDir,
         Self::ClockStart,
         Self::ClockSpeed,
         Self::AllowedRoots,
@@ -95,6 +98,7 @@ impl SettingKey {
             Self::Lake => "lake",
             Self::Online => "online",
             Self::Memory => "memory",
+            Self::SpillDir => "spill_dir",
             Self::ClockStart => "clock.start",
             Self::ClockSpeed => "clock.speed",
             Self::AllowedRoots => "allowed_roots",
@@ -118,6 +122,7 @@ impl SettingKey {
             Self::Lake => "TIDEGATE_LAKE",
             Self::Online => "TIDEGATE_ONLINE",
             Self::Memory => "TIDEGATE_MEMORY",
+            Self::SpillDir => "TIDEGATE_SPILL_DIR",
             Self::ClockStart => "TIDEGATE_CLOCK_START",
             Self::ClockSpeed => "TIDEGATE_CLOCK_SPEED",
             Self::AllowedRoots => "TIDEGATE_ALLOWED_ROOTS",
@@ -133,12 +138,68 @@ impl SettingKey {
         }
     }
 
-    fn default(self) -> Option<&'static str> {
+    /// What it means, for the page of settings (Markdown, one line).
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Project => "the project's name, the namespace of everything in it",
+            Self::Registry => {
+                "where definitions, runs and snapshots are kept: `sqlite://PATH` for one machine, \
+                 `postgres://USER:PASSWORD@HOST/DATABASE` for several"
+            }
+            Self::Lake => {
+                "where the Delta tables are: a folder, or `s3://BUCKET/PREFIX` (`gs://`, `az://`); credentials \
+                 come from the environment"
+            }
+            Self::Online => {
+                "the online store, as in `sqlite://.tidegate/online.db` or `redis://:${PASSWORD}@HOST/0`; left out \
+                 or `none` for batch only"
+            }
+            Self::Memory => {
+                "how much memory the engine may use (`B`, `kB`, `MB`, `GB`, `TB`, `KiB`, `MiB`, `GiB`, `TiB`)"
+            }
+            Self::SpillDir => "the folder for queries that need more memory than they have; best on a fast local disk",
+            Self::ClockStart => {
+                "project time when the project is first started: a date (midnight UTC) or RFC 3339; without it \
+                 project time is real time"
+            }
+            Self::ClockSpeed => "project seconds per real second, above 0",
+            Self::AllowedRoots => {
+                "URIs and absolute paths below which sources outside the project may lie; in the variable, \
+                 separated by commas"
+            }
+            Self::RetentionSnapshots => {
+                "how long a snapshot can be restored after it was recorded, in project time (`s`, `m`, `h`, `d`); \
+                 live and pinned ones stay"
+            }
+            Self::RetentionMinSnapshots => "the newest snapshots of each view that are kept whatever their age",
+            Self::RetentionLog => "how long log lines and task outputs of ended runs are kept, in project time",
+            Self::RetentionStaged => {
+                "how long files in the lake that nothing names are kept, by the store's clock; must be longer than \
+                 any task runs"
+            }
+            Self::JanitorEvery => {
+                "how often a process with a scheduler removes what retention no longer keeps; `off` leaves it to \
+                 `tidegate janitor`"
+            }
+            Self::StorageEndpoint => "the URL of an S3-compatible service; without it `AWS_ENDPOINT_URL` or AWS itself",
+            Self::StorageRegion => "the region; without it `AWS_REGION`",
+            Self::StoragePathStyle => {
+                "`true` when the bucket stands in the path and not in the host name, as most services but AWS want \
+                 it"
+            }
+            Self::StorageAllowHttp => "whether `http://` endpoints other than this machine's are allowed",
+        }
+    }
+
+    /// What it is when nobody says anything, as one would write it.
+    pub fn default(self) -> Option<&'static str> {
         match self {
             Self::Registry => Some("sqlite://.tidegate/registry.db"),
             Self::Lake => Some(".tidegate/lake"),
             Self::Memory => Some("2GiB"),
+            Self::SpillDir => Some(".tidegate/spill"),
             Self::ClockSpeed => Some("1"),
+            Self::StorageAllowHttp => Some("false"),
             Self::RetentionSnapshots => Some("30d"),
             Self::RetentionMinSnapshots => Some("3"),
             Self::RetentionLog => Some("90d"),
@@ -150,8 +211,7 @@ impl SettingKey {
             | Self::AllowedRoots
             | Self::StorageEndpoint
             | Self::StorageRegion
-            | Self::StoragePathStyle
-            | Self::StorageAllowHttp => None,
+            | Self::StoragePathStyle => None,
         }
     }
 }
@@ -235,6 +295,8 @@ pub struct Settings {
     pub online: Vec<OnlineTarget>,
     /// How much memory the engine may use, in bytes.
     pub memory_bytes: u64,
+    /// Where queries spill that need more memory than they have.
+    pub spill_dir: PathBuf,
     /// A simulated clock, when the project has one.
     pub clock: Option<ClockSettings>,
     /// Where sources outside the project may lie: URIs and absolute paths.

@@ -53,6 +53,7 @@ pub(in crate::definitions) fn resolve(
     let lake = resolver.get(SettingKey::Lake);
     let online = resolver.online();
     let memory = resolver.get(SettingKey::Memory);
+    let spill_dir = resolver.get(SettingKey::SpillDir);
     let start = resolver.get(SettingKey::ClockStart);
     let speed = resolver.get(SettingKey::ClockSpeed);
     let allowed_roots = resolver.allowed_roots();
@@ -94,6 +95,7 @@ pub(in crate::definitions) fn resolve(
         lake: lake?,
         online,
         memory_bytes: memory_bytes?,
+        spill_dir: root.join(spill_dir?.text),
         clock,
         allowed_roots,
         retention: retention?,
@@ -176,6 +178,7 @@ impl Resolver<'_, '_> {
             SettingKey::Registry => text(&profile.registry),
             SettingKey::Lake => text(&profile.lake),
             SettingKey::Memory => number(&profile.memory),
+            SettingKey::SpillDir => text(&profile.spill_dir),
             SettingKey::ClockStart => profile.clock.get().and_then(|clock| number(&clock.value.start)),
             SettingKey::ClockSpeed => profile.clock.get().and_then(|clock| number(&clock.value.speed)),
             SettingKey::RetentionSnapshots => profile.retention.get().and_then(|keep| text(&keep.value.snapshots)),
@@ -200,6 +203,7 @@ impl Resolver<'_, '_> {
             SettingKey::Registry => text(&self.file.registry),
             SettingKey::Lake => text(&self.file.lake),
             SettingKey::Memory => number(&self.file.memory),
+            SettingKey::SpillDir => text(&self.file.spill_dir),
             SettingKey::ClockStart => self.file.clock.get().and_then(|clock| number(&clock.value.start)),
             SettingKey::ClockSpeed => self.file.clock.get().and_then(|clock| number(&clock.value.speed)),
             SettingKey::RetentionSnapshots => self.file.retention.get().and_then(|keep| text(&keep.value.snapshots)),

@@ -26,6 +26,8 @@ record! {
         online: optional OnlineFile,
         /// How much memory the engine may use; `2GiB` when left out.
         memory: optional TextOrNumber,
+        /// Where queries spill that need more memory than they have; `.tidegate/spill` when left out.
+        spill_dir: optional String,
         /// A simulated clock, so that old data behaves as on its day.
         clock: optional ClockFile,
         /// URIs and absolute paths below which sources outside the project may lie.
@@ -56,6 +58,8 @@ record! {
         online: optional OnlineFile,
         /// How much memory the engine may use.
         memory: optional TextOrNumber,
+        /// Where queries spill that need more memory than they have.
+        spill_dir: optional String,
         /// A simulated clock.
         clock: optional ClockFile,
         /// URIs and absolute paths below which sources outside the project may lie.
