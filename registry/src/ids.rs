@@ -112,6 +112,16 @@ name!(
     "source name"
 );
 name!(
+    /// A pool: so many tasks of its kind at once, whoever computes them.
+    PoolName,
+    "pool name"
+);
+name!(
+    /// A queue: tasks for workers that say they serve it.
+    QueueName,
+    "queue name"
+);
+name!(
     /// A feature view, whatever its version.
     ViewName,
     "feature view name"

@@ -12,7 +12,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Origin;
-use crate::ids::{DagName, EntityName, OwnerName, ProjectName, SourceName, ViewId, ViewName};
+use crate::ids::{DagName, EntityName, OwnerName, PoolName, ProjectName, QueueName, SourceName, ViewId, ViewName};
 use crate::time::Instant;
 
 /// Everything a project defines.
@@ -26,6 +26,8 @@ pub struct Project {
     pub entities: IndexMap<EntityName, Entity>,
     /// Tables that are read and not owned.
     pub sources: IndexMap<SourceName, Source>,
+    /// Limits on how many tasks of a kind run at once.
+    pub pools: IndexMap<PoolName, Pool>,
     /// Every version of every feature view.
     pub views: IndexMap<ViewId, FeatureView>,
     /// Schedules and the views that they run.
@@ -40,6 +42,7 @@ impl Project {
             owners: IndexMap::new(),
             entities: IndexMap::new(),
             sources: IndexMap::new(),
+            pools: IndexMap::new(),
             views: IndexMap::new(),
             dags: IndexMap::new(),
         }
@@ -117,6 +120,18 @@ pub struct Owner {
     /// The next address, if the first does not answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<String>,
+    /// Free text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+}
+
+/// A limit on how many tasks of a kind run at once, over all workers and DAGs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// The name that views refer to.
+    pub name: PoolName,
+    /// How many of its tasks may run at once; at least 1.
+    pub slots: u32,
     /// Free text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
@@ -310,6 +325,12 @@ pub struct FeatureView {
     /// How old it may get.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub freshness: Option<Freshness>,
+    /// Which workers compute it: those that serve this queue; `None` for the default queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<QueueName>,
+    /// Whose slots its task takes while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
     /// Identifies the logic: see [`crate::fingerprint`].
     pub fingerprint: String,
     /// Where it is defined.
@@ -529,6 +550,10 @@ pub struct Dag {
     /// How long one attempt of a task may take.
     #[serde(default, with = "secs_option", skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
+    /// Who goes first when there are not enough workers: -100 to 100, 0 by default. Each point counts like a minute of
+    /// waiting.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
     /// How many runs may be under way at once; at least 1.
     pub max_active_runs: u32,
     /// Intervals must be computed in order, because a view reads the history (or the state of a `partial` view) of
@@ -665,4 +690,9 @@ pub(crate) mod secs_option {
             .map(|secs| Duration::try_from_secs_f64(secs).map_err(serde::de::Error::custom))
             .transpose()
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(number: &i32) -> bool {
+    *number == 0
 }

@@ -151,6 +151,9 @@ fn rows(project: &Project) -> Vec<DefinitionRow> {
     for (name, source) in &project.sources {
         add(DefinitionKind::Source, name.to_string(), serde_json::to_value(source).ok(), None);
     }
+    for (name, pool) in &project.pools {
+        add(DefinitionKind::Pool, name.to_string(), serde_json::to_value(pool).ok(), None);
+    }
     for (id, view) in &project.views {
         add(DefinitionKind::FeatureView, id.to_string(), serde_json::to_value(view).ok(), Some(&view.fingerprint));
     }
@@ -338,6 +341,8 @@ pub enum DefinitionKind {
     Entity,
     /// [`crate::model::Source`].
     Source,
+    /// [`crate::model::Pool`].
+    Pool,
     /// [`crate::model::FeatureView`].
     FeatureView,
     /// [`crate::model::Dag`].
@@ -351,6 +356,7 @@ impl DefinitionKind {
             Self::Owner => "owner",
             Self::Entity => "entity",
             Self::Source => "source",
+            Self::Pool => "pool",
             Self::FeatureView => "feature_view",
             Self::Dag => "dag",
         }
@@ -370,6 +376,7 @@ impl FromStr for DefinitionKind {
             "owner" => Self::Owner,
             "entity" => Self::Entity,
             "source" => Self::Source,
+            "pool" => Self::Pool,
             "feature_view" => Self::FeatureView,
             "dag" => Self::Dag,
             _ => return Err(format!("`{text}` is not a kind of definition")),

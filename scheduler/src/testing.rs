@@ -55,6 +55,7 @@ pub(crate) fn dag(name: &str, views: &[&str]) -> Dag {
         retries: Retries { max: 2, backoff: Duration::from_secs(1) },
         timeout: None,
         max_active_runs: 100,
+        priority: 0,
         in_order: false,
         on_blocked: OnBlocked::Continue,
         publish: PublishUnit::Together,
@@ -82,6 +83,8 @@ pub(crate) fn view(name: &str, output: Output, reads: &[&str]) -> FeatureView {
         checks: Vec::new(),
         online: None,
         freshness: None,
+        queue: None,
+        pool: None,
         fingerprint: "f".to_owned(),
         origin: Origin::default(),
     }

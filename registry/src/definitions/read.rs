@@ -148,6 +148,7 @@ macro_rules! read_number {
 }
 read_number!(u32, "a whole number from 0 to 4294967295");
 read_number!(u64, "a whole number of at least 0");
+read_number!(i32, "a whole number");
 
 impl Read for f64 {
     fn read(node: &Node, out: &mut Vec<Diagnostic>) -> Option<Self> {

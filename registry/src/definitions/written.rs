@@ -22,6 +22,8 @@ record! {
         entities: optional Vec<At<EntityFile>>,
         /// Tables that are read and not owned.
         sources: optional Vec<At<SourceFile>>,
+        /// Limits on how many tasks of a kind run at once.
+        pools: optional Vec<At<PoolFile>>,
         /// Versioned SQL queries that give features.
         feature_views: optional Vec<At<ViewFile>>,
         /// Schedules and the views that they run.
@@ -38,6 +40,18 @@ record! {
         primary: required String,
         /// The next address, if the first does not answer.
         backup: optional String,
+        /// Free text.
+        description: optional String,
+    }
+}
+
+record! {
+    /// A limit on how many tasks of a kind run at once, over all workers and DAGs.
+    PoolFile "pool" {
+        /// The name that views refer to.
+        name: required String,
+        /// How many of its tasks may run at once.
+        slots: required u32,
         /// Free text.
         description: optional String,
     }
@@ -120,6 +134,10 @@ record! {
         online: optional OnlineFile,
         /// How old it may get.
         freshness: optional FreshnessFile,
+        /// Which workers compute it: those started with `--queues NAME`; any worker that serves `default` when left out.
+        queue: optional String,
+        /// A name under `pools:` whose slots its task takes while it runs.
+        pool: optional String,
     }
 }
 
@@ -268,6 +286,8 @@ record! {
         retries: optional RetriesFile,
         /// How long one attempt of a task may take, as in `15m`.
         timeout: optional WrittenDuration,
+        /// Who goes first when there are not enough workers, from -100 to 100; each point counts like a minute of waiting.
+        priority: optional i32,
         /// How many runs may be under way at once; 4 when left out.
         max_active_runs: optional u32,
         /// What later intervals do when one is blocked or failed: `continue` (default) or `wait`.

@@ -50,6 +50,7 @@ ids! {
     DUPLICATE_NAME = "duplicate-name",
     UNKNOWN_OWNER = "unknown-owner",
     UNKNOWN_ENTITY = "unknown-entity",
+    UNKNOWN_POOL = "unknown-pool",
     UNKNOWN_VIEW = "unknown-view",
     RESERVED_NAME = "reserved-name",
     RULE_BROKEN = "rule-broken",

@@ -71,7 +71,7 @@ pub(crate) async fn apply(db: &Db, request: ApplyRequest) -> Result<i64> {
         match row.kind {
             DefinitionKind::Dag => dag_due(&mut tx, &row.name, revision, request.now).await?,
             DefinitionKind::FeatureView => view_state_ensure(&mut tx, &row.name, &request).await?,
-            DefinitionKind::Owner | DefinitionKind::Entity | DefinitionKind::Source => {}
+            DefinitionKind::Owner | DefinitionKind::Entity | DefinitionKind::Source | DefinitionKind::Pool => {}
         }
     }
     for dag in dags_touched(&mut tx, &request, &before).await? {
@@ -326,6 +326,7 @@ pub(crate) async fn project_in_tx(tx: &mut SqliteConnection, revision: Option<i6
             DefinitionKind::Owner => _ = project.owners.insert(row.parse("name")?, row.json("body")?),
             DefinitionKind::Entity => _ = project.entities.insert(row.parse("name")?, row.json("body")?),
             DefinitionKind::Source => _ = project.sources.insert(row.parse("name")?, row.json("body")?),
+            DefinitionKind::Pool => _ = project.pools.insert(row.parse("name")?, row.json("body")?),
             DefinitionKind::FeatureView => _ = project.views.insert(row.parse("name")?, row.json("body")?),
             DefinitionKind::Dag => _ = project.dags.insert(row.parse("name")?, row.json("body")?),
         }

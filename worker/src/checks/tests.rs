@@ -44,6 +44,8 @@ fn view(features: &[(&str, &str)], checks: Vec<Check>) -> FeatureView {
         checks,
         online: None,
         freshness: None,
+        queue: None,
+        pool: None,
         fingerprint: String::new(),
         origin: Default::default(),
     }

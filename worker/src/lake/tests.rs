@@ -67,6 +67,8 @@ fn project(flights: i64) -> Project {
         checks: Vec::new(),
         online: None,
         freshness: None,
+        queue: None,
+        pool: None,
         fingerprint: "test".to_owned(),
         origin: Origin::default(),
     };

@@ -118,6 +118,8 @@ mod tests {
             checks: Vec::new(),
             online: None,
             freshness: None,
+            queue: None,
+            pool: None,
             fingerprint: String::new(),
             origin: Default::default(),
         }

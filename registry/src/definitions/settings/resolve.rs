@@ -7,7 +7,7 @@ use chrono_tz::Tz;
 
 use super::locations::{OBJECT_SCHEMES, object_url, postgres_url};
 use super::retention;
-use super::written::{OnlineFile, OnlineMode, ProfileFile, ProjectFile, StorageFile, TextOrFlag, TextOrNumber};
+use super::written::{OnlineMode, OnlineStores, ProfileFile, ProjectFile, StorageFile, TextOrFlag, TextOrNumber};
 use super::{
     ClockSettings, LakeLocation, LoadOptions, OnlineLocation, OnlineTarget, PROFILE_VARIABLE, RedisLocation,
     RegistryLocation, SettingKey, Settings, StorageSettings, ValueOrigin, redact,
@@ -283,9 +283,9 @@ impl Resolver<'_, '_> {
             let raw =
                 |url: &At<String>| Raw { key, text: url.value.clone(), origin: url.origin.clone(), from: from.clone() };
             match &written.value {
-                OnlineFile::One(url) => vec![(raw(url), true)],
-                OnlineFile::Several(several) => {
-                    let target = |target: &At<super::written::OnlineTargetFile>| {
+                OnlineStores::One(url) => vec![(raw(url), true)],
+                OnlineStores::Several(several) => {
+                    let target = |target: &At<super::written::OnlineStoreFile>| {
                         let required = target.mode.get().is_none_or(|mode| mode.value == OnlineMode::Required);
                         Some((raw(target.url.get()?), required))
                     };

@@ -23,7 +23,7 @@ record! {
         lake: optional String,
         /// Where the online store is, as in `sqlite://.tidegate/online.db` or `redis://HOST`, or a list of several; left out
         /// for batch only.
-        online: optional OnlineFile,
+        online: optional OnlineStores,
         /// How much memory the engine may use; `2GiB` when left out.
         memory: optional TextOrNumber,
         /// Where queries spill that need more memory than they have; `.tidegate/spill` when left out.
@@ -55,7 +55,7 @@ record! {
         /// Where the lake is.
         lake: optional String,
         /// Where the online store is; `none` for batch only.
-        online: optional OnlineFile,
+        online: optional OnlineStores,
         /// How much memory the engine may use.
         memory: optional TextOrNumber,
         /// Where queries spill that need more memory than they have.
@@ -89,12 +89,12 @@ record! {
 
 /// One online store, or several that are kept alike.
 #[derive(Debug, Clone)]
-pub(in crate::definitions) enum OnlineFile {
+pub(in crate::definitions) enum OnlineStores {
     One(At<String>),
-    Several(Vec<At<OnlineTargetFile>>),
+    Several(Vec<At<OnlineStoreFile>>),
 }
 
-impl Read for OnlineFile {
+impl Read for OnlineStores {
     fn read(node: &Node, out: &mut Vec<Diagnostic>) -> Option<Self> {
         match &node.value {
             Value::List(_) => Read::read(node, out).map(Self::Several),
@@ -103,19 +103,19 @@ impl Read for OnlineFile {
     }
 }
 
-impl JsonSchema for OnlineFile {
+impl JsonSchema for OnlineStores {
     fn schema_name() -> Cow<'static, str> {
-        "OnlineFile".into()
+        "OnlineStores".into()
     }
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let several = generator.subschema_for::<Vec<At<OnlineTargetFile>>>();
+        let several = generator.subschema_for::<Vec<At<OnlineStoreFile>>>();
         json_schema!({ "oneOf": [{ "type": "string" }, several] })
     }
 }
 
 record! {
     /// One of several online stores.
-    OnlineTargetFile "online store" {
+    OnlineStoreFile "online store" {
         /// Where it is.
         url: required String,
         /// `required`: a run waits for it. `best_effort`: a run goes on without it, and it is brought up to date later.

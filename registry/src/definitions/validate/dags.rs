@@ -171,6 +171,7 @@ fn dag(
         views: views.iter().map(|(id, _)| id.clone()).collect(),
         retries,
         timeout: file.timeout.value().map(Duration::from),
+        priority: priority(&file.priority, out),
         max_active_runs: file.max_active_runs.value().unwrap_or(4),
         in_order: false,
         on_blocked: file.on_blocked.value().unwrap_or_default(),
@@ -272,4 +273,19 @@ fn timezone(field: &Field<String>, out: &mut Vec<Diagnostic>) -> Option<Tz> {
         .with_help(help),
     );
     None
+}
+
+fn priority(field: &Field<i32>, out: &mut Vec<Diagnostic>) -> i32 {
+    let Some(priority) = field.get() else { return 0 };
+    if !(-100..=100).contains(&priority.value) {
+        out.push(
+            Diagnostic::error(
+                ids::OUT_OF_RANGE,
+                priority.origin.clone(),
+                format!("`priority: {}` is not between -100 and 100", priority.value),
+            )
+            .with_help("each point counts like a minute of waiting, so that nothing waits for ever"),
+        );
+    }
+    priority.value
 }

@@ -18,7 +18,7 @@ use indexmap::IndexMap;
 use super::files::Files;
 use super::read::{At, Field, nearest};
 use super::rules::Rules;
-use super::written::{DagFile, DefinitionFile, EntityFile, OwnerFile, SourceFile, ViewFile};
+use super::written::{DagFile, DefinitionFile, EntityFile, OwnerFile, PoolFile, SourceFile, ViewFile};
 use crate::diagnostics::{Diagnostic, Origin, SourceMap, ids};
 use crate::ids::{InvalidName, OwnerName, ProjectName, ViewId, ViewName};
 use crate::model::Project;
@@ -37,6 +37,7 @@ pub(super) struct Written {
     owners: Vec<At<OwnerFile>>,
     entities: Vec<At<EntityFile>>,
     sources: Vec<At<SourceFile>>,
+    pools: Vec<At<PoolFile>>,
     views: Vec<At<ViewFile>>,
     dags: Vec<At<DagFile>>,
 }
@@ -52,6 +53,7 @@ impl Written {
         self.owners.extend(items(file.owners));
         self.entities.extend(items(file.entities));
         self.sources.extend(items(file.sources));
+        self.pools.extend(items(file.pools));
         self.views.extend(items(file.feature_views));
         self.dags.extend(items(file.dags));
     }
@@ -62,6 +64,7 @@ struct Catalog {
     owners: HashMap<String, Origin>,
     entities: HashMap<String, Origin>,
     sources: HashMap<String, Origin>,
+    pools: HashMap<String, Origin>,
     views: HashMap<String, BTreeMap<u32, Origin>>,
 }
 
@@ -89,6 +92,11 @@ pub(super) fn validate(
             project.sources.entry(source.name.clone()).or_insert(source);
         }
     }
+    for pool in &written.pools {
+        if let Some(pool) = tables::pool(pool, out) {
+            project.pools.entry(pool.name.clone()).or_insert(pool);
+        }
+    }
     let parsed = views::views(written, context, &catalog, &mut project, sources, out);
     let dags = dags::dags(written, context, &catalog, out);
     graph::finish(&mut project, &parsed, dags, &catalog, out);
@@ -97,8 +105,13 @@ pub(super) fn validate(
 
 /// The first definition of every name; later ones are reported.
 fn catalog(written: &Written, out: &mut Vec<Diagnostic>) -> Catalog {
-    let mut catalog =
-        Catalog { owners: HashMap::new(), entities: HashMap::new(), sources: HashMap::new(), views: HashMap::new() };
+    let mut catalog = Catalog {
+        owners: HashMap::new(),
+        entities: HashMap::new(),
+        sources: HashMap::new(),
+        pools: HashMap::new(),
+        views: HashMap::new(),
+    };
     for owner in &written.owners {
         define("owner", &owner.name, &mut catalog.owners, out);
     }
@@ -107,6 +120,9 @@ fn catalog(written: &Written, out: &mut Vec<Diagnostic>) -> Catalog {
     }
     for source in &written.sources {
         define("source", &source.name, &mut catalog.sources, out);
+    }
+    for pool in &written.pools {
+        define("pool", &pool.name, &mut catalog.pools, out);
     }
     let mut dags = HashMap::new();
     for dag in &written.dags {

@@ -1,14 +1,14 @@
-//! Owners, entities and sources.
+//! Owners, pools, entities and sources.
 
 use std::collections::HashMap;
 
 use super::{Catalog, Context, owner_ref, parse_name, paths, tags};
 use crate::definitions::read::{At, Field};
 use crate::definitions::rules::Rules;
-use crate::definitions::written::{EntityFile, KeyFile, OwnerFile, SourceFile};
+use crate::definitions::written::{EntityFile, KeyFile, OwnerFile, PoolFile, SourceFile};
 use crate::diagnostics::{Diagnostic, Origin, ids};
-use crate::ids::{EntityName, NAME_PATTERN, OwnerName, SourceName, is_name};
-use crate::model::{Entity, Key, Owner, Source, SourceLocation};
+use crate::ids::{EntityName, NAME_PATTERN, OwnerName, PoolName, SourceName, is_name};
+use crate::model::{Entity, Key, Owner, Pool, Source, SourceLocation};
 
 /// Columns that Tidegate adds to every view's table.
 pub(super) const RESERVED_COLUMNS: [&str; 4] = ["interval_start", "interval_end", "run_id", "event_timestamp"];
@@ -29,6 +29,17 @@ pub(super) fn owner(file: &At<OwnerFile>, out: &mut Vec<Diagnostic>) -> Option<O
         backup: file.backup.value(),
         description: file.description.value(),
     })
+}
+
+pub(super) fn pool(file: &At<PoolFile>, out: &mut Vec<Diagnostic>) -> Option<Pool> {
+    let name = parse_name(&file.name, PoolName::new, out);
+    if let Some(slots) = file.slots.get().filter(|slots| slots.value == 0) {
+        out.push(
+            Diagnostic::error(ids::OUT_OF_RANGE, slots.origin.clone(), "`slots: 0` would never let anything run")
+                .with_help("write at least 1"),
+        );
+    }
+    Some(Pool { name: name?, slots: file.slots.value()?, description: file.description.value() })
 }
 
 pub(super) fn entity(file: &At<EntityFile>, rules: &Rules, out: &mut Vec<Diagnostic>) -> Option<Entity> {

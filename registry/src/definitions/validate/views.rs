@@ -12,7 +12,7 @@ use crate::definitions::scalars::WrittenDuration;
 use crate::definitions::sql;
 use crate::definitions::written::{FeatureFile, FreshnessFile, OnlineFile, OutputWord, StrategyWord, ViewFile};
 use crate::diagnostics::{Diagnostic, Origin, SourceMap, ids};
-use crate::ids::{EntityName, ViewId, ViewName};
+use crate::ids::{EntityName, PoolName, QueueName, ViewId, ViewName};
 use crate::model::{ColumnType, Entity, Feature, FeatureView, Freshness, Online, Output, Project, SqlText, Strategy};
 
 /// Adds every view of `written` to `project`, with its reads still to be resolved from the queries returned.
@@ -80,10 +80,22 @@ fn view(
         checks,
         online,
         freshness,
+        queue: file.queue.get().and_then(|_| parse_name(&file.queue, QueueName::new, out)),
+        pool: pool_ref(&file.pool, catalog, out),
         fingerprint: String::new(),
         origin,
     };
     Some((view, query))
+}
+
+fn pool_ref(field: &Field<String>, catalog: &Catalog, out: &mut Vec<Diagnostic>) -> Option<PoolName> {
+    let name = field.get()?;
+    if !catalog.pools.contains_key(&name.value) {
+        unknown(ids::UNKNOWN_POOL, "pool", name, catalog.pools.keys().map(String::as_str), "pools", out);
+        return None;
+    }
+    // A bad name is reported where it is defined.
+    PoolName::new(name.value.clone()).ok()
 }
 
 fn version(field: &Field<u32>, out: &mut Vec<Diagnostic>) -> Option<u32> {

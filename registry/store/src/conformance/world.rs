@@ -79,6 +79,8 @@ pub(crate) fn view_row(id: &str, reads: &[&str], description: &str) -> Definitio
         checks: Vec::new(),
         online: None,
         freshness: None,
+        queue: None,
+        pool: None,
         fingerprint: "f".to_owned(),
         origin: Origin::default(),
     };
@@ -104,6 +106,7 @@ pub(crate) fn dag_row(name: &str, views: &[&str], cron: &str) -> DefinitionRow {
         retries: Retries { max: 2, backoff: Duration::from_secs(1) },
         timeout: None,
         max_active_runs: 1,
+        priority: 0,
         in_order: false,
         on_blocked: OnBlocked::Continue,
         publish: PublishUnit::Together,
