@@ -15,6 +15,7 @@ use tidegate_registry::store::{Store, StoreError, TaskEnd};
 use tidegate_registry::time::{Clock, Interval};
 
 use crate::engine::Engine;
+use crate::executor::Outcome;
 use crate::lake::Lake;
 use crate::online::OnlineStore;
 use crate::publish::{blocking, parse_adds, pins_of, publish, view_of};
@@ -24,6 +25,10 @@ use crate::stage::{StageRequest, stage};
 
 /// The delay between attempts to finish a publication whose attempts are used up.
 const PUBLISH_RETRY: Duration = Duration::from_secs(30);
+
+/// The delay before a task is tried again that the registry's absence has stopped. (The registry is told when it is back,
+/// so this needs not be long.)
+const OUTAGE_RETRY: Duration = Duration::from_secs(1);
 
 /// What every task needs.
 #[derive(Debug, Clone)]
@@ -40,10 +45,15 @@ pub(crate) struct Parts {
 impl Parts {
     /// Writes a line into the run's log; a log that cannot be written stops nothing.
     pub(crate) async fn note(&self, claim: &Claim, level: &str, message: String) {
-        let lines = [(level.to_owned(), message)];
-        if let Err(error) = self.store.task_log(claim.token, &lines, self.clock.now()).await {
-            tracing::debug!(run.id = %claim.run.id, "A line of the run's log was not written: {error}");
-        }
+        note(&*self.store, &*self.clock, claim, level, message).await;
+    }
+}
+
+/// Writes a line into the log of the claim's run; a log that cannot be written stops nothing.
+pub(crate) async fn note(store: &dyn Store, clock: &dyn Clock, claim: &Claim, level: &str, message: String) {
+    let lines = [(level.to_owned(), message)];
+    if let Err(error) = store.task_log(claim.token, &lines, clock.now()).await {
+        tracing::debug!(run.id = %claim.run.id, "A line of the run's log was not written: {error}");
     }
 }
 
@@ -90,15 +100,6 @@ impl Run {
     }
 }
 
-/// How a task went.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    /// The attempt ends like this; the registry is yet to be told.
-    End(TaskEnd),
-    /// The registry has been told, with everything else.
-    Recorded,
-}
-
 /// Executes the task of `claim`.
 ///
 /// # Errors
@@ -116,6 +117,10 @@ pub(crate) async fn execute(parts: &Parts, claim: &Claim, project: Arc<Project>)
         Err(error) if is_lost_lease(&error) => Err(error),
         Err(error) if matches!(claim.kind, TaskKind::View(_)) && is_pin_violation(&error) => {
             Ok(Outcome::End(TaskEnd::PinsChanged { reason: chain(&error) }))
+        }
+        Err(error) if is_registry_outage(&error) => {
+            tracing::warn!(run.id = %claim.run.id, task = %claim.kind, "The registry was out of reach; the attempt is given back: {}", chain(&error));
+            Ok(Outcome::End(TaskEnd::Released { retry_in: OUTAGE_RETRY, reason: Some(chain(&error)) }))
         }
         Err(error) => Ok(Outcome::End(failure(claim, &run, &error))),
     }
@@ -140,6 +145,11 @@ fn is_hopeless(error: &anyhow::Error) -> bool {
             )
         })
     })
+}
+
+/// Whether the registry could not be reached: nothing is wrong with the task, so that costs it no attempt.
+fn is_registry_outage(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref::<StoreError>(), Some(StoreError::Unavailable(_))))
 }
 
 pub(crate) fn is_lost_lease(error: &anyhow::Error) -> bool {

@@ -5,6 +5,7 @@ pub mod digest;
 pub mod engine;
 pub mod entity_key;
 mod execute;
+mod executor;
 pub mod lake;
 pub mod online;
 pub mod preview;
@@ -20,4 +21,5 @@ pub mod text;
 pub mod types;
 mod worker;
 
-pub use worker::{Worker, WorkerOptions, WorkerParts};
+pub use executor::{Executor, Outcome};
+pub use worker::{Hands, Worker, WorkerOptions, WorkerParts};

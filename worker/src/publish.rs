@@ -22,7 +22,8 @@ use tidegate_registry::time::Instant;
 
 use crate::checks::judge_history;
 use crate::engine::Joins;
-use crate::execute::{Outcome, Parts, Run};
+use crate::execute::{Parts, Run};
+use crate::executor::Outcome;
 use crate::lake::{CommitError, CommitNote, CommitRequest};
 use crate::online::{Begun, CutOver, OnlineError, OnlineStore, SUPERSEDED_AGE_MIN, encode};
 use crate::reads::{living, slice, state_schema};

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tidegate_registry::ids::{RunId, ViewId};
+use tidegate_registry::ids::RunId;
 use tidegate_registry::model::Project;
 use tidegate_registry::run::{Claim, RunState, TaskKind, TaskOutput};
 use tidegate_registry::store::{ClaimRequest, RunFilter, Store, StoreError, TaskEnd};
@@ -19,16 +19,18 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::Engine;
-use crate::execute::{Outcome, Parts, chain, execute, is_lost_lease};
+use crate::execute::{Parts, chain, is_lost_lease, note};
+use crate::executor::{Executor, Outcome};
 use crate::lake::Lake;
 use crate::online::OnlineStore;
-use crate::publish::discard_other_attempts;
 use crate::sources::Sources;
 
 /// How long a stopping worker lets its tasks finish before it hands them back.
 const GRACE: Duration = Duration::from_secs(8);
 /// How often an idle worker looks for work when nobody wakes it.
 const POLL: Duration = Duration::from_millis(500);
+/// How often a worker that is stopping tries to tell how a task ended: some 10 s in all.
+const TELL_STOPPING_MAX: u32 = 8;
 /// Projects that are kept in memory, by revision.
 const PROJECTS_KEPT: usize = 4;
 
@@ -57,6 +59,21 @@ pub struct WorkerParts {
     pub progress: Arc<Notify>,
 }
 
+/// What a worker's loop works with, whoever executes its tasks.
+#[derive(Debug, Clone)]
+pub struct Hands {
+    /// The registry.
+    pub store: Arc<dyn Store>,
+    /// Project time.
+    pub clock: Arc<dyn Clock>,
+    /// Executes claimed tasks.
+    pub executor: Arc<dyn Executor>,
+    /// Notified by others when there may be work.
+    pub wake: Arc<Notify>,
+    /// Notified by the worker when a task has ended: there may be something to admit.
+    pub progress: Arc<Notify>,
+}
+
 /// Settings of a worker.
 #[derive(Debug, Clone)]
 pub struct WorkerOptions {
@@ -72,13 +89,11 @@ pub struct WorkerOptions {
     pub spill_dir: PathBuf,
 }
 
-/// Executes tasks.
+/// Claims tasks and sees them through.
 #[derive(Debug)]
 pub struct Worker {
-    parts: Parts,
+    hands: Hands,
     options: WorkerOptions,
-    wake: Arc<Notify>,
-    progress: Arc<Notify>,
     projects: Arc<Projects>,
 }
 
@@ -89,21 +104,28 @@ impl Worker {
     /// When the engine cannot be set up.
     pub fn new(parts: WorkerParts) -> Result<Self> {
         let engine = Arc::new(Engine::new(parts.options.memory_bytes, &parts.options.spill_dir)?);
-        Ok(Self {
-            parts: Parts {
-                store: parts.store,
-                clock: parts.clock,
-                lake: parts.lake,
-                online: parts.online,
-                sources: parts.sources,
-                engine,
-                owner: parts.options.owner.clone(),
-            },
-            options: parts.options,
+        let executor = Parts {
+            store: Arc::clone(&parts.store),
+            clock: Arc::clone(&parts.clock),
+            lake: parts.lake,
+            online: parts.online,
+            sources: parts.sources,
+            engine,
+            owner: parts.options.owner.clone(),
+        };
+        let hands = Hands {
+            store: parts.store,
+            clock: parts.clock,
+            executor: Arc::new(executor),
             wake: parts.wake,
             progress: parts.progress,
-            projects: Arc::default(),
-        })
+        };
+        Ok(Self::with_hands(hands, parts.options))
+    }
+
+    /// A worker whose tasks are executed by somebody else than the engine.
+    pub fn with_hands(hands: Hands, options: WorkerOptions) -> Self {
+        Self { hands, options, projects: Arc::default() }
     }
 
     /// Executes whatever there is until `cancel`, then finishes or hands back.
@@ -130,7 +152,7 @@ impl Worker {
         let mut heard = tokio::time::interval(self.options.lease / 3);
         loop {
             // Interest is registered before looking, so that nothing is missed in between.
-            let woken = self.wake.notified();
+            let woken = self.hands.wake.notified();
             let mut claimed = false;
             while tasks.len() < self.options.slots && !cancel.is_cancelled() {
                 match self.claim(only).await {
@@ -165,7 +187,7 @@ impl Worker {
                 report(ended);
             }
         }
-        if let Err(error) = self.parts.store.worker_goodbye(&self.options.owner).await {
+        if let Err(error) = self.hands.store.worker_goodbye(&self.options.owner).await {
             tracing::debug!("The registry was not told that this worker stopped: {error}");
         }
         Ok(())
@@ -174,7 +196,7 @@ impl Worker {
     async fn claim(&self, only: &[RunId]) -> Option<Claim> {
         let request =
             ClaimRequest { owner: self.options.owner.clone(), lease: self.options.lease, only: only.to_vec() };
-        match self.parts.store.task_claim(&request, self.parts.clock.now()).await {
+        match self.hands.store.task_claim(&request, self.hands.clock.now()).await {
             Ok(claim) => {
                 if claim.is_some() {
                     fail::fail_point!("claim.after");
@@ -189,30 +211,29 @@ impl Worker {
     }
 
     async fn all_ended(&self, runs: &[RunId]) -> bool {
-        match self.parts.store.runs_open().await {
+        match self.hands.store.runs_open().await {
             Ok(open) => open.iter().all(|run| !runs.contains(&run.id)),
             Err(_) => false,
         }
     }
 
     async fn say_alive(&self) {
-        if let Err(error) = self.parts.store.worker_heartbeat(&self.options.owner).await {
+        if let Err(error) = self.hands.store.worker_heartbeat(&self.options.owner).await {
             tracing::warn!("The registry could not be told that this worker lives: {}", chain(&error.into()));
         }
     }
 
     /// One claimed task with its heartbeat, owning all it needs.
     fn task(&self, claim: Claim, stop: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
-        let parts = self.parts.clone();
+        let hands = self.hands.clone();
         let lease = self.options.lease;
         let projects = Arc::clone(&self.projects);
-        let (wake, progress) = (Arc::clone(&self.wake), Arc::clone(&self.progress));
         async move {
-            let project = projects.get(&parts, claim.run.definitions).await;
-            attend(&parts, &claim, project, lease, &stop).await;
+            let project = projects.get(&*hands.store, claim.run.definitions).await;
+            attend(&hands, &claim, project, lease, &stop).await;
             // A task that ended may make others claimable, here and elsewhere.
-            wake.notify_waiters();
-            progress.notify_waiters();
+            hands.wake.notify_waiters();
+            hands.progress.notify_waiters();
         }
     }
 
@@ -220,12 +241,12 @@ impl Worker {
     async fn sweep(&self) {
         let ended = NEVER_PUBLISHED;
         let filter = RunFilter { states: ended.to_vec(), limit: 1_000, ..RunFilter::default() };
-        let runs = match self.parts.store.runs(&filter).await {
+        let runs = match self.hands.store.runs(&filter).await {
             Ok(runs) => runs,
             Err(error) => return tracing::warn!("Looking for leftovers failed: {error}"),
         };
         for run in runs {
-            discard(&self.parts, run.id, &run.views).await;
+            self.hands.executor.discard(run.id, &run.views).await;
         }
     }
 }
@@ -241,7 +262,7 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 struct Projects(Mutex<VecDeque<(i64, Arc<Project>)>>);
 
 impl Projects {
-    async fn get(&self, parts: &Parts, revision: i64) -> Result<Arc<Project>> {
+    async fn get(&self, store: &dyn Store, revision: i64) -> Result<Arc<Project>> {
         let kept =
             self.0.lock().ok().and_then(|kept| {
                 kept.iter().find(|(known, _)| *known == revision).map(|(_, project)| Arc::clone(project))
@@ -249,7 +270,7 @@ impl Projects {
         if let Some(project) = kept {
             return Ok(project);
         }
-        let (_, project) = parts.store.project(Some(revision)).await.context("reading the run's definitions")?;
+        let (_, project) = store.project(Some(revision)).await.context("reading the run's definitions")?;
         let project = Arc::new(project);
         if let Ok(mut kept) = self.0.lock() {
             kept.push_front((revision, Arc::clone(&project)));
@@ -261,7 +282,7 @@ impl Projects {
 
 /// Executes a task beside its heartbeat, and tells the registry how it ended.
 async fn attend(
-    parts: &Parts,
+    hands: &Hands,
     claim: &Claim,
     project: Result<Arc<Project>>,
     lease: Duration,
@@ -272,18 +293,18 @@ async fn attend(
         Ok(project) => {
             let timeout = project.dags.get(&claim.run.dag).and_then(|dag| dag.timeout);
             tokio::select! {
-                outcome = execute(parts, claim, project) => match outcome {
+                outcome = hands.executor.execute(claim, project) => match outcome {
                     Ok(Outcome::Recorded) => return,
                     Ok(Outcome::End(end)) => end,
                     Err(error) => {
                         debug_assert!(is_lost_lease(&error), "execute hands up nothing else");
                         tracing::info!(run.id = %claim.run.id, task = %claim.kind, "The lease was lost; another worker goes on.");
-                        return discard_if_ended(parts, claim).await;
+                        return discard_if_ended(hands, claim).await;
                     }
                 },
-                () = keep_alive(parts, claim, lease) => {
+                () = keep_alive(hands, claim, lease) => {
                     tracing::warn!(run.id = %claim.run.id, task = %claim.kind, "The lease was lost while working; stopping.");
-                    return discard_if_ended(parts, claim).await;
+                    return discard_if_ended(hands, claim).await;
                 }
                 timeout = deadline(timeout) => TaskEnd::Failed {
                     error: format!("the task took longer than its timeout of {timeout:?}"),
@@ -296,7 +317,7 @@ async fn attend(
             }
         }
     };
-    tell(parts, claim, end).await;
+    tell(hands, claim, end, stop).await;
 }
 
 /// Returns the timeout when it has passed.
@@ -312,13 +333,15 @@ async fn deadline(timeout: Option<Duration>) -> Duration {
 
 /// Extends the lease until it is lost. A registry that cannot be reached is waited for: fences, not clocks, keep a worker
 /// that is out of touch from doing harm.
-async fn keep_alive(parts: &Parts, claim: &Claim, lease: Duration) {
+async fn keep_alive(hands: &Hands, claim: &Claim, lease: Duration) {
     loop {
         tokio::time::sleep(lease / 3).await;
-        match parts.store.task_heartbeat(claim.token, lease).await {
+        // One that hangs must not keep the next from being tried while there is still time.
+        let heard = tokio::time::timeout(lease / 3, hands.store.task_heartbeat(claim.token, lease)).await;
+        match heard.unwrap_or_else(|late| Err(StoreError::Unavailable(late.into()))) {
             Ok(()) => {}
             // Recording ends a lease as well: what comes after it, tidying up, is not to be cut short.
-            Err(StoreError::LostLease) if is_recorded(parts, claim).await => std::future::pending().await,
+            Err(StoreError::LostLease) if is_recorded(hands, claim).await => std::future::pending().await,
             Err(StoreError::LostLease) => return,
             Err(error) => tracing::warn!(run.id = %claim.run.id, "A heartbeat failed; trying again: {error}"),
         }
@@ -326,25 +349,27 @@ async fn keep_alive(parts: &Parts, claim: &Claim, lease: Duration) {
 }
 
 /// Whether the claimed task is the publication of a run that has been recorded, by us or by somebody else.
-async fn is_recorded(parts: &Parts, claim: &Claim) -> bool {
+async fn is_recorded(hands: &Hands, claim: &Claim) -> bool {
     claim.kind == TaskKind::Publish
-        && parts.store.run(claim.run.id).await.is_ok_and(|(run, _)| run.state == RunState::Succeeded)
+        && hands.store.run(claim.run.id).await.is_ok_and(|(run, _)| run.state == RunState::Succeeded)
 }
 
-async fn tell(parts: &Parts, claim: &Claim, end: TaskEnd) {
+/// Tells the registry how a task ended. One that is out of reach is waited for, since the work is done and would be done
+/// again otherwise; a worker that is asked to stop waits for some seconds only.
+async fn tell(hands: &Hands, claim: &Claim, end: TaskEnd, stop: &CancellationToken) {
     let may_end_run = matches!(end, TaskEnd::Blocked { .. } | TaskEnd::Failed { .. } | TaskEnd::PinsChanged { .. });
     if let TaskEnd::Failed { error, .. } = &end {
-        parts.note(claim, "error", error.clone()).await;
+        note(&*hands.store, &*hands.clock, claim, "error", error.clone()).await;
     }
     fail::fail_point!("end.before");
     for attempt in 0_u32.. {
-        match parts.store.task_end(claim.token, end.clone(), parts.clock.now()).await {
+        match hands.store.task_end(claim.token, end.clone(), hands.clock.now()).await {
             Ok(()) => break,
-            Err(StoreError::Unavailable(error)) if attempt < 10 => {
+            Err(StoreError::Unavailable(error)) if attempt < TELL_STOPPING_MAX || !stop.is_cancelled() => {
                 tracing::warn!(run.id = %claim.run.id, "The registry could not be told how a task ended; trying again: {error}");
                 tokio::time::sleep(Duration::from_millis(100 << attempt.min(6))).await;
             }
-            Err(StoreError::LostLease) => return discard_if_ended(parts, claim).await,
+            Err(StoreError::LostLease) => return discard_if_ended(hands, claim).await,
             Err(error) => {
                 tracing::error!(run.id = %claim.run.id, task = %claim.kind, "The registry refused how a task ended: {}", chain(&error.into()));
                 return;
@@ -367,32 +392,21 @@ async fn tell(parts: &Parts, claim: &Claim, end: TaskEnd) {
     }
     fail::fail_point!("end.after");
     if may_end_run {
-        discard_if_ended(parts, claim).await;
+        discard_if_ended(hands, claim).await;
     }
 }
 
 /// Deletes the staged files of the claim's run that nobody will need, if it has ended. A task that lost its lease asks too:
 /// when another view's check has ended the run, or another worker has published it, files may have been written after those
 /// of the run were deleted.
-async fn discard_if_ended(parts: &Parts, claim: &Claim) {
-    let Ok((run, tasks)) = parts.store.run(claim.run.id).await else { return };
+async fn discard_if_ended(hands: &Hands, claim: &Claim) {
+    let Ok((run, tasks)) = hands.store.run(claim.run.id).await else { return };
     if NEVER_PUBLISHED.contains(&run.state) {
-        return discard(parts, run.id, &run.views).await;
+        return hands.executor.discard(run.id, &run.views).await;
     }
     let TaskKind::View(view) = &claim.kind else { return };
     let output = tasks.into_iter().find(|task| task.kind == claim.kind).and_then(|task| task.output);
-    if let (RunState::Succeeded, Some(TaskOutput::Staged(staged))) = (run.state, output)
-        && let Err(error) = discard_other_attempts(parts, run.id, view, &staged).await
-    {
-        tracing::warn!(run.id = %run.id, view = %view, "Staged files were left behind: {error:#}");
-    }
-}
-
-/// Deletes every staged file of a run that has ended without publishing.
-async fn discard(parts: &Parts, run: RunId, views: &[ViewId]) {
-    for view in views {
-        if let Err(error) = parts.lake.discard_staged(view, run, &[]).await {
-            tracing::warn!(run.id = %run, view = %view, "Staged files were left behind: {error:#}");
-        }
+    if let (RunState::Succeeded, Some(TaskOutput::Staged(staged))) = (run.state, output) {
+        hands.executor.discard_other_attempts(run.id, view, &staged).await;
     }
 }

@@ -1,0 +1,63 @@
+//! Who does the work of a claimed task, apart from claiming it, keeping its lease and telling how it ended: the seam
+//! between [`crate::Worker`]'s loop and the engine. The loop is the same for every executor, so simulations and benchmarks
+//! of many workers run the real one over tasks that cost nothing.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use anyhow::Result;
+use async_trait::async_trait;
+use tidegate_registry::ids::{RunId, ViewId};
+use tidegate_registry::model::Project;
+use tidegate_registry::run::{Claim, StagedView};
+use tidegate_registry::store::TaskEnd;
+
+use crate::execute::{Parts, execute};
+use crate::publish::discard_other_attempts;
+
+/// How a task went.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The attempt ends like this; the registry is yet to be told.
+    End(TaskEnd),
+    /// The registry has been told, with everything else.
+    Recorded,
+}
+
+/// Executes tasks.
+#[async_trait]
+pub trait Executor: Debug + Send + Sync {
+    /// Executes the task of `claim`, as the definitions in `project` say.
+    ///
+    /// # Errors
+    /// [`tidegate_registry::store::StoreError::LostLease`] (somewhere in the chain): somebody else goes on. Every other
+    /// failure is an [`Outcome`].
+    async fn execute(&self, claim: &Claim, project: Arc<Project>) -> Result<Outcome>;
+
+    /// Deletes what was staged for `views` by a run that ended without publishing. Harmless when there is nothing.
+    async fn discard(&self, run: RunId, views: &[ViewId]);
+
+    /// Deletes what other attempts staged for a view than the one that was published, which left `staged`.
+    async fn discard_other_attempts(&self, run: RunId, view: &ViewId, staged: &StagedView);
+}
+
+#[async_trait]
+impl Executor for Parts {
+    async fn execute(&self, claim: &Claim, project: Arc<Project>) -> Result<Outcome> {
+        execute(self, claim, project).await
+    }
+
+    async fn discard(&self, run: RunId, views: &[ViewId]) {
+        for view in views {
+            if let Err(error) = self.lake.discard_staged(view, run, &[]).await {
+                tracing::warn!(run.id = %run, view = %view, "Staged files were left behind: {error:#}");
+            }
+        }
+    }
+
+    async fn discard_other_attempts(&self, run: RunId, view: &ViewId, staged: &StagedView) {
+        if let Err(error) = discard_other_attempts(self, run, view, staged).await {
+            tracing::warn!(run.id = %run, view = %view, "Staged files were left behind: {error:#}");
+        }
+    }
+}
