@@ -14,7 +14,7 @@ use tidegate_registry::ids::RegistryId;
 use tidegate_registry::model::Project;
 use tidegate_registry::store::Store;
 use tidegate_registry::time::{Clock, Instant, SimulatedClock, SystemClock};
-use tidegate_store::SqliteStore;
+use tidegate_store::{PostgresStore, SqliteStore};
 use tracing::info;
 
 use crate::cli::Shared;
@@ -156,7 +156,7 @@ impl Context {
         let opening = || format!("opening the registry `{}`", settings.registry);
         let store: Arc<dyn Store> = match &settings.registry {
             RegistryLocation::Sqlite(path) => Arc::new(SqliteStore::open(path).await.with_context(opening)?),
-            RegistryLocation::Postgres(_) => return Err(not_built_in("a PostgreSQL registry")),
+            RegistryLocation::Postgres(url) => Arc::new(PostgresStore::open(url.expose()).await.with_context(opening)?),
         };
         let about = store.info().await.with_context(opening)?;
         if let Some(project) = about.project.as_deref().filter(|project| *project != settings.project.as_str()) {

@@ -105,7 +105,7 @@ CREATE TABLE runs (
 ) STRICT;
 CREATE INDEX runs_by_interval ON runs (interval_start, revision);
 CREATE INDEX runs_open ON runs (interval_start, dag, revision) WHERE finished_at IS NULL;
-CREATE TABLE schema_steps (version INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL) STRICT;
+CREATE TABLE schema_steps (version INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL, compatible_from INTEGER) STRICT;
 CREATE TABLE snapshot_views (
     snapshot          TEXT NOT NULL REFERENCES snapshots (id),
     position          INTEGER NOT NULL,

@@ -1,11 +1,11 @@
 //! The audit trail: who did what. Rows are only ever added; the database itself refuses anything else.
 
-use sqlx::SqliteConnection;
 use tidegate_registry::store::Result;
 use tidegate_registry::time::Instant;
 
 use crate::codec::{json, micros};
-use crate::db::on;
+use crate::db::{Conn, on};
+use crate::sql::query;
 
 /// Something that a person or a process did.
 pub(crate) struct Event<'a> {
@@ -17,8 +17,8 @@ pub(crate) struct Event<'a> {
     pub(crate) subject: &'a str,
 }
 
-pub(crate) async fn add_in_tx(tx: &mut SqliteConnection, event: &Event<'_>, detail: &serde_json::Value) -> Result<()> {
-    sqlx::query("INSERT INTO audit_events (at, actor, action, subject, detail) VALUES ($1, $2, $3, $4, $5)")
+pub(crate) async fn add_in_tx(tx: &mut Conn, event: &Event<'_>, detail: &serde_json::Value) -> Result<()> {
+    query("INSERT INTO audit_events (at, actor, action, subject, detail) VALUES ($1, $2, $3, $4, $5)")
         .bind(micros(event.at))
         .bind(event.actor)
         .bind(event.action)

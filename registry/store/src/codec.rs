@@ -7,10 +7,10 @@ use std::time::Duration;
 use chrono::DateTime;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Decode, Row, Sqlite, Type};
 use tidegate_registry::store::{Result, StoreError};
 use tidegate_registry::time::{Instant, Interval};
+
+use crate::sql::{Cell, Row};
 
 /// An instant as stored.
 pub(crate) fn micros(at: Instant) -> i64 {
@@ -33,9 +33,9 @@ pub(crate) fn number_option(value: Option<u64>) -> Result<Option<i64>> {
     value.map(number).transpose()
 }
 
-/// A `LIMIT`: 0 means all, which SQLite spells −1.
+/// A `LIMIT`: 0 means all, for which the two databases have no common word.
 pub(crate) fn limit_or_all(limit: u32) -> i64 {
-    if limit == 0 { -1 } else { i64::from(limit) }
+    if limit == 0 { i64::MAX } else { i64::from(limit) }
 }
 
 /// A value as JSON text.
@@ -52,12 +52,14 @@ pub(crate) fn internal(
 }
 
 /// Reads columns as domain types. A value that does not parse is [`StoreError::Internal`] naming the column.
-pub(crate) trait Columns {
+impl Row {
     /// Of a plain type.
-    fn get_as<'r, T: Decode<'r, Sqlite> + Type<Sqlite>>(&'r self, column: &'static str) -> Result<T>;
+    pub(crate) fn get_as<'r, T: Cell<'r>>(&'r self, column: &'static str) -> Result<T> {
+        T::of(self, column).map_err(|source| internal(format!("reading the column `{column}`"), source))
+    }
 
     /// Stored as text.
-    fn parse<T>(&self, column: &'static str) -> Result<T>
+    pub(crate) fn parse<T>(&self, column: &'static str) -> Result<T>
     where
         T: FromStr,
         T::Err: Display,
@@ -67,7 +69,7 @@ pub(crate) trait Columns {
     }
 
     /// Stored as text, or null.
-    fn parse_option<T>(&self, column: &'static str) -> Result<Option<T>>
+    pub(crate) fn parse_option<T>(&self, column: &'static str) -> Result<Option<T>>
     where
         T: FromStr,
         T::Err: Display,
@@ -76,18 +78,18 @@ pub(crate) trait Columns {
     }
 
     /// Stored as JSON.
-    fn json<T: DeserializeOwned>(&self, column: &'static str) -> Result<T> {
+    pub(crate) fn json<T: DeserializeOwned>(&self, column: &'static str) -> Result<T> {
         let text: &str = self.get_as(column)?;
         serde_json::from_str(text).map_err(|source| internal(format!("reading the column `{column}`"), source))
     }
 
     /// Stored as JSON, or null.
-    fn json_option<T: DeserializeOwned>(&self, column: &'static str) -> Result<Option<T>> {
+    pub(crate) fn json_option<T: DeserializeOwned>(&self, column: &'static str) -> Result<Option<T>> {
         if self.get_as::<Option<&str>>(column)?.is_none() { Ok(None) } else { self.json(column).map(Some) }
     }
 
     /// A count.
-    fn count<T: TryFrom<i64>>(&self, column: &'static str) -> Result<T>
+    pub(crate) fn count<T: TryFrom<i64>>(&self, column: &'static str) -> Result<T>
     where
         T::Error: std::error::Error + Send + Sync + 'static,
     {
@@ -96,7 +98,7 @@ pub(crate) trait Columns {
     }
 
     /// A count, or null.
-    fn count_option<T: TryFrom<i64>>(&self, column: &'static str) -> Result<Option<T>>
+    pub(crate) fn count_option<T: TryFrom<i64>>(&self, column: &'static str) -> Result<Option<T>>
     where
         T::Error: std::error::Error + Send + Sync + 'static,
     {
@@ -104,25 +106,19 @@ pub(crate) trait Columns {
     }
 
     /// An instant.
-    fn instant(&self, column: &'static str) -> Result<Instant> {
+    pub(crate) fn instant(&self, column: &'static str) -> Result<Instant> {
         DateTime::from_timestamp_micros(self.get_as(column)?)
             .ok_or_else(|| internal(format!("reading the column `{column}`"), "no such instant"))
     }
 
     /// An instant, or null.
-    fn instant_option(&self, column: &'static str) -> Result<Option<Instant>> {
+    pub(crate) fn instant_option(&self, column: &'static str) -> Result<Option<Instant>> {
         if self.get_as::<Option<i64>>(column)?.is_none() { Ok(None) } else { self.instant(column).map(Some) }
     }
 
     /// The columns `interval_start` and `interval_end`.
-    fn interval(&self) -> Result<Interval> {
+    pub(crate) fn interval(&self) -> Result<Interval> {
         Interval::new(self.instant("interval_start")?, self.instant("interval_end")?)
             .map_err(|source| internal("reading an interval", source))
-    }
-}
-
-impl Columns for SqliteRow {
-    fn get_as<'r, T: Decode<'r, Sqlite> + Type<Sqlite>>(&'r self, column: &'static str) -> Result<T> {
-        self.try_get(column).map_err(|source| internal(format!("reading the column `{column}`"), source))
     }
 }

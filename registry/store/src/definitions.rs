@@ -3,8 +3,6 @@
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
-use sqlx::SqliteConnection;
-use sqlx::sqlite::SqliteRow;
 use tidegate_registry::ids::{ProjectName, ViewId};
 use tidegate_registry::model::{Project, Table, TableRef};
 use tidegate_registry::plan::DefinitionKind;
@@ -14,8 +12,9 @@ use tidegate_registry::store::{
 use tidegate_registry::time::Instant;
 
 use crate::audit;
-use crate::codec::{Columns, internal, json, micros, number};
-use crate::db::{Db, commit, on};
+use crate::codec::{internal, json, micros, number};
+use crate::db::{Conn, Db, commit, on};
+use crate::sql::{Row, query};
 
 /// The name of the empty project that a registry serves before its first apply.
 const NO_PROJECT: &str = "none";
@@ -25,8 +24,8 @@ pub(crate) async fn info(db: &Db) -> Result<RegistryInfo> {
     info_in_tx(&mut tx).await
 }
 
-async fn info_in_tx(tx: &mut SqliteConnection) -> Result<RegistryInfo> {
-    let row = sqlx::query("SELECT id, project, revision FROM registry")
+async fn info_in_tx(tx: &mut Conn) -> Result<RegistryInfo> {
+    let row = query("SELECT id, project, revision FROM registry")
         .fetch_one(tx)
         .await
         .map_err(on("reading what the registry is"))?;
@@ -34,12 +33,12 @@ async fn info_in_tx(tx: &mut SqliteConnection) -> Result<RegistryInfo> {
 }
 
 /// The revision of the definitions in force.
-pub(crate) async fn revision_in_tx(tx: &mut SqliteConnection) -> Result<i64> {
+pub(crate) async fn revision_in_tx(tx: &mut Conn) -> Result<i64> {
     Ok(info_in_tx(tx).await?.revision)
 }
 
-pub(crate) async fn apply(db: &Db, request: ApplyRequest) -> Result<i64> {
-    let mut tx = db.write().await?;
+pub(crate) async fn apply(db: &Db, request: &ApplyRequest) -> Result<i64> {
+    let mut tx = db.write_alone().await?;
     let info = info_in_tx(&mut tx).await?;
     if let Some(served) = info.project.as_deref().filter(|served| *served != request.project) {
         return Err(StoreError::Refused(format!(
@@ -58,10 +57,10 @@ pub(crate) async fn apply(db: &Db, request: ApplyRequest) -> Result<i64> {
     for (kind, name) in &request.changes.removals {
         retire(&mut tx, *kind, name, revision).await?;
         if *kind == DefinitionKind::Dag {
-            sqlx::query("UPDATE dags SET retired = 1, due_at = NULL, changed = $1 WHERE dag = $2")
+            query("UPDATE dags SET retired = 1, due_at = NULL, changed = $1 WHERE dag = $2")
                 .bind(revision)
                 .bind(name)
-                .execute(&mut *tx)
+                .execute(&mut tx)
                 .await
                 .map_err(on("retiring a DAG"))?;
         }
@@ -70,25 +69,25 @@ pub(crate) async fn apply(db: &Db, request: ApplyRequest) -> Result<i64> {
         upsert(&mut tx, row, revision).await?;
         match row.kind {
             DefinitionKind::Dag => dag_due(&mut tx, &row.name, revision, request.now).await?,
-            DefinitionKind::FeatureView => view_state_ensure(&mut tx, &row.name, &request).await?,
+            DefinitionKind::FeatureView => view_state_ensure(&mut tx, &row.name, request).await?,
             DefinitionKind::Owner | DefinitionKind::Entity | DefinitionKind::Source | DefinitionKind::Pool => {}
         }
     }
-    for dag in dags_touched(&mut tx, &request, &before).await? {
+    for dag in dags_touched(&mut tx, request, &before).await? {
         dag_due(&mut tx, &dag, revision, request.now).await?;
     }
-    sqlx::query("UPDATE registry SET project = $1, revision = $2")
+    query("UPDATE registry SET project = $1, revision = $2")
         .bind(&request.project)
         .bind(revision)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .map_err(on("moving the revision"))?;
-    sqlx::query("INSERT INTO applies (revision, applied_at, actor, message) VALUES ($1, $2, $3, $4)")
+    query("INSERT INTO applies (revision, applied_at, actor, message) VALUES ($1, $2, $3, $4)")
         .bind(revision)
         .bind(micros(request.now))
         .bind(&request.actor)
         .bind(&request.message)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .map_err(on("noting the apply"))?;
     let names = |rows: &mut dyn Iterator<Item = (DefinitionKind, &String)>| -> Vec<String> {
@@ -105,8 +104,8 @@ pub(crate) async fn apply(db: &Db, request: ApplyRequest) -> Result<i64> {
     Ok(revision)
 }
 
-async fn retire(tx: &mut SqliteConnection, kind: DefinitionKind, name: &str, revision: i64) -> Result<()> {
-    sqlx::query("UPDATE definitions SET until = $1 WHERE kind = $2 AND name = $3 AND until IS NULL")
+async fn retire(tx: &mut Conn, kind: DefinitionKind, name: &str, revision: i64) -> Result<()> {
+    query("UPDATE definitions SET until = $1 WHERE kind = $2 AND name = $3 AND until IS NULL")
         .bind(revision)
         .bind(kind.as_str())
         .bind(name)
@@ -117,16 +116,15 @@ async fn retire(tx: &mut SqliteConnection, kind: DefinitionKind, name: &str, rev
 }
 
 /// Adds a version, unless the current one is the same. A changed definition keeps its place among its kind.
-async fn upsert(tx: &mut SqliteConnection, row: &DefinitionRow, revision: i64) -> Result<()> {
+async fn upsert(tx: &mut Conn, row: &DefinitionRow, revision: i64) -> Result<()> {
     let body = json(&row.body)?;
-    let current = sqlx::query(
-        "SELECT position, fingerprint, body FROM definitions WHERE kind = $1 AND name = $2 AND until IS NULL",
-    )
-    .bind(row.kind.as_str())
-    .bind(&row.name)
-    .fetch_optional(&mut *tx)
-    .await
-    .map_err(on("reading a definition"))?;
+    let current =
+        query("SELECT position, fingerprint, body FROM definitions WHERE kind = $1 AND name = $2 AND until IS NULL")
+            .bind(row.kind.as_str())
+            .bind(&row.name)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(on("reading a definition"))?;
     let position = match &current {
         Some(current) => {
             if current.get_as::<&str>("fingerprint")? == row.fingerprint && current.get_as::<&str>("body")? == body {
@@ -137,7 +135,7 @@ async fn upsert(tx: &mut SqliteConnection, row: &DefinitionRow, revision: i64) -
         None => None,
     };
     retire(tx, row.kind, &row.name, revision).await?;
-    sqlx::query(
+    query(
         "INSERT INTO definitions (kind, name, since, position, fingerprint, body) \
          VALUES ($1, $2, $3, coalesce($4, (SELECT coalesce(max(position), 0) + 1 FROM definitions)), $5, $6)",
     )
@@ -154,8 +152,8 @@ async fn upsert(tx: &mut SqliteConnection, row: &DefinitionRow, revision: i64) -
 }
 
 /// Makes a DAG due now. One that returns goes on with its grid.
-async fn dag_due(tx: &mut SqliteConnection, dag: &str, revision: i64, now: Instant) -> Result<()> {
-    sqlx::query(
+async fn dag_due(tx: &mut Conn, dag: &str, revision: i64, now: Instant) -> Result<()> {
+    query(
         "INSERT INTO dags (dag, due_at, created_at, changed) VALUES ($1, $2, $2, $3) \
          ON CONFLICT (dag) DO UPDATE SET due_at = $2, changed = $3, retired = 0",
     )
@@ -170,12 +168,12 @@ async fn dag_due(tx: &mut SqliteConnection, dag: &str, revision: i64, now: Insta
 
 /// What is known of an added view begins with its empty table. A definition may still change its table for as long as
 /// nothing was published to it.
-async fn view_state_ensure(tx: &mut SqliteConnection, name: &str, request: &ApplyRequest) -> Result<()> {
+async fn view_state_ensure(tx: &mut Conn, name: &str, request: &ApplyRequest) -> Result<()> {
     let view: ViewId = name.parse().map_err(|source| internal("reading the name of a view", source))?;
     let doing = "writing what is known of a view";
     match request.tables.get(&view) {
         Some(version) => {
-            sqlx::query(
+            query(
                 "INSERT INTO view_states (view, delta_version) VALUES ($1, $2) \
                  ON CONFLICT (view) DO UPDATE SET delta_version = excluded.delta_version \
                  WHERE view_states.records = 0 AND view_states.publish_number = 0",
@@ -187,7 +185,7 @@ async fn view_state_ensure(tx: &mut SqliteConnection, name: &str, request: &Appl
             .map_err(on(doing))?;
         }
         None => {
-            let known = sqlx::query("SELECT 1 FROM view_states WHERE view = $1")
+            let known = query("SELECT 1 FROM view_states WHERE view = $1")
                 .bind(name)
                 .fetch_optional(tx)
                 .await
@@ -215,8 +213,8 @@ struct DagViews {
 }
 
 /// The current views with what each reads: (name, tables).
-async fn current_reads(tx: &mut SqliteConnection) -> Result<Vec<(String, Vec<TableRef>)>> {
-    let rows = sqlx::query("SELECT name, body FROM definitions WHERE kind = 'feature_view' AND until IS NULL")
+async fn current_reads(tx: &mut Conn) -> Result<Vec<(String, Vec<TableRef>)>> {
+    let rows = query("SELECT name, body FROM definitions WHERE kind = 'feature_view' AND until IS NULL")
         .fetch_all(tx)
         .await
         .map_err(on("reading the views"))?;
@@ -225,7 +223,7 @@ async fn current_reads(tx: &mut SqliteConnection) -> Result<Vec<(String, Vec<Tab
 
 /// The DAGs that run a view that was added, changed or removed, or that reads a source of which that is true.
 async fn dags_touched(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     request: &ApplyRequest,
     before: &[(String, Vec<TableRef>)],
 ) -> Result<Vec<String>> {
@@ -246,7 +244,7 @@ async fn dags_touched(
     if views.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = sqlx::query("SELECT name, body FROM definitions WHERE kind = 'dag' AND until IS NULL ORDER BY name")
+    let rows = query("SELECT name, body FROM definitions WHERE kind = 'dag' AND until IS NULL ORDER BY name")
         .fetch_all(tx)
         .await
         .map_err(on("reading the DAGs"))?;
@@ -260,8 +258,8 @@ async fn dags_touched(
 }
 
 /// The views that `view` reads, as defined at `revision`.
-pub(crate) async fn view_reads_in_tx(tx: &mut SqliteConnection, view: &ViewId, revision: i64) -> Result<Vec<ViewId>> {
-    let row = sqlx::query(
+pub(crate) async fn view_reads_in_tx(tx: &mut Conn, view: &ViewId, revision: i64) -> Result<Vec<ViewId>> {
+    let row = query(
         "SELECT body FROM definitions WHERE kind = 'feature_view' AND name = $1 AND since <= $2 \
          AND (until IS NULL OR until > $2)",
     )
@@ -283,8 +281,8 @@ pub(crate) async fn view_reads_in_tx(tx: &mut SqliteConnection, view: &ViewId, r
 
 pub(crate) async fn applies(db: &Db) -> Result<Vec<ApplyRecord>> {
     let mut tx = db.read().await?;
-    let rows = sqlx::query("SELECT revision, applied_at, actor, message FROM applies ORDER BY revision DESC")
-        .fetch_all(&mut *tx)
+    let rows = query("SELECT revision, applied_at, actor, message FROM applies ORDER BY revision DESC")
+        .fetch_all(&mut tx)
         .await
         .map_err(on("reading the applies"))?;
     rows.iter()
@@ -304,7 +302,7 @@ pub(crate) async fn project(db: &Db, revision: Option<i64>) -> Result<(i64, Proj
     project_in_tx(&mut tx, revision).await
 }
 
-pub(crate) async fn project_in_tx(tx: &mut SqliteConnection, revision: Option<i64>) -> Result<(i64, Project)> {
+pub(crate) async fn project_in_tx(tx: &mut Conn, revision: Option<i64>) -> Result<(i64, Project)> {
     let info = info_in_tx(tx).await?;
     let revision = revision.unwrap_or(info.revision);
     if !(0..=info.revision).contains(&revision) {
@@ -312,7 +310,7 @@ pub(crate) async fn project_in_tx(tx: &mut SqliteConnection, revision: Option<i6
     }
     let name = ProjectName::new(info.project.as_deref().unwrap_or(NO_PROJECT))
         .map_err(|source| internal("reading the project's name", source))?;
-    let rows = sqlx::query(
+    let rows = query(
         "SELECT kind, name, body FROM definitions WHERE since <= $1 AND (until IS NULL OR until > $1) \
          ORDER BY position, since",
     )
@@ -336,15 +334,15 @@ pub(crate) async fn project_in_tx(tx: &mut SqliteConnection, revision: Option<i6
 
 pub(crate) async fn definition_versions(db: &Db, kind: DefinitionKind, name: &str) -> Result<Vec<DefinitionVersion>> {
     let mut tx = db.read().await?;
-    let rows = sqlx::query(
+    let rows = query(
         "SELECT fingerprint, body, since, until FROM definitions WHERE kind = $1 AND name = $2 ORDER BY since DESC",
     )
     .bind(kind.as_str())
     .bind(name)
-    .fetch_all(&mut *tx)
+    .fetch_all(&mut tx)
     .await
     .map_err(on("reading the versions of a definition"))?;
-    let version = |row: &SqliteRow| -> Result<DefinitionVersion> {
+    let version = |row: &Row| -> Result<DefinitionVersion> {
         Ok(DefinitionVersion {
             row: DefinitionRow {
                 kind,
@@ -360,14 +358,14 @@ pub(crate) async fn definition_versions(db: &Db, kind: DefinitionKind, name: &st
 }
 
 pub(crate) async fn clock_anchor(db: &Db, real_now: Instant, project_start: Instant) -> Result<(Instant, Instant)> {
-    let mut tx = db.write().await?;
-    let row = sqlx::query(
+    let mut tx = db.write_one().await?;
+    let row = query(
         "UPDATE registry SET clock_project = CASE WHEN clock_real IS NULL THEN $2 ELSE clock_project END, \
          clock_real = coalesce(clock_real, $1) RETURNING clock_real, clock_project",
     )
     .bind(micros(real_now))
     .bind(micros(project_start))
-    .fetch_one(&mut *tx)
+    .fetch_one(&mut tx)
     .await
     .map_err(on("anchoring the clock"))?;
     let anchor = (row.instant("clock_real")?, row.instant("clock_project")?);

@@ -1,27 +1,35 @@
 //! The registry's [`Store`] on a SQL database.
 //!
-//! Begin with [`SqliteStore`]. The modules follow the resources of the trait: definitions, planning, runs, tasks,
-//! publishing, snapshots, workers; `moves` holds what runs and tasks may become, `db` the file itself. Rows are turned
-//! into domain types where they are read and never leave the crate. [`mod@conformance`] is what every implementation of the
-//! trait must pass, this one included.
+//! Begin with [`SqlStore`]: [`SqliteStore`] is one file for the processes of one machine, [`PostgresStore`] a schema of a
+//! server for those of many. The modules follow the resources of the trait: definitions, planning, runs, tasks,
+//! publishing, snapshots, workers; `moves` holds what runs and tasks may become. `sql` is how one text of a query serves
+//! both databases, `db` is how each is opened and why what runs side by side stays right, `schema` the steps of the
+//! schema. Rows are turned into domain types where they are read and never leave the crate. [`mod@conformance`] is what
+//! every implementation of the trait must pass, these two included.
 //!
 //! May not know: what a definition means beyond the tables it reads, the lake, HTTP.
 
 mod audit;
+mod claims;
 mod codec;
 pub mod conformance;
 mod db;
 mod definitions;
 mod moves;
 mod planning;
+#[cfg(test)]
+mod postgres_tests;
 mod publishing;
 #[cfg(test)]
 mod query_plans;
 mod runs;
+mod schema;
 mod snapshots;
+mod sql;
 mod tasks;
 mod workers;
 
+use std::marker::PhantomData;
 use std::path::Path;
 use std::time::Duration;
 
@@ -37,196 +45,236 @@ use tidegate_registry::store::{
 };
 use tidegate_registry::time::Instant;
 
-/// A registry in one SQLite file. Several processes on one machine may share it.
+use crate::db::postgres::{BULK_MAX, CALL_MAX};
+
+/// A heartbeat waits for at least so long, however short its lease.
+const HEARTBEAT_MIN: Duration = Duration::from_secs(1);
+
+/// A registry in a SQL database of the kind `D`, which only says how it is opened.
 #[derive(Debug, Clone)]
-pub struct SqliteStore {
+pub struct SqlStore<D> {
     db: db::Db,
+    kind: PhantomData<D>,
 }
+
+/// SQLite, for [`SqlStore`].
+#[derive(Debug, Clone, Copy)]
+pub struct Sqlite;
+
+/// PostgreSQL, for [`SqlStore`].
+#[derive(Debug, Clone, Copy)]
+pub struct Postgres;
+
+/// A registry in one SQLite file. Several processes on one machine may share it.
+pub type SqliteStore = SqlStore<Sqlite>;
+
+/// A registry in a schema of a PostgreSQL database. Many processes on many machines may share it.
+pub type PostgresStore = SqlStore<Postgres>;
 
 impl SqliteStore {
     /// Opens the registry at `path`, creating its folders, the file and the schema where they are missing, and bringing
     /// an older schema up to date.
     ///
     /// # Errors
-    /// [`tidegate_registry::store::StoreError::Refused`] when a newer program has changed the schema;
-    /// [`tidegate_registry::store::StoreError::Unavailable`] when the file cannot be opened or stays locked.
+    /// [`tidegate_registry::store::StoreError::Refused`] when a newer program has changed the schema beyond what this one
+    /// can work with; [`tidegate_registry::store::StoreError::Unavailable`] when the file cannot be opened or stays
+    /// locked.
     pub async fn open(path: &Path) -> Result<Self> {
-        Ok(Self { db: db::Db::open(path).await? })
+        Ok(Self { db: db::Db::Sqlite(db::sqlite::SqliteDb::open(path).await?), kind: PhantomData })
     }
+}
 
-    /// Waits for what is under way and lets go of the file. Later calls fail as unavailable.
+impl PostgresStore {
+    /// Opens the registry at `url`, creating its schema where it is missing and bringing an older one up to date. The
+    /// database itself must exist.
+    ///
+    /// `url` is `postgres://user:password@host:port/database` with the parameters of libpq (`sslmode=verify-full`,
+    /// `sslrootcert=FILE`, …) and two more: `schema=name` (default `public`) lets several registries share a database,
+    /// `connections=n` (default 6) bounds how many connections this process opens.
+    ///
+    /// # Errors
+    /// [`tidegate_registry::store::StoreError::Refused`] when the URL is wrong, or a newer program has changed the schema
+    /// beyond what this one can work with; [`tidegate_registry::store::StoreError::Unavailable`] when the server does not
+    /// answer. None of them tells the password.
+    pub async fn open(url: &str) -> Result<Self> {
+        Ok(Self { db: db::Db::Postgres(db::postgres::PostgresDb::open(url).await?), kind: PhantomData })
+    }
+}
+
+impl<D> SqlStore<D> {
+    /// Waits for what is under way and lets go of the database. Later calls fail as unavailable.
     pub async fn close(&self) {
         self.db.close().await;
     }
 }
 
 #[async_trait]
-impl Store for SqliteStore {
+impl<D: std::fmt::Debug + Send + Sync> Store for SqlStore<D> {
     async fn info(&self) -> Result<RegistryInfo> {
-        definitions::info(&self.db).await
+        self.db.run(CALL_MAX, || definitions::info(&self.db)).await
     }
 
     async fn apply(&self, request: ApplyRequest) -> Result<i64> {
-        definitions::apply(&self.db, request).await
+        self.db.run(BULK_MAX, || definitions::apply(&self.db, &request)).await
     }
 
     async fn applies(&self) -> Result<Vec<ApplyRecord>> {
-        definitions::applies(&self.db).await
+        self.db.run(CALL_MAX, || definitions::applies(&self.db)).await
     }
 
     async fn project(&self, revision: Option<i64>) -> Result<(i64, Project)> {
-        definitions::project(&self.db, revision).await
+        self.db.run(BULK_MAX, || definitions::project(&self.db, revision)).await
     }
 
     async fn definition_versions(&self, kind: DefinitionKind, name: &str) -> Result<Vec<DefinitionVersion>> {
-        definitions::definition_versions(&self.db, kind, name).await
+        self.db.run(CALL_MAX, || definitions::definition_versions(&self.db, kind, name)).await
     }
 
     async fn dags_due(&self, now: Instant, limit: u32) -> Result<Vec<DagState>> {
-        planning::dags_due(&self.db, now, limit).await
+        self.db.run(CALL_MAX, || planning::dags_due(&self.db, now, limit)).await
     }
 
     async fn dags(&self) -> Result<Vec<DagState>> {
-        planning::dags(&self.db).await
+        self.db.run(CALL_MAX, || planning::dags(&self.db)).await
     }
 
     async fn next_due(&self) -> Result<Option<Instant>> {
-        planning::next_due(&self.db).await
+        self.db.run(CALL_MAX, || planning::next_due(&self.db)).await
     }
 
     async fn plan(&self, step: PlanStep, now: Instant) -> Result<()> {
-        planning::plan(&self.db, &step, now).await
+        self.db.run(CALL_MAX, || planning::plan(&self.db, &step, now)).await
     }
 
     async fn plan_all(&self, steps: &[PlanStep], now: Instant) -> Result<Vec<Result<()>>> {
-        planning::plan_all(&self.db, steps, now).await
+        self.db.run(BULK_MAX, || planning::plan_all(&self.db, steps, now)).await
     }
 
     async fn ticks(&self, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Instant>> {
-        planning::ticks(&self.db, dag, from, to).await
+        self.db.run(CALL_MAX, || planning::ticks(&self.db, dag, from, to)).await
     }
 
     async fn dag_pause(&self, dag: &DagName, paused: bool) -> Result<()> {
-        planning::dag_pause(&self.db, dag, paused).await
+        self.db.run(CALL_MAX, || planning::dag_pause(&self.db, dag, paused)).await
     }
 
     async fn runs_create(&self, runs: Vec<NewRun>, now: Instant) -> Result<Vec<RunId>> {
-        runs::create(&self.db, &runs, now).await
+        self.db.run(BULK_MAX, || runs::create(&self.db, &runs, now)).await
     }
 
     async fn runs(&self, filter: &RunFilter) -> Result<Vec<Run>> {
-        runs::list(&self.db, filter).await
+        self.db.run(CALL_MAX, || runs::list(&self.db, filter)).await
     }
 
     async fn run(&self, id: RunId) -> Result<(Run, Vec<Task>)> {
-        runs::get(&self.db, id).await
+        self.db.run(CALL_MAX, || runs::get(&self.db, id)).await
     }
 
     async fn runs_by_prefix(&self, prefix: &str) -> Result<Vec<RunId>> {
-        runs::by_prefix(&self.db, prefix).await
+        self.db.run(CALL_MAX, || runs::by_prefix(&self.db, prefix)).await
     }
 
     async fn runs_open(&self) -> Result<Vec<Run>> {
-        runs::open(&self.db).await
+        self.db.run(BULK_MAX, || runs::open(&self.db)).await
     }
 
     async fn run_admit(&self, id: RunId) -> Result<()> {
-        runs::admit(&self.db, id).await
+        self.db.run(CALL_MAX, || runs::admit(&self.db, id)).await
     }
 
     async fn runs_admit(&self, ids: &[RunId]) -> Result<()> {
-        runs::admit_all(&self.db, ids).await
+        self.db.run(BULK_MAX, || runs::admit_all(&self.db, ids)).await
     }
 
     async fn run_wait_reason(&self, id: RunId, reason: &str) -> Result<()> {
-        runs::wait_reason(&self.db, id, reason).await
+        self.db.run(CALL_MAX, || runs::wait_reason(&self.db, id, reason)).await
     }
 
     async fn run_cancel(&self, id: RunId, actor: &str, now: Instant) -> Result<()> {
-        runs::cancel(&self.db, id, actor, now).await
+        self.db.run(CALL_MAX, || runs::cancel(&self.db, id, actor, now)).await
     }
 
     async fn run_retry(&self, id: RunId, attempts_max: u32, now: Instant) -> Result<RunId> {
-        runs::retry(&self.db, id, attempts_max, now).await
+        self.db.run(CALL_MAX, || runs::retry(&self.db, id, attempts_max, now)).await
     }
 
     async fn latest_runs(&self, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Run>> {
-        runs::latest(&self.db, dag, from, to).await
+        self.db.run(CALL_MAX, || runs::latest(&self.db, dag, from, to)).await
     }
 
     async fn run_logs(&self, id: RunId) -> Result<Vec<LogLine>> {
-        runs::logs(&self.db, id).await
+        self.db.run(CALL_MAX, || runs::logs(&self.db, id)).await
     }
 
     async fn task_claim(&self, request: &ClaimRequest, now: Instant) -> Result<Option<Claim>> {
-        tasks::claim(&self.db, request, now).await
+        self.db.run(CALL_MAX, || claims::claim(&self.db, request, now)).await
     }
 
     async fn task_heartbeat(&self, token: LeaseToken, lease: Duration) -> Result<()> {
-        tasks::heartbeat(&self.db, token, lease).await
+        self.db.run(HEARTBEAT_MIN.max(lease / 3).min(CALL_MAX), || tasks::heartbeat(&self.db, token, lease)).await
     }
 
     async fn task_end(&self, token: LeaseToken, end: TaskEnd, now: Instant) -> Result<()> {
-        tasks::end(&self.db, token, end, now).await
+        self.db.run(CALL_MAX, || tasks::end(&self.db, token, &end, now)).await
     }
 
     async fn task_log(&self, token: LeaseToken, lines: &[(String, String)], now: Instant) -> Result<()> {
-        tasks::log(&self.db, token, lines, now).await
+        self.db.run(CALL_MAX, || tasks::log(&self.db, token, lines, now)).await
     }
 
     async fn leases_release(&self, owner: &str) -> Result<u64> {
-        tasks::leases_release(&self.db, owner).await
+        self.db.run(CALL_MAX, || tasks::leases_release(&self.db, owner)).await
     }
 
     async fn lease_owners(&self) -> Result<Vec<String>> {
-        tasks::lease_owners(&self.db).await
+        self.db.run(CALL_MAX, || tasks::lease_owners(&self.db)).await
     }
 
     async fn view_states(&self, views: &[ViewId]) -> Result<IndexMap<ViewId, ViewState>> {
-        publishing::view_states(&self.db, views).await
+        self.db.run(CALL_MAX, || publishing::view_states(&self.db, views)).await
     }
 
     async fn ledger(&self, view: &ViewId, until: Option<Instant>, limit: u32) -> Result<Vec<LedgerEntry>> {
-        publishing::ledger(&self.db, view, until, limit).await
+        self.db.run(CALL_MAX, || publishing::ledger(&self.db, view, until, limit)).await
     }
 
     async fn intent_take(&self, token: LeaseToken, request: IntentRequest, now: Instant) -> Result<Intent> {
-        publishing::intent_take(&self.db, token, request, now).await
+        self.db.run(CALL_MAX, || publishing::intent_take(&self.db, token, &request, now)).await
     }
 
     async fn intent(&self, run: RunId) -> Result<Option<Intent>> {
-        publishing::intent(&self.db, run).await
+        self.db.run(CALL_MAX, || publishing::intent(&self.db, run)).await
     }
 
     async fn record(&self, token: LeaseToken, record: Record, now: Instant) -> Result<()> {
-        publishing::record(&self.db, token, record, now).await
+        self.db.run(CALL_MAX, || publishing::record(&self.db, token, &record, now)).await
     }
 
     async fn snapshots(&self, dag: Option<&DagName>, view: Option<&ViewId>, limit: u32) -> Result<Vec<Snapshot>> {
-        snapshots::list(&self.db, dag, view, limit).await
+        self.db.run(CALL_MAX, || snapshots::list(&self.db, dag, view, limit)).await
     }
 
     async fn snapshot(&self, id: SnapshotId) -> Result<Snapshot> {
-        snapshots::get(&self.db, id).await
+        self.db.run(CALL_MAX, || snapshots::get(&self.db, id)).await
     }
 
     async fn checks(&self, filter: &CheckFilter) -> Result<Vec<CheckRow>> {
-        snapshots::checks(&self.db, filter).await
+        self.db.run(CALL_MAX, || snapshots::checks(&self.db, filter)).await
     }
 
     async fn worker_heartbeat(&self, owner: &str) -> Result<()> {
-        workers::heartbeat(&self.db, owner).await
+        self.db.run(CALL_MAX, || workers::heartbeat(&self.db, owner)).await
     }
 
     async fn worker_goodbye(&self, owner: &str) -> Result<()> {
-        workers::goodbye(&self.db, owner).await
+        self.db.run(CALL_MAX, || workers::goodbye(&self.db, owner)).await
     }
 
     async fn workers_alive(&self, within: Duration) -> Result<Vec<String>> {
-        workers::alive(&self.db, within).await
+        self.db.run(CALL_MAX, || workers::alive(&self.db, within)).await
     }
 
     async fn clock_anchor(&self, real_now: Instant, project_start: Instant) -> Result<(Instant, Instant)> {
-        definitions::clock_anchor(&self.db, real_now, project_start).await
+        self.db.run(CALL_MAX, || definitions::clock_anchor(&self.db, real_now, project_start)).await
     }
 }

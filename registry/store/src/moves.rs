@@ -6,15 +6,22 @@
 
 use std::collections::HashMap;
 
-use sqlx::SqliteConnection;
 use tidegate_registry::ids::{LeaseToken, RunId, ViewId};
 use tidegate_registry::run::{CheckResult, Run, RunState, TaskKind, TaskOutput, TaskState};
 use tidegate_registry::store::{Result, StoreError};
 use tidegate_registry::time::Instant;
 
-use crate::codec::{Columns, json, micros, number_option};
-use crate::db::on;
+use crate::codec::{json, micros, number_option};
+use crate::db::{Conn, on};
 use crate::runs;
+use crate::sql::{Builder, Row, query};
+
+macro_rules! task_columns {
+    () => {
+        "SELECT seq, kind, state, attempts, attempts_max, lease_owner FROM tasks "
+    };
+}
+pub(crate) use task_columns;
 
 /// A task with its run.
 #[derive(Debug)]
@@ -40,34 +47,27 @@ impl Held {
 ///
 /// # Errors
 /// [`StoreError::LostLease`] when it holds none.
-pub(crate) async fn held(tx: &mut SqliteConnection, token: LeaseToken) -> Result<Held> {
+pub(crate) async fn held(tx: &mut Conn, token: LeaseToken) -> Result<Held> {
     by_token(tx, token).await?.filter(|task| task.state == TaskState::Running).ok_or(StoreError::LostLease)
 }
 
-/// The task that `token` holds or was the last to hold.
-pub(crate) async fn by_token(tx: &mut SqliteConnection, token: LeaseToken) -> Result<Option<Held>> {
-    let row = sqlx::query("SELECT run, seq FROM tasks WHERE token = $1")
+/// The task that `token` holds or was the last to hold. Its run is locked first: what is read of both stays so.
+pub(crate) async fn by_token(tx: &mut Conn, token: LeaseToken) -> Result<Option<Held>> {
+    let Some(run) = runs::lock_by_token(tx, token).await? else { return Ok(None) };
+    let row = query(concat!(task_columns!(), "WHERE token = $1"))
         .bind(token.to_string())
-        .fetch_optional(&mut *tx)
+        .fetch_optional(tx)
         .await
         .map_err(on("looking for a lease"))?;
-    match row {
-        Some(row) => task(tx, row.parse("run")?, row.get_as("seq")?).await.map(Some),
-        None => Ok(None),
-    }
+    // It may have been taken away while we waited for the lock.
+    row.map(|row| held_from(run, &row)).transpose()
 }
 
-pub(crate) async fn task(tx: &mut SqliteConnection, run: RunId, seq: i64) -> Result<Held> {
-    let row =
-        sqlx::query("SELECT kind, state, attempts, attempts_max, lease_owner FROM tasks WHERE run = $1 AND seq = $2")
-            .bind(run.to_string())
-            .bind(seq)
-            .fetch_one(&mut *tx)
-            .await
-            .map_err(on("reading a task"))?;
+/// A row of [`task_columns!`] of that run.
+pub(crate) fn held_from(run: Run, row: &Row) -> Result<Held> {
     Ok(Held {
-        run: runs::get_in_tx(tx, run).await?,
-        seq,
+        run,
+        seq: row.get_as("seq")?,
         kind: row.parse("kind")?,
         state: row.parse("state")?,
         attempts: row.count("attempts")?,
@@ -76,11 +76,10 @@ pub(crate) async fn task(tx: &mut SqliteConnection, run: RunId, seq: i64) -> Res
     })
 }
 
-/// Brings `ready` of a run's tasks up to date.
-pub(crate) async fn refresh_ready(tx: &mut SqliteConnection, run: RunId) -> Result<()> {
-    let state = runs::get_in_tx(tx, run).await?.state;
+/// Brings `ready` of the tasks of a run in `state` up to date. The run is locked.
+pub(crate) async fn refresh_ready(tx: &mut Conn, run: RunId, state: RunState) -> Result<()> {
     let admitted = matches!(state, RunState::Queued | RunState::Running | RunState::Publishing);
-    let rows = sqlx::query("SELECT seq, state, waits_for, ready FROM tasks WHERE run = $1 ORDER BY seq")
+    let rows = query("SELECT seq, state, waits_for, ready FROM tasks WHERE run = $1 ORDER BY seq")
         .bind(run.to_string())
         .fetch_all(&mut *tx)
         .await
@@ -89,19 +88,22 @@ pub(crate) async fn refresh_ready(tx: &mut SqliteConnection, run: RunId) -> Resu
     for row in &rows {
         states.insert(row.get_as::<i64>("seq")?, row.parse::<TaskState>("state")?);
     }
+    let (mut begin, mut stop) = (Vec::new(), Vec::new());
     for row in &rows {
         let seq: i64 = row.get_as("seq")?;
         let waits_for: Vec<i64> = row.json("waits_for")?;
         let done = waits_for.iter().all(|before| states.get(before) == Some(&TaskState::Succeeded));
         let ready = admitted && done && states.get(&seq) == Some(&TaskState::Queued);
         if ready != row.get_as::<bool>("ready")? {
-            sqlx::query("UPDATE tasks SET ready = $1 WHERE run = $2 AND seq = $3")
-                .bind(ready)
-                .bind(run.to_string())
-                .bind(seq)
-                .execute(&mut *tx)
-                .await
-                .map_err(on("moving tasks along"))?;
+            if ready { &mut begin } else { &mut stop }.push(seq);
+        }
+    }
+    for (ready, tasks) in [(true, begin), (false, stop)] {
+        if !tasks.is_empty() {
+            let mut change = Builder::new("UPDATE tasks SET ready = ");
+            change.push_bind(ready).push(" WHERE run = ").push_bind(run.to_string()).push(" AND seq IN ");
+            change.push_list(tasks);
+            change.build().execute(&mut *tx).await.map_err(on("moving tasks along"))?;
         }
     }
     Ok(())
@@ -109,7 +111,7 @@ pub(crate) async fn refresh_ready(tx: &mut SqliteConnection, run: RunId) -> Resu
 
 /// Ends a task for good.
 pub(crate) async fn task_end(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     task: &Held,
     state: TaskState,
     error: Option<&str>,
@@ -117,7 +119,7 @@ pub(crate) async fn task_end(
     rows: Option<u64>,
     now: Instant,
 ) -> Result<()> {
-    sqlx::query(
+    query(
         "UPDATE tasks SET state = $1, error = $2, output = $3, rows = $4, finished_at = $5, ready = 0, \
          retry_at = NULL, lease_owner = NULL, lease_until = NULL WHERE run = $6 AND seq = $7",
     )
@@ -146,16 +148,10 @@ pub(crate) async fn task_end(
 }
 
 /// Ends a run: its other tasks are skipped and their leases void.
-pub(crate) async fn run_end(
-    tx: &mut SqliteConnection,
-    run: RunId,
-    state: RunState,
-    reason: &str,
-    now: Instant,
-) -> Result<()> {
+pub(crate) async fn run_end(tx: &mut Conn, run: RunId, state: RunState, reason: &str, now: Instant) -> Result<()> {
     debug_assert!(!state.is_open(), "{state} is not an end");
     let reason = Some(reason).filter(|reason| !reason.is_empty());
-    sqlx::query("UPDATE runs SET state = $1, reason = $2, finished_at = $3 WHERE id = $4")
+    query("UPDATE runs SET state = $1, reason = $2, finished_at = $3 WHERE id = $4")
         .bind(state.as_str())
         .bind(reason)
         .bind(micros(now))
@@ -163,7 +159,7 @@ pub(crate) async fn run_end(
         .execute(&mut *tx)
         .await
         .map_err(on("ending a run"))?;
-    sqlx::query(
+    query(
         "UPDATE tasks SET state = 'skipped', ready = 0, retry_at = NULL, token = NULL, lease_owner = NULL, \
          lease_until = NULL WHERE run = $1 AND state IN ('queued', 'running')",
     )
@@ -171,7 +167,7 @@ pub(crate) async fn run_end(
     .execute(&mut *tx)
     .await
     .map_err(on("skipping the tasks of a run"))?;
-    sqlx::query("UPDATE view_states SET publishing = NULL WHERE publishing = $1")
+    query("UPDATE view_states SET publishing = NULL WHERE publishing = $1")
         .bind(run.to_string())
         .execute(&mut *tx)
         .await
@@ -180,14 +176,9 @@ pub(crate) async fn run_end(
 }
 
 /// Replaces the verdicts of one view of a run.
-pub(crate) async fn verdicts_store(
-    tx: &mut SqliteConnection,
-    run: RunId,
-    view: &ViewId,
-    checks: &[CheckResult],
-) -> Result<()> {
+pub(crate) async fn verdicts_store(tx: &mut Conn, run: RunId, view: &ViewId, checks: &[CheckResult]) -> Result<()> {
     let doing = "storing verdicts";
-    let row = sqlx::query("SELECT seq FROM tasks WHERE run = $1 AND kind = $2")
+    let row = query("SELECT seq FROM tasks WHERE run = $1 AND kind = $2")
         .bind(run.to_string())
         .bind(view.to_string())
         .fetch_optional(&mut *tx)
@@ -195,14 +186,14 @@ pub(crate) async fn verdicts_store(
         .map_err(on(doing))?
         .ok_or_else(|| StoreError::Refused(format!("the run `{run}` does not compute `{view}`")))?;
     let seq: i64 = row.get_as("seq")?;
-    sqlx::query("DELETE FROM checks WHERE run = $1 AND seq = $2")
+    query("DELETE FROM checks WHERE run = $1 AND seq = $2")
         .bind(run.to_string())
         .bind(seq)
         .execute(&mut *tx)
         .await
         .map_err(on(doing))?;
     for (position, check) in (0_i64..).zip(checks) {
-        sqlx::query("INSERT INTO checks (run, seq, position, view, verdict, result) VALUES ($1, $2, $3, $4, $5, $6)")
+        query("INSERT INTO checks (run, seq, position, view, verdict, result) VALUES ($1, $2, $3, $4, $5, $6)")
             .bind(run.to_string())
             .bind(seq)
             .bind(position)

@@ -1,14 +1,13 @@
 //! DAGs as the scheduler sees them: when each is due, and the grid of ticks stored so far.
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Connection, SqliteConnection};
 use tidegate_registry::ids::DagName;
 use tidegate_registry::store::{DagState, PlanStep, Result, StoreError};
 use tidegate_registry::time::{Instant, format_instant};
 
-use crate::codec::{Columns, micros};
-use crate::db::{Db, commit, on};
+use crate::codec::micros;
+use crate::db::{Conn, Db, commit, on};
 use crate::runs;
+use crate::sql::{Row, query};
 
 macro_rules! dag_columns {
     () => {
@@ -22,15 +21,14 @@ pub(crate) const DUE: &str = concat!(dag_columns!(), "WHERE due_at <= $1 ORDER B
 
 pub(crate) async fn dags_due(db: &Db, now: Instant, limit: u32) -> Result<Vec<DagState>> {
     let mut tx = db.read().await?;
-    let rows =
-        sqlx::query(DUE).bind(micros(now)).bind(limit).fetch_all(&mut *tx).await.map_err(on("reading the due DAGs"))?;
+    let rows = query(DUE).bind(micros(now)).bind(limit).fetch_all(&mut tx).await.map_err(on("reading the due DAGs"))?;
     rows.iter().map(dag_state).collect()
 }
 
 pub(crate) async fn dags(db: &Db) -> Result<Vec<DagState>> {
     let mut tx = db.read().await?;
-    let rows = sqlx::query(concat!(dag_columns!(), "WHERE retired = 0 ORDER BY dag"))
-        .fetch_all(&mut *tx)
+    let rows = query(concat!(dag_columns!(), "WHERE retired = 0 ORDER BY dag"))
+        .fetch_all(&mut tx)
         .await
         .map_err(on("reading the DAGs"))?;
     rows.iter().map(dag_state).collect()
@@ -38,30 +36,30 @@ pub(crate) async fn dags(db: &Db) -> Result<Vec<DagState>> {
 
 pub(crate) async fn next_due(db: &Db) -> Result<Option<Instant>> {
     let mut tx = db.read().await?;
-    sqlx::query("SELECT min(due_at) AS due_at FROM dags WHERE due_at IS NOT NULL")
-        .fetch_one(&mut *tx)
+    query("SELECT min(due_at) AS due_at FROM dags WHERE due_at IS NOT NULL")
+        .fetch_one(&mut tx)
         .await
         .map_err(on("reading when a DAG is due"))?
         .instant_option("due_at")
 }
 
 pub(crate) async fn plan(db: &Db, step: &PlanStep, now: Instant) -> Result<()> {
-    let mut tx = db.write().await?;
+    let mut tx = db.write_alone().await?;
     plan_in_tx(&mut tx, step, now).await?;
     commit(tx).await
 }
 
 /// Each step behind a savepoint of its own, so that one that is refused takes nothing else back.
 pub(crate) async fn plan_all(db: &Db, steps: &[PlanStep], now: Instant) -> Result<Vec<Result<()>>> {
-    let mut tx = db.write().await?;
+    let mut tx = db.write_alone().await?;
     let mut verdicts = Vec::with_capacity(steps.len());
     for step in steps {
-        let mut savepoint = tx.begin().await.map_err(on("planning a DAG"))?;
-        let verdict = plan_in_tx(&mut savepoint, step, now).await;
+        tx.part().await?;
+        let verdict = plan_in_tx(&mut tx, step, now).await;
         match verdict {
-            Ok(()) => savepoint.commit().await.map_err(on("planning a DAG"))?,
+            Ok(()) => tx.part_keep().await?,
             Err(unavailable @ StoreError::Unavailable(_)) => return Err(unavailable),
-            Err(_) => savepoint.rollback().await.map_err(on("planning a DAG"))?,
+            Err(_) => tx.part_undo().await?,
         }
         verdicts.push(verdict);
     }
@@ -69,12 +67,12 @@ pub(crate) async fn plan_all(db: &Db, steps: &[PlanStep], now: Instant) -> Resul
     Ok(verdicts)
 }
 
-async fn plan_in_tx(tx: &mut SqliteConnection, step: &PlanStep, now: Instant) -> Result<()> {
+async fn plan_in_tx(tx: &mut Conn, step: &PlanStep, now: Instant) -> Result<()> {
     let state = dag_in_tx(&mut *tx, &step.dag).await?;
     if state.planned_until != step.planned_until {
         return Err(StoreError::Conflict(format!("`{}` was planned by somebody else meanwhile", step.dag)));
     }
-    let changed: i64 = sqlx::query("SELECT changed FROM dags WHERE dag = $1")
+    let changed: i64 = query("SELECT changed FROM dags WHERE dag = $1")
         .bind(step.dag.as_str())
         .fetch_one(&mut *tx)
         .await
@@ -96,7 +94,7 @@ async fn plan_in_tx(tx: &mut SqliteConnection, step: &PlanStep, now: Instant) ->
                 format_instant(before)
             )));
         }
-        sqlx::query("INSERT INTO ticks (dag, at) VALUES ($1, $2)")
+        query("INSERT INTO ticks (dag, at) VALUES ($1, $2)")
             .bind(step.dag.as_str())
             .bind(micros(*tick))
             .execute(&mut *tx)
@@ -104,7 +102,7 @@ async fn plan_in_tx(tx: &mut SqliteConnection, step: &PlanStep, now: Instant) ->
             .map_err(on("storing a tick"))?;
         last = Some(*tick);
     }
-    sqlx::query("UPDATE dags SET planned_until = $1, due_at = $2, schedule_fingerprint = $3 WHERE dag = $4")
+    query("UPDATE dags SET planned_until = $1, due_at = $2, schedule_fingerprint = $3 WHERE dag = $4")
         .bind(last.map(micros))
         .bind(step.due_at.map(micros))
         .bind(&step.schedule_fingerprint)
@@ -118,33 +116,33 @@ async fn plan_in_tx(tx: &mut SqliteConnection, step: &PlanStep, now: Instant) ->
 
 pub(crate) async fn ticks(db: &Db, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Instant>> {
     let mut tx = db.read().await?;
-    let rows = sqlx::query("SELECT at FROM ticks WHERE dag = $1 AND at >= $2 AND at <= $3 ORDER BY at")
+    let rows = query("SELECT at FROM ticks WHERE dag = $1 AND at >= $2 AND at <= $3 ORDER BY at")
         .bind(dag.as_str())
         .bind(micros(from))
         .bind(micros(to))
-        .fetch_all(&mut *tx)
+        .fetch_all(&mut tx)
         .await
         .map_err(on("reading ticks"))?;
     rows.iter().map(|row| row.instant("at")).collect()
 }
 
 pub(crate) async fn dag_pause(db: &Db, dag: &DagName, paused: bool) -> Result<()> {
-    let mut tx = db.write().await?;
+    let mut tx = db.write_alone().await?;
     let state = dag_in_tx(&mut tx, dag).await?;
     // No `now` is needed to be due at once: the DAG's creation lies in the past by any clock of the project.
     let due_at = if state.paused && !paused { Some(state.created_at) } else { state.due_at };
-    sqlx::query("UPDATE dags SET paused = $1, due_at = $2 WHERE dag = $3")
+    query("UPDATE dags SET paused = $1, due_at = $2 WHERE dag = $3")
         .bind(paused)
         .bind(due_at.map(micros))
         .bind(dag.as_str())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .map_err(on("pausing a DAG"))?;
     commit(tx).await
 }
 
-async fn dag_in_tx(tx: &mut SqliteConnection, dag: &DagName) -> Result<DagState> {
-    let row = sqlx::query(concat!(dag_columns!(), "WHERE dag = $1 AND retired = 0"))
+async fn dag_in_tx(tx: &mut Conn, dag: &DagName) -> Result<DagState> {
+    let row = query(concat!(dag_columns!(), "WHERE dag = $1 AND retired = 0"))
         .bind(dag.as_str())
         .fetch_optional(tx)
         .await
@@ -152,7 +150,7 @@ async fn dag_in_tx(tx: &mut SqliteConnection, dag: &DagName) -> Result<DagState>
     row.as_ref().map_or_else(|| Err(StoreError::NotFound { what: "DAG", name: dag.to_string() }), dag_state)
 }
 
-fn dag_state(row: &SqliteRow) -> Result<DagState> {
+fn dag_state(row: &Row) -> Result<DagState> {
     Ok(DagState {
         dag: row.parse("dag")?,
         paused: row.get_as("paused")?,

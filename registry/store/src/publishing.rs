@@ -1,9 +1,9 @@
 //! From intent to record: the part of a run during which its views belong to it alone.
 
+use std::collections::HashMap;
+
 use indexmap::IndexMap;
 use serde_json::json;
-use sqlx::SqliteConnection;
-use sqlx::sqlite::SqliteRow;
 use tidegate_registry::ids::{LeaseToken, RunId, ViewId};
 use tidegate_registry::run::{Intent, Run, RunState, TaskKind, TaskOutput, TaskState, Verdict, ViewIntent};
 use tidegate_registry::store::{
@@ -11,20 +11,35 @@ use tidegate_registry::store::{
 };
 use tidegate_registry::time::{Instant, Interval};
 
-use crate::codec::{self, Columns, limit_or_all, micros, number, number_option};
-use crate::db::{Db, commit, on};
+use crate::codec::{self, limit_or_all, micros, number, number_option};
+use crate::db::{Conn, Db, commit, on};
 use crate::moves::{self, Held};
+use crate::sql::{Builder, Row, locked, query};
 use crate::{audit, snapshots};
 
+macro_rules! view_columns {
+    () => {
+        "SELECT view, publish_number, recorded_number, publishing, records, delta_version, online_generation, \
+         newest_start AS interval_start, newest_end AS interval_end FROM view_states"
+    };
+}
+
+/// Views in one question.
+const VIEWS_MAX: usize = 1_000;
+
 pub(crate) async fn view_states(db: &Db, views: &[ViewId]) -> Result<IndexMap<ViewId, ViewState>> {
-    let mut tx = db.read().await?;
-    let mut states = IndexMap::new();
-    for view in views {
-        if let Some(row) = view_row(&mut tx, view).await? {
-            states.insert(view.clone(), row.state);
+    let mut tx = db.read_together().await?;
+    let mut found = HashMap::new();
+    for some in views.chunks(VIEWS_MAX) {
+        let mut rows = Builder::new(view_columns!());
+        rows.push(" WHERE view IN ").push_list(some.iter().map(ToString::to_string));
+        for row in rows.build().fetch_all(&mut tx).await.map_err(on("reading what is known of views"))? {
+            found.insert(row.parse::<ViewId>("view")?, view_from(&row)?.state);
         }
     }
-    Ok(states)
+    commit(tx).await?;
+    // In the order asked for.
+    Ok(views.iter().filter_map(|view| Some((view.clone(), found.remove(view)?))).collect())
 }
 
 struct ViewRow {
@@ -32,46 +47,44 @@ struct ViewRow {
     recorded_number: u64,
 }
 
-async fn view_row(tx: &mut SqliteConnection, view: &ViewId) -> Result<Option<ViewRow>> {
-    let row = sqlx::query(
-        "SELECT publish_number, recorded_number, publishing, records, delta_version, online_generation, \
-         newest_start AS interval_start, newest_end AS interval_end FROM view_states WHERE view = $1",
-    )
-    .bind(view.to_string())
-    .fetch_optional(tx)
-    .await
-    .map_err(on("reading what is known of a view"))?;
-    let read = |row: SqliteRow| -> Result<ViewRow> {
-        let newest = row.instant_option("interval_end")?.map(|_| row.interval()).transpose()?;
-        Ok(ViewRow {
-            state: ViewState {
-                publish_number: row.count("publish_number")?,
-                publishing: row.parse_option("publishing")?,
-                records: row.count("records")?,
-                delta_version: row.count("delta_version")?,
-                online_generation: row.count_option("online_generation")?,
-                newest,
-            },
-            recorded_number: row.count("recorded_number")?,
-        })
-    };
-    row.map(read).transpose()
+async fn view_row(tx: &mut Conn, view: &ViewId) -> Result<Option<ViewRow>> {
+    let row = query(concat!(view_columns!(), " WHERE view = $1"))
+        .bind(view.to_string())
+        .fetch_optional(tx)
+        .await
+        .map_err(on("reading what is known of a view"))?;
+    row.as_ref().map(view_from).transpose()
 }
 
-async fn view_row_known(tx: &mut SqliteConnection, view: &ViewId) -> Result<ViewRow> {
+fn view_from(row: &Row) -> Result<ViewRow> {
+    let newest = row.instant_option("interval_end")?.map(|_| row.interval()).transpose()?;
+    Ok(ViewRow {
+        state: ViewState {
+            publish_number: row.count("publish_number")?,
+            publishing: row.parse_option("publishing")?,
+            records: row.count("records")?,
+            delta_version: row.count("delta_version")?,
+            online_generation: row.count_option("online_generation")?,
+            newest,
+        },
+        recorded_number: row.count("recorded_number")?,
+    })
+}
+
+async fn view_row_known(tx: &mut Conn, view: &ViewId) -> Result<ViewRow> {
     view_row(tx, view).await?.ok_or_else(|| StoreError::NotFound { what: "feature view", name: view.to_string() })
 }
 
 pub(crate) async fn ledger(db: &Db, view: &ViewId, until: Option<Instant>, limit: u32) -> Result<Vec<LedgerEntry>> {
     let mut tx = db.read().await?;
-    let rows = sqlx::query(
+    let rows = query(
         "SELECT interval_start, interval_end, run, snapshot, rows, digest FROM ledger \
          WHERE view = $1 AND interval_end <= $2 ORDER BY interval_end DESC, interval_start DESC LIMIT $3",
     )
     .bind(view.to_string())
     .bind(until.map_or(i64::MAX, micros))
     .bind(limit_or_all(limit))
-    .fetch_all(&mut *tx)
+    .fetch_all(&mut tx)
     .await
     .map_err(on("reading a ledger"))?;
     rows.iter()
@@ -87,45 +100,50 @@ pub(crate) async fn ledger(db: &Db, view: &ViewId, until: Option<Instant>, limit
         .collect()
 }
 
-pub(crate) async fn intent_take(db: &Db, token: LeaseToken, request: IntentRequest, now: Instant) -> Result<Intent> {
+pub(crate) async fn intent_take(db: &Db, token: LeaseToken, request: &IntentRequest, now: Instant) -> Result<Intent> {
     let mut tx = db.write().await?;
     let task = moves::held(&mut tx, token).await?;
     refuse_unless_publish(&task)?;
     let run = &task.run;
     if let Some(stored) = intent_in_tx(&mut tx, run.id).await? {
+        commit(tx).await?;
         return Ok(stored);
     }
     refuse_unless_same_views(run, request.views.keys())?;
+    lock_views(&mut tx, run).await?;
     let mut views = IndexMap::new();
-    for (view, judged) in request.views {
-        refuse_unless_passed(&view, &judged)?;
-        views.insert(view.clone(), view_take(&mut tx, run, &view, judged).await?);
+    for (view, judged) in &request.views {
+        refuse_unless_passed(view, judged)?;
+        views.insert(view.clone(), view_take(&mut tx, run, view, judged).await?);
     }
     let intent = Intent { run: run.id, views };
-    sqlx::query("INSERT INTO intents (run, taken_at, views) VALUES ($1, $2, $3)")
+    query("INSERT INTO intents (run, taken_at, views) VALUES ($1, $2, $3)")
         .bind(run.id.to_string())
         .bind(micros(now))
         .bind(codec::json(&intent.views)?)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .map_err(on("storing an intent"))?;
-    sqlx::query("UPDATE runs SET state = $1 WHERE id = $2")
+    query("UPDATE runs SET state = $1 WHERE id = $2")
         .bind(RunState::Publishing.as_str())
         .bind(run.id.to_string())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .map_err(on("storing an intent"))?;
     commit(tx).await?;
     Ok(intent)
 }
 
-/// Locks one view for the run and gives it its publish number.
-async fn view_take(
-    tx: &mut SqliteConnection,
-    run: &Run,
-    view: &ViewId,
-    judged: ViewIntentRequest,
-) -> Result<ViewIntent> {
+/// Locks what is known of the views of a run, in an order that all runs share.
+async fn lock_views(tx: &mut Conn, run: &Run) -> Result<()> {
+    let mut views = Builder::new("SELECT view FROM view_states WHERE view IN ");
+    views.push_list(run.views.iter().map(ToString::to_string)).push(" ORDER BY view").push_end(locked!(""));
+    views.build().fetch_all(tx).await.map_err(on("locking the views of a run"))?;
+    Ok(())
+}
+
+/// Takes one view for the run and gives it its publish number.
+async fn view_take(tx: &mut Conn, run: &Run, view: &ViewId, judged: &ViewIntentRequest) -> Result<ViewIntent> {
     let state = view_row_known(tx, view).await?.state;
     if let Some(other) = state.publishing.filter(|other| *other != run.id) {
         return Err(StoreError::Conflict(format!("the run `{other}` is publishing `{view}`")));
@@ -134,14 +152,14 @@ async fn view_take(
         return Err(StoreError::Conflict(format!("`{view}` was published since its history was judged")));
     }
     let publish_number = state.publish_number + 1;
-    sqlx::query("UPDATE view_states SET publish_number = $1, publishing = $2 WHERE view = $3")
+    query("UPDATE view_states SET publish_number = $1, publishing = $2 WHERE view = $3")
         .bind(number(publish_number)?)
         .bind(run.id.to_string())
         .bind(view.to_string())
         .execute(&mut *tx)
         .await
         .map_err(on("taking a view"))?;
-    let later = sqlx::query("SELECT 1 FROM ledger WHERE view = $1 AND interval_end > $2 LIMIT 1")
+    let later = query("SELECT 1 FROM ledger WHERE view = $1 AND interval_end > $2 LIMIT 1")
         .bind(view.to_string())
         .bind(micros(run.interval.end()))
         .fetch_optional(&mut *tx)
@@ -149,7 +167,7 @@ async fn view_take(
         .map_err(on("looking for later intervals"))?;
     moves::verdicts_store(tx, run.id, view, &judged.checks).await?;
     tracing::debug!(run.id = %run.id, view = %view, publish_number, "took the intent");
-    Ok(ViewIntent { publish_number, online: later.is_none(), checks: judged.checks })
+    Ok(ViewIntent { publish_number, online: later.is_none(), checks: judged.checks.clone() })
 }
 
 fn refuse_unless_publish(task: &Held) -> Result<()> {
@@ -185,8 +203,8 @@ pub(crate) async fn intent(db: &Db, run: RunId) -> Result<Option<Intent>> {
     intent_in_tx(&mut tx, run).await
 }
 
-async fn intent_in_tx(tx: &mut SqliteConnection, run: RunId) -> Result<Option<Intent>> {
-    let row = sqlx::query("SELECT views FROM intents WHERE run = $1")
+async fn intent_in_tx(tx: &mut Conn, run: RunId) -> Result<Option<Intent>> {
+    let row = query("SELECT views FROM intents WHERE run = $1")
         .bind(run.to_string())
         .fetch_optional(tx)
         .await
@@ -194,12 +212,13 @@ async fn intent_in_tx(tx: &mut SqliteConnection, run: RunId) -> Result<Option<In
     row.map(|row| Ok(Intent { run, views: row.json("views")? })).transpose()
 }
 
-pub(crate) async fn record(db: &Db, token: LeaseToken, record: Record, now: Instant) -> Result<()> {
+pub(crate) async fn record(db: &Db, token: LeaseToken, record: &Record, now: Instant) -> Result<()> {
     let mut tx = db.write().await?;
     let task = moves::by_token(&mut tx, token).await?.ok_or(StoreError::LostLease)?;
     refuse_unless_publish(&task)?;
     if task.state == TaskState::Succeeded {
-        return recorded_already(&mut tx, task.run.id, &record).await;
+        recorded_already(&mut tx, task.run.id, record).await?;
+        return commit(tx).await;
     }
     if task.state != TaskState::Running {
         return Err(StoreError::LostLease);
@@ -209,16 +228,17 @@ pub(crate) async fn record(db: &Db, token: LeaseToken, record: Record, now: Inst
         .await?
         .ok_or_else(|| StoreError::Refused(format!("the run `{}` has not taken its intent", run.id)))?;
     refuse_unless_same_views(run, record.views.keys())?;
-    snapshots::insert_in_tx(&mut tx, run, &record, now).await?;
+    lock_views(&mut tx, run).await?;
+    snapshots::insert_in_tx(&mut tx, run, record, now).await?;
     let mut rows = 0;
     for (view, what) in &record.views {
-        view_record(&mut tx, run, &intent, &record, (view, what)).await?;
+        view_record(&mut tx, run, &intent, record, (view, what)).await?;
         rows += what.rows;
     }
-    sqlx::query("INSERT INTO manifests (run, pins) VALUES ($1, $2)")
+    query("INSERT INTO manifests (run, pins) VALUES ($1, $2)")
         .bind(run.id.to_string())
         .bind(codec::json(&record.manifest)?)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .map_err(on("recording a manifest"))?;
     let output = TaskOutput::Published(record.snapshot);
@@ -236,8 +256,8 @@ pub(crate) async fn record(db: &Db, token: LeaseToken, record: Record, now: Inst
     commit(tx).await
 }
 
-async fn recorded_already(tx: &mut SqliteConnection, run: RunId, record: &Record) -> Result<()> {
-    let same = sqlx::query("SELECT 1 FROM snapshots WHERE run = $1 AND id = $2")
+async fn recorded_already(tx: &mut Conn, run: RunId, record: &Record) -> Result<()> {
+    let same = query("SELECT 1 FROM snapshots WHERE run = $1 AND id = $2")
         .bind(run.to_string())
         .bind(record.snapshot.to_string())
         .fetch_optional(tx)
@@ -250,7 +270,7 @@ async fn recorded_already(tx: &mut SqliteConnection, run: RunId, record: &Record
 }
 
 async fn view_record(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     run: &Run,
     intent: &Intent,
     record: &Record,
@@ -267,7 +287,7 @@ async fn view_record(
     if known.recorded_number > what.publish_number || known.state.publishing != Some(run.id) {
         return Err(StoreError::Superseded { view: view.clone() });
     }
-    sqlx::query(
+    query(
         "INSERT INTO ledger (view, interval_end, interval_start, run, snapshot, rows, digest) \
          VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (view, interval_end, interval_start) \
          DO UPDATE SET run = excluded.run, snapshot = excluded.snapshot, rows = excluded.rows, \
@@ -284,7 +304,7 @@ async fn view_record(
     .await
     .map_err(on("recording an interval"))?;
     let newest = newer(known.state.newest, run.interval);
-    sqlx::query(
+    query(
         "UPDATE view_states SET recorded_number = $1, records = records + 1, delta_version = $2, \
          online_generation = coalesce($3, online_generation), newest_start = $4, newest_end = $5 WHERE view = $6",
     )
@@ -312,6 +332,7 @@ mod tests {
 
     use crate::SqliteStore;
     use crate::conformance::world::{World, day, view};
+    use crate::sql::query;
 
     /// Only a restore can overtake a run that holds its views, and no method of the trait does that yet.
     #[tokio::test]
@@ -323,11 +344,11 @@ mod tests {
         let claim = world.claim_publish(run).await;
         let intent = world.take(&claim).await;
         let mut tx = store.db.write().await.unwrap();
-        sqlx::query("UPDATE view_states SET recorded_number = 2, publish_number = 2 WHERE view = 'b@v1'")
-            .execute(&mut *tx)
+        query("UPDATE view_states SET recorded_number = 2, publish_number = 2 WHERE view = 'b@v1'")
+            .execute(&mut tx)
             .await
             .unwrap();
-        tx.commit().await.unwrap();
+        crate::db::commit(tx).await.unwrap();
 
         let record = World::record(SnapshotId::generate(), &intent);
         let refused = store.record(claim.token, record, day(10)).await;

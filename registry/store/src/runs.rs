@@ -2,40 +2,45 @@
 
 use std::collections::HashMap;
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
-use tidegate_registry::ids::{DagName, RunId, ViewId};
+use tidegate_registry::ids::{DagName, LeaseToken, RunId, ViewId};
 use tidegate_registry::run::{Cause, NewRun, Run, RunState, Task, TaskKind, TaskState};
 use tidegate_registry::store::{LogLine, Result, RunFilter, StoreError};
 use tidegate_registry::time::{Instant, Interval};
 
-use crate::codec::{Columns, json, limit_or_all, micros};
-use crate::db::{Db, commit, on};
+use crate::codec::{json, limit_or_all, micros};
+use crate::db::{Conn, Db, commit, on};
+use crate::sql::{Builder, Row, Sql, locked, query};
 use crate::{audit, definitions, moves};
 
 /// All columns of [`run_from`].
+macro_rules! run_fields {
+    () => {
+        "runs.id, runs.dag, runs.interval_start, runs.interval_end, runs.views, runs.cause, runs.definitions, \
+         runs.revision, runs.state, runs.reason, runs.created_at, runs.started_at, runs.finished_at, runs.restarts"
+    };
+}
+pub(crate) use run_fields;
+
 macro_rules! run_columns {
     () => {
-        "SELECT runs.id, runs.dag, runs.interval_start, runs.interval_end, runs.views, runs.cause, runs.definitions, \
-         runs.revision, runs.state, runs.reason, runs.created_at, runs.started_at, runs.finished_at, runs.restarts \
-         FROM runs "
+        concat!("SELECT ", run_fields!(), " FROM runs ")
     };
 }
 
 pub(crate) async fn create(db: &Db, runs: &[NewRun], now: Instant) -> Result<Vec<RunId>> {
-    let mut tx = db.write().await?;
+    let mut tx = db.write_alone().await?;
     let ids = create_in_tx(&mut tx, runs, now).await?;
     commit(tx).await?;
     Ok(ids)
 }
 
 /// Creates those of `runs` that do not exist. A run that was made anew by a retry exists under its newest id.
-pub(crate) async fn create_in_tx(tx: &mut SqliteConnection, runs: &[NewRun], now: Instant) -> Result<Vec<RunId>> {
+pub(crate) async fn create_in_tx(tx: &mut Conn, runs: &[NewRun], now: Instant) -> Result<Vec<RunId>> {
     let mut ids = Vec::with_capacity(runs.len());
     // The runs of one plan mostly share their views, and reading what these read is most of the work.
     let mut edges = HashMap::new();
     for run in runs {
-        let existing = sqlx::query(
+        let existing = query(
             "SELECT id FROM runs WHERE dag = $1 AND interval_start = $2 AND interval_end = $3 AND views_key = $4 \
              AND cause = $5 ORDER BY retry DESC LIMIT 1",
         )
@@ -58,13 +63,7 @@ pub(crate) async fn create_in_tx(tx: &mut SqliteConnection, runs: &[NewRun], now
 /// Per (definitions, views): for each view in order, the positions of those of the views that it reads.
 type Edges = HashMap<(i64, Vec<ViewId>), Vec<Vec<usize>>>;
 
-async fn insert(
-    tx: &mut SqliteConnection,
-    run: &NewRun,
-    retry: bool,
-    edges: &mut Edges,
-    now: Instant,
-) -> Result<RunId> {
+async fn insert(tx: &mut Conn, run: &NewRun, retry: bool, edges: &mut Edges, now: Instant) -> Result<RunId> {
     if run.views.is_empty() {
         return Err(StoreError::Refused(format!("a run of `{}` needs at least one view", run.dag)));
     }
@@ -74,7 +73,7 @@ async fn insert(
         edges.insert(key.clone(), found);
     }
     let id = RunId::generate();
-    let revision: i64 = sqlx::query(
+    let revision: i64 = query(
         "SELECT coalesce(max(revision) + 1, 0) AS revision FROM runs \
          WHERE dag = $1 AND interval_start = $2 AND interval_end = $3",
     )
@@ -85,7 +84,7 @@ async fn insert(
     .await
     .map_err(on("numbering a run"))?
     .get_as("revision")?;
-    sqlx::query(
+    query(
         "INSERT INTO runs (id, dag, interval_start, interval_end, views, views_key, cause, retry, definitions, \
          revision, attempts_max, state, created_at) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'waiting', $12)",
@@ -113,7 +112,7 @@ async fn insert(
     }
     tasks.push((TaskKind::Publish, (0..tasks.len()).collect()));
     for (seq, (kind, waits_for)) in (0_i64..).zip(&tasks) {
-        sqlx::query(
+        query(
             "INSERT INTO tasks (run, seq, kind, state, waits_for, attempts_max, interval_start) \
              VALUES ($1, $2, $3, 'queued', $4, $5, $6)",
         )
@@ -130,7 +129,7 @@ async fn insert(
     Ok(id)
 }
 
-async fn edges_in_tx(tx: &mut SqliteConnection, run: &NewRun) -> Result<Vec<Vec<usize>>> {
+async fn edges_in_tx(tx: &mut Conn, run: &NewRun) -> Result<Vec<Vec<usize>>> {
     let mut edges = Vec::with_capacity(run.views.len());
     for (position, view) in run.views.iter().enumerate() {
         let reads = definitions::view_reads_in_tx(tx, view, run.definitions).await?;
@@ -147,7 +146,7 @@ fn views_key(views: &[ViewId]) -> String {
 }
 
 pub(crate) async fn list(db: &Db, filter: &RunFilter) -> Result<Vec<Run>> {
-    let mut query = QueryBuilder::<Sqlite>::new(run_columns!());
+    let mut query = Builder::new(run_columns!());
     query.push("WHERE 1 = 1");
     if let Some(dag) = &filter.dag {
         query.push(" AND dag = ").push_bind(dag.as_str());
@@ -162,12 +161,7 @@ pub(crate) async fn list(db: &Db, filter: &RunFilter) -> Result<Vec<Run>> {
         query.push(" AND cause = ").push_bind(cause);
     }
     if !filter.states.is_empty() {
-        query.push(" AND state IN (");
-        let mut list = query.separated(", ");
-        for state in &filter.states {
-            list.push_bind(state.as_str());
-        }
-        query.push(")");
+        query.push(" AND state IN ").push_list(filter.states.iter().map(|state| state.as_str()));
         if filter.states.iter().all(|state| state.is_open()) {
             // Leads to the index of open runs.
             query.push(" AND finished_at IS NULL");
@@ -175,31 +169,69 @@ pub(crate) async fn list(db: &Db, filter: &RunFilter) -> Result<Vec<Run>> {
     }
     query.push(" ORDER BY interval_start DESC, revision DESC, dag LIMIT ").push_bind(limit_or_all(filter.limit));
     let mut tx = db.read().await?;
-    let rows = query.build().fetch_all(&mut *tx).await.map_err(on("listing runs"))?;
+    let rows = query.build().fetch_all(&mut tx).await.map_err(on("listing runs"))?;
     rows.iter().map(run_from).collect()
 }
 
 pub(crate) async fn get(db: &Db, id: RunId) -> Result<(Run, Vec<Task>)> {
-    let mut tx = db.read().await?;
+    let mut tx = db.read_together().await?;
     let run = get_in_tx(&mut tx, id).await?;
-    let rows = sqlx::query(
+    let rows = query(
         "SELECT kind, state, attempts, rows, started_at, finished_at, error, output FROM tasks \
          WHERE run = $1 ORDER BY seq",
     )
     .bind(id.to_string())
-    .fetch_all(&mut *tx)
+    .fetch_all(&mut tx)
     .await
     .map_err(on("reading the tasks of a run"))?;
+    commit(tx).await?;
     Ok((run, rows.iter().map(task_from).collect::<Result<_>>()?))
 }
 
-pub(crate) async fn get_in_tx(tx: &mut SqliteConnection, id: RunId) -> Result<Run> {
-    let row = sqlx::query(concat!(run_columns!(), "WHERE id = $1"))
+pub(crate) async fn get_in_tx(tx: &mut Conn, id: RunId) -> Result<Run> {
+    let row = query(concat!(run_columns!(), "WHERE id = $1"))
         .bind(id.to_string())
         .fetch_optional(tx)
         .await
         .map_err(on("reading a run"))?;
-    row.as_ref().map_or_else(|| Err(StoreError::NotFound { what: "run", name: id.to_string() }), run_from)
+    known(id, row.as_ref())
+}
+
+/// The same, for whoever will change the run or its tasks: nobody else does until the transaction ends.
+pub(crate) async fn lock_in_tx(tx: &mut Conn, id: RunId) -> Result<Run> {
+    let row = query(locked!(run_columns!(), "WHERE id = $1"))
+        .bind(id.to_string())
+        .fetch_optional(tx)
+        .await
+        .map_err(on("locking a run"))?;
+    known(id, row.as_ref())
+}
+
+/// The same, unless somebody else holds it now or it does not exist.
+pub(crate) async fn lock_if_free_in_tx(tx: &mut Conn, id: RunId) -> Result<Option<Run>> {
+    let row = query(Sql {
+        sqlite: concat!(run_columns!(), "WHERE id = $1"),
+        postgres: concat!(run_columns!(), "WHERE id = $1 FOR NO KEY UPDATE SKIP LOCKED"),
+    })
+    .bind(id.to_string())
+    .fetch_optional(tx)
+    .await
+    .map_err(on("locking a run"))?;
+    row.as_ref().map(run_from).transpose()
+}
+
+/// Locks the run of the task that `token` holds or was the last to hold.
+pub(crate) async fn lock_by_token(tx: &mut Conn, token: LeaseToken) -> Result<Option<Run>> {
+    let row = query(locked!(run_columns!(), "WHERE id = (SELECT run FROM tasks WHERE token = $1)"))
+        .bind(token.to_string())
+        .fetch_optional(tx)
+        .await
+        .map_err(on("looking for a lease"))?;
+    row.as_ref().map(run_from).transpose()
+}
+
+fn known(id: RunId, row: Option<&Row>) -> Result<Run> {
+    row.map_or_else(|| Err(StoreError::NotFound { what: "run", name: id.to_string() }), run_from)
 }
 
 pub(crate) async fn by_prefix(db: &Db, prefix: &str) -> Result<Vec<RunId>> {
@@ -209,9 +241,9 @@ pub(crate) async fn by_prefix(db: &Db, prefix: &str) -> Result<Vec<RunId>> {
     }
     let mut tx = db.read().await?;
     // `g` sorts after every digit of an id.
-    let rows = sqlx::query("SELECT id FROM runs WHERE id >= $1 AND id < $1 || 'g' ORDER BY id LIMIT 10")
+    let rows = query("SELECT id FROM runs WHERE id >= $1 AND id < $1 || 'g' ORDER BY id LIMIT 10")
         .bind(prefix)
-        .fetch_all(&mut *tx)
+        .fetch_all(&mut tx)
         .await
         .map_err(on("looking for runs by id"))?;
     rows.iter().map(|row| row.parse("id")).collect()
@@ -219,8 +251,8 @@ pub(crate) async fn by_prefix(db: &Db, prefix: &str) -> Result<Vec<RunId>> {
 
 pub(crate) async fn open(db: &Db) -> Result<Vec<Run>> {
     let mut tx = db.read().await?;
-    let rows = sqlx::query(concat!(run_columns!(), "WHERE finished_at IS NULL ORDER BY interval_start, dag, revision"))
-        .fetch_all(&mut *tx)
+    let rows = query(concat!(run_columns!(), "WHERE finished_at IS NULL ORDER BY interval_start, dag, revision"))
+        .fetch_all(&mut tx)
         .await
         .map_err(on("reading the open runs"))?;
     rows.iter().map(run_from).collect()
@@ -228,7 +260,7 @@ pub(crate) async fn open(db: &Db) -> Result<Vec<Run>> {
 
 pub(crate) async fn latest(db: &Db, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Run>> {
     let mut tx = db.read().await?;
-    let rows = sqlx::query(concat!(
+    let rows = query(concat!(
         run_columns!(),
         "WHERE dag = $1 AND interval_start >= $2 AND interval_start < $3 AND revision = (\
          SELECT max(other.revision) FROM runs AS other WHERE other.dag = runs.dag \
@@ -238,7 +270,7 @@ pub(crate) async fn latest(db: &Db, dag: &DagName, from: Instant, to: Instant) -
     .bind(dag.as_str())
     .bind(micros(from))
     .bind(micros(to))
-    .fetch_all(&mut *tx)
+    .fetch_all(&mut tx)
     .await
     .map_err(on("reading the latest runs"))?;
     rows.iter().map(run_from).collect()
@@ -249,15 +281,15 @@ pub(crate) async fn admit(db: &Db, id: RunId) -> Result<()> {
 }
 
 pub(crate) async fn admit_all(db: &Db, ids: &[RunId]) -> Result<()> {
-    let mut tx = db.write().await?;
+    let mut tx = db.write_alone().await?;
     for id in ids {
-        if get_in_tx(&mut tx, *id).await?.state == RunState::Waiting {
-            sqlx::query("UPDATE runs SET state = 'queued', reason = NULL WHERE id = $1")
+        if lock_in_tx(&mut tx, *id).await?.state == RunState::Waiting {
+            query("UPDATE runs SET state = 'queued', reason = NULL WHERE id = $1")
                 .bind(id.to_string())
-                .execute(&mut *tx)
+                .execute(&mut tx)
                 .await
                 .map_err(on("admitting a run"))?;
-            moves::refresh_ready(&mut tx, *id).await?;
+            moves::refresh_ready(&mut tx, *id, RunState::Queued).await?;
         }
     }
     commit(tx).await
@@ -265,11 +297,11 @@ pub(crate) async fn admit_all(db: &Db, ids: &[RunId]) -> Result<()> {
 
 pub(crate) async fn wait_reason(db: &Db, id: RunId, reason: &str) -> Result<()> {
     let mut tx = db.write().await?;
-    if get_in_tx(&mut tx, id).await?.state == RunState::Waiting {
-        sqlx::query("UPDATE runs SET reason = $1 WHERE id = $2")
+    if lock_in_tx(&mut tx, id).await?.state == RunState::Waiting {
+        query("UPDATE runs SET reason = $1 WHERE id = $2")
             .bind(reason)
             .bind(id.to_string())
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await
             .map_err(on("noting what a run waits for"))?;
     }
@@ -278,7 +310,7 @@ pub(crate) async fn wait_reason(db: &Db, id: RunId, reason: &str) -> Result<()> 
 
 pub(crate) async fn cancel(db: &Db, id: RunId, actor: &str, now: Instant) -> Result<()> {
     let mut tx = db.write().await?;
-    let run = get_in_tx(&mut tx, id).await?;
+    let run = lock_in_tx(&mut tx, id).await?;
     if run.state == RunState::Publishing {
         return Err(StoreError::Refused(format!(
             "the run `{id}` is already publishing and can only finish: restore its views afterwards instead"
@@ -301,8 +333,8 @@ fn ended(state: RunState) -> String {
 }
 
 pub(crate) async fn retry(db: &Db, id: RunId, attempts_max: u32, now: Instant) -> Result<RunId> {
-    let mut tx = db.write().await?;
-    let old = get_in_tx(&mut tx, id).await?;
+    let mut tx = db.write_alone().await?;
+    let old = lock_in_tx(&mut tx, id).await?;
     if !matches!(old.state, RunState::Blocked | RunState::Failed | RunState::Cancelled) {
         return Err(StoreError::Refused(format!(
             "the run `{id}` is {}: only blocked, failed and cancelled runs can be retried",
@@ -332,8 +364,8 @@ pub(crate) async fn retry(db: &Db, id: RunId, attempts_max: u32, now: Instant) -
     Ok(new)
 }
 
-async fn open_of_interval(tx: &mut SqliteConnection, dag: &DagName, interval: Interval) -> Result<Option<RunId>> {
-    let row = sqlx::query(
+async fn open_of_interval(tx: &mut Conn, dag: &DagName, interval: Interval) -> Result<Option<RunId>> {
+    let row = query(
         "SELECT id FROM runs WHERE dag = $1 AND interval_start = $2 AND interval_end = $3 AND finished_at IS NULL \
          LIMIT 1",
     )
@@ -349,9 +381,9 @@ async fn open_of_interval(tx: &mut SqliteConnection, dag: &DagName, interval: In
 pub(crate) async fn logs(db: &Db, id: RunId) -> Result<Vec<LogLine>> {
     let mut tx = db.read().await?;
     get_in_tx(&mut tx, id).await?;
-    let rows = sqlx::query("SELECT at, task, attempt, level, message FROM task_logs WHERE run = $1 ORDER BY id")
+    let rows = query("SELECT at, task, attempt, level, message FROM task_logs WHERE run = $1 ORDER BY id")
         .bind(id.to_string())
-        .fetch_all(&mut *tx)
+        .fetch_all(&mut tx)
         .await
         .map_err(on("reading the lines of a run"))?;
     rows.iter()
@@ -367,7 +399,8 @@ pub(crate) async fn logs(db: &Db, id: RunId) -> Result<Vec<LogLine>> {
         .collect()
 }
 
-fn run_from(row: &SqliteRow) -> Result<Run> {
+/// A row with [`run_fields!`].
+pub(crate) fn run_from(row: &Row) -> Result<Run> {
     Ok(Run {
         id: row.parse("id")?,
         dag: row.parse("dag")?,
@@ -385,7 +418,7 @@ fn run_from(row: &SqliteRow) -> Result<Run> {
     })
 }
 
-fn task_from(row: &SqliteRow) -> Result<Task> {
+fn task_from(row: &Row) -> Result<Task> {
     Ok(Task {
         kind: row.parse("kind")?,
         state: row.parse::<TaskState>("state")?,

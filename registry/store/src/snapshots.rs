@@ -1,35 +1,36 @@
 //! What recorded runs left behind, and the verdicts on all that was staged.
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use tidegate_registry::ids::{DagName, SnapshotId, ViewId};
 use tidegate_registry::run::Run;
 use tidegate_registry::store::{CheckFilter, CheckRow, Record, Result, Snapshot, SnapshotView, StoreError};
 use tidegate_registry::time::Instant;
 
-use crate::codec::{Columns, json, limit_or_all, micros, number, number_option};
-use crate::db::{Db, on};
+use crate::codec::{json, limit_or_all, micros, number, number_option};
+use crate::db::{Conn, Db, on};
+use crate::sql::{Builder, Row, query};
 
 /// Live is a snapshot when for each of its views it holds the newest interval, as published last.
 macro_rules! snapshot_columns {
     () => {
-        "SELECT s.id, s.run, s.dag, s.interval_start, s.interval_end, s.created_at, EXISTS (\
+        "SELECT s.id, s.run, s.dag, s.interval_start, s.interval_end, s.created_at, CASE WHEN EXISTS (\
          SELECT 1 FROM snapshot_views AS v \
          LEFT JOIN ledger AS l ON l.view = v.view AND l.interval_end = s.interval_end \
          AND l.interval_start = s.interval_start AND l.snapshot = s.id \
          LEFT JOIN view_states AS n ON n.view = v.view AND n.newest_end = s.interval_end \
          AND n.newest_start = s.interval_start \
-         WHERE v.snapshot = s.id AND (l.view IS NULL OR n.view IS NULL)) AS superseded \
+         WHERE v.snapshot = s.id AND (l.view IS NULL OR n.view IS NULL)) THEN CAST(1 AS BIGINT) ELSE 0 END AS superseded \
          FROM snapshots AS s "
     };
 }
 
 /// # Errors
 /// [`StoreError::Conflict`] when the id is taken by another run.
-pub(crate) async fn insert_in_tx(tx: &mut SqliteConnection, run: &Run, record: &Record, now: Instant) -> Result<()> {
+pub(crate) async fn insert_in_tx(tx: &mut Conn, run: &Run, record: &Record, now: Instant) -> Result<()> {
     let doing = "recording a snapshot";
     let id = record.snapshot.to_string();
-    sqlx::query(
+    // For the number.
+    tx.line_up("tidegate snapshots").await?;
+    query(
         "INSERT INTO snapshots (id, run, dag, interval_start, interval_end, created_at, number) \
          VALUES ($1, $2, $3, $4, $5, $6, (SELECT coalesce(max(number), 0) + 1 FROM snapshots))",
     )
@@ -44,7 +45,7 @@ pub(crate) async fn insert_in_tx(tx: &mut SqliteConnection, run: &Run, record: &
     .map_err(on(doing))?;
     for (position, view) in (0_i64..).zip(&run.views) {
         let Some(what) = record.views.get(view) else { continue };
-        sqlx::query(
+        query(
             "INSERT INTO snapshot_views (snapshot, position, view, fingerprint, delta_version, publish_number, \
              rows, digest, online_generation, profile) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         )
@@ -66,7 +67,7 @@ pub(crate) async fn insert_in_tx(tx: &mut SqliteConnection, run: &Run, record: &
 }
 
 pub(crate) async fn list(db: &Db, dag: Option<&DagName>, view: Option<&ViewId>, limit: u32) -> Result<Vec<Snapshot>> {
-    let mut query = QueryBuilder::<Sqlite>::new(snapshot_columns!());
+    let mut query = Builder::new(snapshot_columns!());
     query.push("WHERE 1 = 1");
     if let Some(dag) = dag {
         query.push(" AND s.dag = ").push_bind(dag.as_str());
@@ -79,7 +80,7 @@ pub(crate) async fn list(db: &Db, dag: Option<&DagName>, view: Option<&ViewId>, 
     }
     query.push(" ORDER BY s.number DESC LIMIT ").push_bind(limit_or_all(limit));
     let mut tx = db.read().await?;
-    let rows = query.build().fetch_all(&mut *tx).await.map_err(on("listing snapshots"))?;
+    let rows = query.build().fetch_all(&mut tx).await.map_err(on("listing snapshots"))?;
     let mut snapshots = Vec::with_capacity(rows.len());
     for row in &rows {
         snapshots.push(snapshot_from(&mut tx, row).await?);
@@ -89,17 +90,17 @@ pub(crate) async fn list(db: &Db, dag: Option<&DagName>, view: Option<&ViewId>, 
 
 pub(crate) async fn get(db: &Db, id: SnapshotId) -> Result<Snapshot> {
     let mut tx = db.read().await?;
-    let row = sqlx::query(concat!(snapshot_columns!(), "WHERE s.id = $1"))
+    let row = query(concat!(snapshot_columns!(), "WHERE s.id = $1"))
         .bind(id.to_string())
-        .fetch_optional(&mut *tx)
+        .fetch_optional(&mut tx)
         .await
         .map_err(on("reading a snapshot"))?
         .ok_or_else(|| StoreError::NotFound { what: "snapshot", name: id.to_string() })?;
     snapshot_from(&mut tx, &row).await
 }
 
-async fn snapshot_from(tx: &mut SqliteConnection, row: &SqliteRow) -> Result<Snapshot> {
-    let views = sqlx::query(
+async fn snapshot_from(tx: &mut Conn, row: &Row) -> Result<Snapshot> {
+    let views = query(
         "SELECT view, fingerprint, delta_version, publish_number, rows, digest, online_generation \
          FROM snapshot_views WHERE snapshot = $1 ORDER BY position",
     )
@@ -113,12 +114,12 @@ async fn snapshot_from(tx: &mut SqliteConnection, row: &SqliteRow) -> Result<Sna
         run: row.parse("run")?,
         interval: row.interval()?,
         created_at: row.instant("created_at")?,
-        status: if row.get_as("superseded")? { "superseded" } else { "live" }.to_owned(),
+        status: if row.get_as::<bool>("superseded")? { "superseded" } else { "live" }.to_owned(),
         views: views.iter().map(snapshot_view_from).collect::<Result<_>>()?,
     })
 }
 
-fn snapshot_view_from(row: &SqliteRow) -> Result<SnapshotView> {
+fn snapshot_view_from(row: &Row) -> Result<SnapshotView> {
     Ok(SnapshotView {
         view: row.parse("view")?,
         fingerprint: row.get_as("fingerprint")?,
@@ -131,7 +132,7 @@ fn snapshot_view_from(row: &SqliteRow) -> Result<SnapshotView> {
 }
 
 pub(crate) async fn checks(db: &Db, filter: &CheckFilter) -> Result<Vec<CheckRow>> {
-    let mut query = QueryBuilder::<Sqlite>::new(
+    let mut query = Builder::new(
         "SELECT c.run, c.view, c.result, r.dag, r.interval_start, r.interval_end \
          FROM checks AS c JOIN runs AS r ON r.id = c.run WHERE 1 = 1",
     );
@@ -147,7 +148,7 @@ pub(crate) async fn checks(db: &Db, filter: &CheckFilter) -> Result<Vec<CheckRow
     // Ids of runs grow with time.
     query.push(" ORDER BY c.run DESC, c.seq, c.position LIMIT ").push_bind(limit_or_all(filter.limit));
     let mut tx = db.read().await?;
-    let rows = query.build().fetch_all(&mut *tx).await.map_err(on("listing verdicts"))?;
+    let rows = query.build().fetch_all(&mut tx).await.map_err(on("listing verdicts"))?;
     rows.iter()
         .map(|row| {
             Ok(CheckRow {

@@ -4,28 +4,29 @@ use std::time::Duration;
 
 use tidegate_registry::store::Result;
 
-use crate::codec::{Columns, duration_micros};
-use crate::db::{Db, commit, db_now, on};
+use crate::codec::duration_micros;
+use crate::db::{Db, commit, on};
+use crate::sql::{db_now, query};
 
 pub(crate) async fn heartbeat(db: &Db, owner: &str) -> Result<()> {
-    let mut tx = db.write().await?;
-    sqlx::query(concat!(
+    let mut tx = db.write_one().await?;
+    query(concat!(
         "INSERT INTO workers (owner, heard_at) VALUES ($1, ",
         db_now!(),
         ") ON CONFLICT (owner) DO UPDATE SET heard_at = excluded.heard_at"
     ))
     .bind(owner)
-    .execute(&mut *tx)
+    .execute(&mut tx)
     .await
     .map_err(on("noting that a worker lives"))?;
     commit(tx).await
 }
 
 pub(crate) async fn goodbye(db: &Db, owner: &str) -> Result<()> {
-    let mut tx = db.write().await?;
-    sqlx::query("DELETE FROM workers WHERE owner = $1")
+    let mut tx = db.write_one().await?;
+    query("DELETE FROM workers WHERE owner = $1")
         .bind(owner)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .map_err(on("noting that a worker stopped"))?;
     commit(tx).await
@@ -33,9 +34,9 @@ pub(crate) async fn goodbye(db: &Db, owner: &str) -> Result<()> {
 
 pub(crate) async fn alive(db: &Db, within: Duration) -> Result<Vec<String>> {
     let mut tx = db.read().await?;
-    let rows = sqlx::query(concat!("SELECT owner FROM workers WHERE heard_at >= ", db_now!(), " - $1 ORDER BY owner"))
+    let rows = query(concat!("SELECT owner FROM workers WHERE heard_at >= ", db_now!(), " - $1 ORDER BY owner"))
         .bind(duration_micros(within))
-        .fetch_all(&mut *tx)
+        .fetch_all(&mut tx)
         .await
         .map_err(on("reading which workers live"))?;
     rows.iter().map(|row| row.get_as("owner")).collect()

@@ -4,6 +4,8 @@
 //! A server that is not installed is an error that names the package; nothing here ever talks to a server that happens
 //! to run.
 
+mod postgres;
 mod process;
 
-pub use process::{Server, free_port, program, user_for_servers};
+pub use postgres::Postgres;
+pub use process::{Folder, Server, free_port, program, user_for_servers};

@@ -10,9 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 /// Keeps the server (`"$@"`) as a child, and kills it as soon as standard input ends: that is when our process lets go of
-/// the other end, on purpose or by dying.
+/// the other end, on purpose or by dying. `$0` is the signal.
 const KEEPER: &str =
-    r#""$@" & server=$!; cat >/dev/null; kill -KILL "$server" 2>/dev/null; wait "$server" 2>/dev/null"#;
+    r#""$@" & server=$!; cat >/dev/null; kill -"$0" "$server" 2>/dev/null; wait "$server" 2>/dev/null"#;
+
+/// Deletes the folder `$0` as soon as standard input ends. Servers may still be dying there: so it is tried again.
+const SWEEPER: &str =
+    r#"cat >/dev/null; n=0; until rm -rf "$0" 2>/dev/null || [ $n -ge 50 ]; do n=$((n+1)); sleep 0.1; done"#;
 
 /// How long a server may take to answer on its port.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -31,10 +35,18 @@ impl Server {
     /// # Errors
     /// When it cannot be started.
     pub fn start(command: &Command, log: &Path) -> Result<Self> {
+        Self::start_ended_by("KILL", command, log)
+    }
+
+    /// The same for a server whose sudden death has a signal of its own, because it leaves things behind otherwise.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_ended_by(signal: &str, command: &Command, log: &Path) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         let output = File::create(log).with_context(|| format!("creating `{}`", log.display()))?;
         let mut keeper = Command::new("sh");
-        keeper.args(["-c", KEEPER, "sh"]).arg(command.get_program()).args(command.get_args());
+        keeper.args(["-c", KEEPER, signal]).arg(command.get_program()).args(command.get_args());
         for (key, value) in command.get_envs() {
             match value {
                 Some(value) => keeper.env(key, value),
@@ -100,6 +112,40 @@ impl Drop for Server {
     }
 }
 
+/// A folder for a server's files: deleted when this is dropped or our process dies, so it may also live in a static.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    sweeper: Child,
+}
+
+impl Folder {
+    /// An empty folder below the system's temporary one.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new() -> Result<Self> {
+        let path = tempfile::Builder::new().prefix("tidegate-").tempdir().context("making a folder")?.keep();
+        let mut sweeper = Command::new("sh");
+        std::os::unix::process::CommandExt::process_group(&mut sweeper, 0);
+        let sweeper = sweeper.args(["-c", SWEEPER]).arg(&path).stdin(Stdio::piped()).stdout(Stdio::null());
+        let sweeper = sweeper.stderr(Stdio::null()).spawn().context("starting the sweeper of a folder")?;
+        Ok(Self { path, sweeper })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(self.sweeper.stdin.take());
+        let _ = self.sweeper.wait();
+    }
+}
+
 /// A port that nobody listens on now.
 ///
 /// # Errors
@@ -162,6 +208,15 @@ mod tests {
         assert!(process.exists());
         drop(server);
         assert!(!process.exists());
+    }
+
+    #[test]
+    fn a_folder_goes_with_the_value_that_stands_for_it() {
+        let folder = Folder::new().unwrap();
+        let path = folder.path().to_owned();
+        std::fs::write(path.join("file"), "text").unwrap();
+        drop(folder);
+        assert!(!path.exists());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The database file: opening and migrating it, its transactions, and what its errors mean to a caller.
+//! A registry in one SQLite file.
 //!
 //! SQLite has one writer at a time. All writes of this process go through one connection, so they queue here in order
 //! instead of polling for the file's lock; other processes are waited for by `busy_timeout`. Every write begins with
@@ -8,22 +8,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use sqlx::error::ErrorKind;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection, Row, Sqlite, SqliteConnection, SqlitePool, Transaction};
-use tidegate_registry::ids::RegistryId;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteError, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, Transaction};
 use tidegate_registry::store::{Result, StoreError};
 
-/// The present instant of the database's own clock, in microseconds: leases, retry delays and liveness live by it.
-macro_rules! db_now {
-    () => {
-        "CAST(unixepoch('subsec') * 1000000 AS INTEGER)"
-    };
-}
-pub(crate) use db_now;
-
-/// The steps of the schema, oldest first. Never edit one that was released: add another.
-const MIGRATIONS: &[(&str, &str)] = &[("0001_registry", include_str!("../migrations/0001_registry.sql"))];
+use super::{Conn, Tx, commit, on};
+use crate::schema;
 
 /// How long a write waits for another process's write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,12 +22,12 @@ const READERS: u32 = 4;
 
 /// One writer and some readers on one file.
 #[derive(Debug, Clone)]
-pub(crate) struct Db {
+pub(crate) struct SqliteDb {
     writer: SqlitePool,
     reader: SqlitePool,
 }
 
-impl Db {
+impl SqliteDb {
     pub(crate) async fn open(path: &Path) -> Result<Self> {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             tokio::fs::create_dir_all(folder).await.map_err(|source| StoreError::Internal {
@@ -61,16 +51,16 @@ impl Db {
             .max_connections(READERS)
             .connect_lazy_with(options.read_only(true).create_if_missing(false));
         let db = Self { writer, reader };
-        db.migrate().await?;
+        let mut tx = Tx(Conn::Sqlite(db.write().await?));
+        schema::migrate(&mut tx).await?;
+        commit(tx).await?;
         Ok(db)
     }
 
-    /// A transaction that will write; nobody else writes until it ends.
     pub(crate) async fn write(&self) -> Result<Transaction<'static, Sqlite>> {
         self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(on("beginning a write"))
     }
 
-    /// A transaction that only reads: all its queries see one state.
     pub(crate) async fn read(&self) -> Result<Transaction<'static, Sqlite>> {
         self.reader.begin().await.map_err(on("beginning a read"))
     }
@@ -78,45 +68,6 @@ impl Db {
     pub(crate) async fn close(&self) {
         self.reader.close().await;
         self.writer.close().await;
-    }
-
-    async fn migrate(&self) -> Result<()> {
-        let mut tx = self.write().await?;
-        sqlx::query(
-            "CREATE TABLE IF NOT EXISTS schema_steps (version INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL) STRICT",
-        )
-        .execute(&mut *tx)
-        .await
-        .map_err(on("preparing the schema"))?;
-        let at: i64 = sqlx::query("SELECT coalesce(max(version), 0) FROM schema_steps")
-            .fetch_one(&mut *tx)
-            .await
-            .and_then(|row| row.try_get(0))
-            .map_err(on("reading the schema's version"))?;
-        let newest = MIGRATIONS.len() as i64;
-        if at > newest {
-            return Err(StoreError::Refused(format!(
-                "the registry has schema version {at}, and this program knows versions up to {newest}: use a newer \
-                 version of Tidegate"
-            )));
-        }
-        for (version, (name, text)) in (1..).zip(MIGRATIONS) {
-            if version > at {
-                sqlx::raw_sql(*text).execute(&mut *tx).await.map_err(on("migrating the registry"))?;
-                sqlx::query("INSERT INTO schema_steps (version, name) VALUES ($1, $2)")
-                    .bind(version)
-                    .bind(*name)
-                    .execute(&mut *tx)
-                    .await
-                    .map_err(on("noting the schema's version"))?;
-            }
-        }
-        sqlx::query("INSERT INTO registry (one, id) VALUES (1, $1) ON CONFLICT (one) DO NOTHING")
-            .bind(RegistryId::generate().to_string())
-            .execute(&mut *tx)
-            .await
-            .map_err(on("naming the registry"))?;
-        commit(tx).await
     }
 }
 
@@ -130,39 +81,19 @@ async fn enter_wal(options: &SqliteConnectOptions) -> Result<()> {
         attempt += 1;
         match SqliteConnection::connect_with(&options).await {
             Ok(connection) => return connection.close().await.map_err(on("opening the registry")),
-            Err(error) if is_busy(&error) && PAUSE * attempt < BUSY_TIMEOUT => tokio::time::sleep(PAUSE).await,
+            Err(error) if is_passing(&error) && PAUSE * attempt < BUSY_TIMEOUT => tokio::time::sleep(PAUSE).await,
             // Also what stays busy or cannot be opened: its own words say which.
             Err(error) => return Err(on("opening the registry")(error)),
         }
     }
 }
 
-/// Ends a transaction for good.
-pub(crate) async fn commit(tx: Transaction<'static, Sqlite>) -> Result<()> {
-    tx.commit().await.map_err(on("committing"))
-}
-
-/// Gives a database error its meaning: `query.await.map_err(on("planning a DAG"))`.
-pub(crate) fn on(doing: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
-    move |error| match &error {
-        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed | sqlx::Error::Io(_) => {
-            StoreError::Unavailable(error.into())
-        }
-        _ if is_busy(&error) => StoreError::Unavailable(error.into()),
-        sqlx::Error::Database(cause)
-            if matches!(cause.kind(), ErrorKind::UniqueViolation | ErrorKind::ForeignKeyViolation) =>
-        {
-            StoreError::Conflict(format!("somebody else changed the registry at the same time, while {doing}"))
-        }
-        _ => StoreError::Internal { doing: doing.to_owned(), source: error.into() },
-    }
-}
-
 /// Busy, locked, an input/output error, a full disk, or a file that cannot be opened: things that pass.
-fn is_busy(error: &sqlx::Error) -> bool {
+pub(crate) fn is_passing(error: &sqlx::Error) -> bool {
     const PASSING: [i32; 5] = [5, 6, 10, 13, 14];
     error
         .as_database_error()
+        .and_then(|error| error.try_downcast_ref::<SqliteError>())
         .and_then(sqlx::error::DatabaseError::code)
         .and_then(|code| code.parse::<i32>().ok())
         // The low byte is the primary code, the rest tells more.
@@ -171,12 +102,14 @@ fn is_busy(error: &sqlx::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::Row;
+
     use super::*;
 
     #[tokio::test]
     async fn what_is_committed_is_on_disk_and_readers_cannot_write() {
         let folder = tempfile::tempdir().unwrap();
-        let db = Db::open(&folder.path().join("registry.db")).await.unwrap();
+        let db = SqliteDb::open(&folder.path().join("registry.db")).await.unwrap();
         let row = sqlx::query(
             "SELECT journal_mode, synchronous, foreign_keys \
              FROM pragma_journal_mode, pragma_synchronous, pragma_foreign_keys",
