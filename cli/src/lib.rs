@@ -11,6 +11,7 @@ pub mod context;
 pub mod engine;
 pub mod error;
 pub mod example;
+pub mod health;
 pub mod logging;
 pub mod output;
 pub mod process;

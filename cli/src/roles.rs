@@ -21,6 +21,7 @@ use crate::commands::up::Slots;
 use crate::context::{Context, Registry, release_dead_leases};
 use crate::engine::{self, Bells};
 use crate::error::UserError;
+use crate::health::{self, Health, Listen};
 use crate::process;
 use crate::shutdown::Stopped;
 
@@ -43,15 +44,17 @@ pub struct Roles {
 ///
 /// # Errors
 /// When nothing was applied, or a part cannot be opened.
-pub async fn play(roles: Roles, slots: Slots, context: &Context) -> anyhow::Result<()> {
+pub async fn play(roles: Roles, slots: Slots, listen: Listen, context: &Context) -> anyhow::Result<()> {
     let settings = context.settings()?;
     let registry = context.registry().await?;
     release_dead_leases(&*registry.store).await?;
     let cancel = context.shutdown.gentle.clone();
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     let mut bells = Bells::default();
+    let mut pulses = Vec::new();
     if roles.scheduler {
         let scheduler = scheduler(&registry);
+        pulses.push(("scheduler", scheduler.pulse()));
         bells.progress = scheduler.waker();
         let cancel = cancel.clone();
         tasks.spawn(async move {
@@ -61,8 +64,17 @@ pub async fn play(roles: Roles, slots: Slots, context: &Context) -> anyhow::Resu
     }
     if roles.worker {
         let worker = engine::worker(&settings, &registry, slots, &bells).await?;
+        pulses.push(("worker", worker.pulse()));
         let cancel = cancel.clone();
         tasks.spawn(async move { worker.run(cancel).await });
+    }
+    // Answers on while the roles finish what they hold.
+    let answering = CancellationToken::new();
+    let _stop_answering = answering.clone().drop_guard();
+    let mut listener: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    if let Some(address) = listen.health {
+        let health = Health { pulses, store: Arc::clone(&registry.store), stopping: cancel.clone() };
+        listener.spawn(health::serve(address, health, answering));
     }
     info!(
         project = %settings.project,
@@ -70,7 +82,15 @@ pub async fn play(roles: Roles, slots: Slots, context: &Context) -> anyhow::Resu
         project_time = %tidegate_registry::time::format_instant(registry.clock.now()),
         "started; Ctrl-C stops"
     );
-    while let Some(ended) = tasks.join_next().await {
+    loop {
+        let ended = tokio::select! {
+            ended = tasks.join_next() => match ended {
+                Some(ended) => ended,
+                None => break,
+            },
+            // Only when it cannot listen.
+            Some(ended) = listener.join_next() => ended,
+        };
         // A role that fails takes the others with it: half a process helps nobody.
         cancel.cancel();
         ended.context("a role ended unexpectedly")??;

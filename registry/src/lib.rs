@@ -13,6 +13,7 @@ pub mod fingerprint;
 pub mod ids;
 pub mod model;
 pub mod plan;
+pub mod pulse;
 pub mod retry;
 pub mod run;
 pub mod store;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use tidegate_registry::ids::{BackfillId, DagName, RunId};
 use tidegate_registry::model::Dag;
+use tidegate_registry::pulse::Pulse;
 use tidegate_registry::run::{Run, RunState};
 use tidegate_registry::store::{DagState, PlanStep, RunFilter, Store, StoreError};
 use tidegate_registry::time::{Clock, Instant};
@@ -97,6 +98,7 @@ pub struct Scheduler {
     wake: Arc<Notify>,
     /// Held for a whole pass: passes of one scheduler do not overlap.
     memory: Mutex<Memory>,
+    pulse: Pulse,
 }
 
 /// What spares work in the next pass; all of it may be lost.
@@ -148,7 +150,7 @@ impl Batch {
 impl Scheduler {
     /// A scheduler over `store`, by `clock`.
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, options: Options) -> Self {
-        Self { store, clock, options, wake: Arc::new(Notify::new()), memory: Mutex::default() }
+        Self { store, clock, options, wake: Arc::new(Notify::new()), memory: Mutex::default(), pulse: Pulse::default() }
     }
 
     /// Notify this after anything that may give the scheduler something to do: an apply, a run's end, an unpause. Without
@@ -157,11 +159,17 @@ impl Scheduler {
         Arc::clone(&self.wake)
     }
 
+    /// Beats with every pass of [`Scheduler::run`].
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
+    }
+
     /// Passes until `cancel`: at the next due tick, when woken, and every [`Options::poll`]. Failures are logged and
     /// tried again.
     pub async fn run(&self, cancel: CancellationToken) {
         let mut failures = 0_u32;
         loop {
+            self.pulse.beat();
             // Subscribed before looking: what happens during the pass wakes the next one.
             let woken = self.wake.notified();
             let Some(passed) = cancel.run_until_cancelled(self.pass()).await else { return };

@@ -7,7 +7,7 @@
 
 mod world;
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::process::Stdio;
 
 use world::{World, eventually, files};
@@ -303,6 +303,45 @@ fn up_computes_what_is_due_stops_cleanly_and_goes_on() {
         let held = world.json("runs list --state publishing --limit 0");
         assert_eq!(held.as_array().unwrap().len(), 0, "{held}");
     }
+}
+
+/// Status and body of an HTTP GET; `None` while nobody listens.
+fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
+
+#[cfg(unix)]
+#[test]
+fn every_role_tells_whether_it_is_healthy_and_ready() {
+    let world = World::applied();
+    for (role, told) in
+        [("up", vec!["scheduler", "worker"]), ("scheduler", vec!["scheduler"]), ("worker", vec!["worker"])]
+    {
+        let port = tidegate_servers::free_port().unwrap();
+        let address = format!("127.0.0.1:{port}");
+        let mut process =
+            world.command(&[role, "--health", &address]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        eventually("readiness", || http_get(port, "/readyz").is_some_and(|(status, _)| status == 200));
+        let (status, body) = http_get(port, "/healthz").unwrap();
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((status, body["status"].as_str()), (200, Some("healthy")), "{body}");
+        let roles: Vec<&String> = body["roles"].as_object().unwrap().keys().collect();
+        assert_eq!(roles, told);
+        assert_eq!(http_get(port, "/").unwrap().0, 404, "nothing else is told");
+        signal(&process, "TERM");
+        assert_eq!(process.wait().unwrap().code(), Some(0));
+    }
+    let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let refused = world.command(&["up", "--health", &address]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("listening for health checks"), "{said}");
 }
 
 #[cfg(unix)]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tidegate_registry::ids::RunId;
 use tidegate_registry::model::Project;
+use tidegate_registry::pulse::Pulse;
 use tidegate_registry::run::{Claim, RunState, TaskKind, TaskOutput};
 use tidegate_registry::store::{ClaimRequest, RunFilter, Store, StoreError, TaskEnd};
 use tidegate_registry::time::Clock;
@@ -95,6 +96,7 @@ pub struct Worker {
     hands: Hands,
     options: WorkerOptions,
     projects: Arc<Projects>,
+    pulse: Pulse,
 }
 
 impl Worker {
@@ -125,7 +127,12 @@ impl Worker {
 
     /// A worker whose tasks are executed by somebody else than the engine.
     pub fn with_hands(hands: Hands, options: WorkerOptions) -> Self {
-        Self { hands, options, projects: Arc::default() }
+        Self { hands, options, projects: Arc::default(), pulse: Pulse::default() }
+    }
+
+    /// Beats with every turn of the loop.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Executes whatever there is until `cancel`, then finishes or hands back.
@@ -151,6 +158,7 @@ impl Worker {
         let stop = CancellationToken::new();
         let mut heard = tokio::time::interval(self.options.lease / 3);
         loop {
+            self.pulse.beat();
             // Interest is registered before looking, so that nothing is missed in between.
             let woken = self.hands.wake.notified();
             let mut claimed = false;

@@ -3,17 +3,21 @@
 use crate::commands::up::Slots;
 use crate::context::Context;
 use crate::error::Exit;
+use crate::health::Listen;
 use crate::roles::{self, Roles};
 
 /// Schedule only, until stopped; workers compute
 #[derive(Debug, clap::Args)]
-pub struct Arguments {}
+pub struct Arguments {
+    #[command(flatten)]
+    listen: Listen,
+}
 
 /// Runs the command.
 ///
 /// # Errors
 /// When nothing was applied, or the registry cannot be opened.
-pub async fn run(_arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
-    roles::play(Roles { scheduler: true, worker: false }, Slots::default(), context).await?;
+pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
+    roles::play(Roles { scheduler: true, worker: false }, Slots::default(), arguments.listen, context).await?;
     Ok(Exit::Done)
 }

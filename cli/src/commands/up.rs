@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::context::Context;
 use crate::error::Exit;
+use crate::health::Listen;
 use crate::roles::{self, Roles};
 
 /// Schedule and compute, until stopped
@@ -11,6 +12,8 @@ use crate::roles::{self, Roles};
 pub struct Arguments {
     #[command(flatten)]
     slots: Slots,
+    #[command(flatten)]
+    listen: Listen,
 }
 
 /// How much is computed at once, and how long a silent worker is believed in.
@@ -47,6 +50,6 @@ fn slots(text: &str) -> Result<usize, String> {
 /// # Errors
 /// When nothing was applied, or a part cannot be opened.
 pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
-    roles::play(Roles { scheduler: true, worker: true }, arguments.slots, context).await?;
+    roles::play(Roles { scheduler: true, worker: true }, arguments.slots, arguments.listen, context).await?;
     Ok(Exit::Done)
 }

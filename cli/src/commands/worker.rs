@@ -3,6 +3,7 @@
 use crate::commands::up::Slots;
 use crate::context::Context;
 use crate::error::Exit;
+use crate::health::Listen;
 use crate::roles::{self, Roles};
 
 /// Compute only, until stopped; a scheduler decides when
@@ -10,6 +11,8 @@ use crate::roles::{self, Roles};
 pub struct Arguments {
     #[command(flatten)]
     slots: Slots,
+    #[command(flatten)]
+    listen: Listen,
 }
 
 /// Runs the command.
@@ -17,6 +20,6 @@ pub struct Arguments {
 /// # Errors
 /// When nothing was applied, or a part cannot be opened.
 pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
-    roles::play(Roles { scheduler: false, worker: true }, arguments.slots, context).await?;
+    roles::play(Roles { scheduler: false, worker: true }, arguments.slots, arguments.listen, context).await?;
     Ok(Exit::Done)
 }
