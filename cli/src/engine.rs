@@ -87,7 +87,8 @@ pub async fn online(settings: &Settings) -> anyhow::Result<Option<Arc<dyn Online
     match settings.online.as_slice() {
         [] => Ok(None),
         [target] => {
-            Ok(Some(tidegate_worker::online::open(&target.location).await.context("opening the online store")?))
+            let store = tidegate_worker::online::open(&target.location, &settings.project, settings.clock.is_some());
+            Ok(Some(store.await.context("opening the online store")?))
         }
         _ => Err(not_built_in("more than one online store")),
     }

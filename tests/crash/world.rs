@@ -195,7 +195,8 @@ impl World {
 
     /// The project's online store.
     pub(crate) async fn online(&self) -> Arc<dyn OnlineStore> {
-        online::open(&OnlineLocation::Sqlite(self.folder.path().join(".tidegate/online.db"))).await.unwrap()
+        let location = OnlineLocation::Sqlite(self.folder.path().join(".tidegate/online.db"));
+        online::open(&location, &"shop".parse().unwrap(), true).await.unwrap()
     }
 
     /// The project's registry.

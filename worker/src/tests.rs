@@ -116,7 +116,8 @@ impl World {
         let store = Arc::new(SqliteStore::open(&folder.path().join("registry.db")).await.unwrap());
         let lake = Lake::open(folder.path().join("lake").to_str().unwrap(), "shop").unwrap();
         let settings = loaded.settings.unwrap();
-        let online = online::open(&settings.online[0].location).await.unwrap();
+        let online =
+            online::open(&settings.online[0].location, &settings.project, settings.clock.is_some()).await.unwrap();
         let empty = Project::empty(ProjectName::new("shop").unwrap());
         let plan = diff(0, &empty, &project, &BTreeSet::new()).unwrap();
         let views: Vec<ViewId> = project.views.keys().cloned().collect();

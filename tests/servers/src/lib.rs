@@ -6,6 +6,8 @@
 
 mod postgres;
 mod process;
+mod redis;
 
 pub use postgres::Postgres;
 pub use process::{Folder, Server, free_port, program, user_for_servers};
+pub use redis::{Redis, RedisCluster, RedisOptions, RedisSentinel};

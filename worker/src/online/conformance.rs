@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::DateTime;
-use tidegate_registry::ids::{RegistryId, ViewId};
+use tidegate_registry::ids::{ProjectName, RegistryId, ViewId};
 use tidegate_registry::time::Instant;
 use tokio::task::JoinSet;
 
-use super::{Begun, CutOver, EncodedRow, Live, OnlineError, OnlineStore};
+use super::{Begun, Changes, CutOver, EncodedRow, Expected, InPlace, Live, OnlineError, OnlineStore, Standing};
 
 /// An empty store, opened twice as if by two processes, and what must live as long as it.
 pub struct Fixture {
@@ -24,6 +24,8 @@ pub struct Fixture {
     pub store: Arc<dyn OnlineStore>,
     /// The same store through connections of its own.
     pub twin: Arc<dyn OnlineStore>,
+    /// Whose store it is.
+    pub project: ProjectName,
     /// Dropped last.
     pub guard: Box<dyn Any + Send + Sync>,
 }
@@ -56,6 +58,12 @@ macro_rules! online_conformance {
             an_older_generation_can_go_live_again,
             prune_keeps_what_may_be_needed,
             a_generation_is_scanned_in_pages,
+            rows_change_in_place,
+            an_overtaken_writer_changes_no_row,
+            changes_left_half_done_need_a_new_generation,
+            only_what_is_live_is_put_right,
+            what_is_not_live_is_noticed,
+            keys_and_rows_of_any_generation_can_be_read,
             readers_never_see_half_or_a_mix,
         }
     };
@@ -111,13 +119,16 @@ async fn value(store: &dyn OnlineStore, view: &ViewId, key: &str) -> Option<Stri
 /// Claiming again is harmless; another registry or project is refused.
 pub async fn a_store_belongs_to_one_registry(fixture: &Fixture) {
     let (ours, theirs) = (RegistryId::generate(), RegistryId::generate());
-    let project = "flights".parse().unwrap();
+    let project = fixture.project.clone();
     fixture.store.claim_owner(&project, ours).await.unwrap();
     fixture.twin.claim_owner(&project, ours).await.unwrap();
     let error = fixture.store.claim_owner(&project, theirs).await.unwrap_err();
     assert!(matches!(&error, OnlineError::Owned { registry, .. } if *registry == ours.to_string()), "{error:?}");
     let error = fixture.store.claim_owner(&"trains".parse().unwrap(), ours).await.unwrap_err();
-    assert!(matches!(&error, OnlineError::Owned { project, .. } if project == "flights"), "{error:?}");
+    assert!(
+        matches!(&error, OnlineError::Owned { project, .. } if *project == fixture.project.to_string()),
+        "{error:?}"
+    );
 }
 
 /// A generation that was filled is invisible, and a view that was never published is empty.
@@ -330,6 +341,124 @@ pub async fn a_generation_is_scanned_in_pages(fixture: &Fixture) {
     }
     keys.sort_unstable();
     assert_eq!(read, keys);
+}
+
+/// Added, changed and removed, and the count with them; repeating it changes nothing.
+pub async fn rows_change_in_place(fixture: &Fixture) {
+    let (store, view) = (&*fixture.store, view("a"));
+    let keys = ["same", "changed", "removed"];
+    publish(store, &view, 1, &keys.map(|key| row(key, "1"))).await;
+    let mut fewer = row("changed", "2");
+    fewer.features = vec![("other".to_owned(), "2".to_owned())];
+    let changes = Changes { added: vec![row("added", "2")], changed: vec![fewer], removed: vec!["removed".to_owned()] };
+    for _ in 0..2 {
+        assert_eq!(store.begin_upsert(&view, 1, 2).await.unwrap(), InPlace::Ready);
+        store.upsert(&view, 1, 2, &changes).await.unwrap();
+        store.finish_upsert(&view, 1, 2, 3).await.unwrap();
+    }
+    store.cut_over(&[step(&view, 1, 2)]).await.unwrap();
+    assert_eq!(store.begin_upsert(&view, 1, 2).await.unwrap(), InPlace::Published);
+    assert_eq!(value(store, &view, "same").await.as_deref(), Some("1"));
+    assert_eq!(value(store, &view, "added").await.as_deref(), Some("2"));
+    assert_eq!(value(store, &view, "removed").await, None);
+    let changed = fixture.twin.get(&view, "changed", at(200)).await.unwrap().unwrap();
+    assert_eq!(changed.features, [("other".to_owned(), "2".to_owned())], "nothing of the row before shines through");
+    assert_eq!(store.count(&view, 1).await.unwrap(), 3);
+    assert_eq!(store.live(&view).await.unwrap().unwrap().publish_number, 2);
+    // What was removed may come back.
+    assert_eq!(store.begin_upsert(&view, 1, 3).await.unwrap(), InPlace::Ready);
+    let back = Changes { added: vec![row("removed", "3")], ..Changes::default() };
+    store.upsert(&view, 1, 3, &back).await.unwrap();
+    store.finish_upsert(&view, 1, 3, 4).await.unwrap();
+    store.cut_over(&[step(&view, 1, 3)]).await.unwrap();
+    assert_eq!(value(store, &view, "removed").await.as_deref(), Some("3"));
+    assert_eq!(store.count(&view, 1).await.unwrap(), 4);
+}
+
+/// Neither what the later one wrote nor what it removed.
+pub async fn an_overtaken_writer_changes_no_row(fixture: &Fixture) {
+    let (store, twin, view) = (&*fixture.store, &*fixture.twin, view("a"));
+    publish(store, &view, 1, &[row("x", "1"), row("y", "1")]).await;
+    assert_eq!(store.begin_upsert(&view, 1, 2).await.unwrap(), InPlace::Ready);
+    store.upsert(&view, 1, 2, &Changes::default()).await.unwrap();
+    store.cut_over(&[step(&view, 1, 2)]).await.unwrap();
+    assert_eq!(twin.begin_upsert(&view, 1, 3).await.unwrap(), InPlace::Ready);
+    let later = Changes { changed: vec![row("x", "3")], removed: vec!["y".to_owned()], ..Changes::default() };
+    twin.upsert(&view, 1, 3, &later).await.unwrap();
+    let stale = Changes { changed: vec![row("x", "2"), row("y", "2")], ..Changes::default() };
+    let error = store.upsert(&view, 1, 2, &stale).await.unwrap_err();
+    assert!(matches!(error, OnlineError::Superseded { asked: 2, .. }), "{error:?}");
+    let error = store.begin_upsert(&view, 1, 1).await.unwrap_err();
+    assert!(matches!(error, OnlineError::Superseded { .. }), "{error:?}");
+    twin.cut_over(&[step(&view, 1, 3)]).await.unwrap();
+    assert_eq!(value(store, &view, "x").await.as_deref(), Some("3"));
+    assert_eq!(value(store, &view, "y").await, None);
+}
+
+/// Whoever comes after a publication that never came to cut over cannot know what the rows are like.
+pub async fn changes_left_half_done_need_a_new_generation(fixture: &Fixture) {
+    let (store, view) = (&*fixture.store, view("a"));
+    assert_eq!(store.begin_upsert(&view, 1, 2).await.unwrap(), InPlace::Gone);
+    publish(store, &view, 1, &[row("x", "1")]).await;
+    assert!(store.upsert(&view, 1, 2, &Changes::default()).await.is_err(), "not begun");
+    assert_eq!(store.begin_upsert(&view, 1, 2).await.unwrap(), InPlace::Ready);
+    assert_eq!(store.begin_upsert(&view, 1, 3).await.unwrap(), InPlace::Gone);
+    publish(store, &view, 3, &[row("x", "3")]).await;
+    assert_eq!(store.begin_upsert(&view, 1, 4).await.unwrap(), InPlace::Gone);
+    assert_eq!(store.begin_upsert(&view, 3, 4).await.unwrap(), InPlace::Ready);
+}
+
+/// And only under the number that it is live under.
+pub async fn only_what_is_live_is_put_right(fixture: &Fixture) {
+    let (store, view) = (&*fixture.store, view("a"));
+    publish(store, &view, 1, &[row("x", "wrong"), row("stray", "1")]).await;
+    let changes = Changes {
+        added: vec![row("missing", "1")],
+        changed: vec![row("x", "right")],
+        removed: vec!["stray".to_owned()],
+    };
+    store.repair(&view, Expected { generation: 1, publish_number: 1 }, &changes).await.unwrap();
+    assert_eq!(value(store, &view, "x").await.as_deref(), Some("right"));
+    assert_eq!(value(store, &view, "missing").await.as_deref(), Some("1"));
+    assert_eq!(value(store, &view, "stray").await, None);
+    publish(store, &view, 2, &[row("x", "2")]).await;
+    let error = store.repair(&view, Expected { generation: 1, publish_number: 1 }, &changes).await.unwrap_err();
+    assert!(matches!(error, OnlineError::Superseded { .. }), "{error:?}");
+    assert_eq!(value(store, &view, "x").await.as_deref(), Some("2"));
+}
+
+/// Nothing, something older, something newer.
+pub async fn what_is_not_live_is_noticed(fixture: &Fixture) {
+    let (store, view) = (&*fixture.store, view("a"));
+    let expected = |generation| Expected { generation, publish_number: generation };
+    assert!(matches!(store.check(&view, expected(1)).await.unwrap(), Standing::NotLive(_)));
+    publish(store, &view, 1, &[row("x", "1")]).await;
+    assert_eq!(store.check(&view, expected(1)).await.unwrap(), Standing::Whole);
+    assert!(matches!(store.check(&view, expected(2)).await.unwrap(), Standing::NotLive(_)));
+    publish(store, &view, 2, &[]).await;
+    assert_eq!(store.check(&view, expected(1)).await.unwrap(), Standing::Ahead);
+    assert_eq!(fixture.twin.check(&view, expected(2)).await.unwrap(), Standing::Whole);
+}
+
+/// By whoever compares them with the lake.
+pub async fn keys_and_rows_of_any_generation_can_be_read(fixture: &Fixture) {
+    let (store, view) = (&*fixture.store, view("a"));
+    let rows: Vec<_> = (0..20_000).map(|i| row(&format!("k{i}"), "1")).collect();
+    fill(store, &view, 1, &rows).await;
+    let (mut keys, mut cursor) = (Vec::new(), None);
+    loop {
+        let (page, next) = store.keys(&view, 1, cursor.as_deref()).await.unwrap();
+        keys.extend(page);
+        match next {
+            Some(next) => cursor = Some(next),
+            None => break,
+        }
+    }
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!(keys.len(), rows.len());
+    let read = store.rows(&view, 1, &["k7".to_owned(), "none".to_owned()]).await.unwrap();
+    assert_eq!(read.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false]);
 }
 
 /// While generations are written, cut over and pruned, a reader of two views sees both from one run, whole.

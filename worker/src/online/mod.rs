@@ -13,6 +13,7 @@
 //! implementation must keep.
 
 mod encode;
+mod redis;
 mod sqlite;
 
 pub mod conformance;
@@ -27,21 +28,26 @@ use tidegate_registry::ids::{ProjectName, RegistryId, ViewId};
 use tidegate_registry::time::Instant;
 
 pub use self::encode::{EncodeError, encode};
+pub use self::redis::RedisOnline;
 pub use self::sqlite::SqliteOnline;
 
 /// A superseded generation stays at least this long, so that a reader who asked which one is live can still read it.
 pub const SUPERSEDED_AGE_MIN: Duration = Duration::from_secs(15 * 60);
 
-/// Opens the online store at `location`, creating it when it does not exist.
+/// Opens the online store of `project` at `location`, creating it when it does not exist. `simulated_clock` when project
+/// time is not the time of the machines.
 ///
 /// # Errors
-/// When it cannot be opened, or was written by a newer version of Tidegate.
-pub async fn open(location: &OnlineLocation) -> Result<Arc<dyn OnlineStore>> {
+/// When it cannot be opened, was written by a newer version of Tidegate, or is a Redis that would evict keys. A Redis that
+/// does not answer is none: calls fail until it does.
+pub async fn open(
+    location: &OnlineLocation,
+    project: &ProjectName,
+    simulated_clock: bool,
+) -> Result<Arc<dyn OnlineStore>> {
     match location {
         OnlineLocation::Sqlite(path) => Ok(Arc::new(SqliteOnline::open(path).await?)),
-        OnlineLocation::Redis(_) => {
-            Err(OnlineError::Internal { doing: "opening", source: "Redis is not available in this version".into() })
-        }
+        OnlineLocation::Redis(location) => Ok(Arc::new(RedisOnline::open(location, project, simulated_clock).await?)),
     }
 }
 
@@ -144,6 +150,77 @@ pub struct Live {
     pub tag: String,
 }
 
+/// Changes of a generation that readers read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Rows of entities that it does not have.
+    pub added: Vec<EncodedRow>,
+    /// Rows, whole, of entities that it has.
+    pub changed: Vec<EncodedRow>,
+    /// Keys of entities that shall be gone.
+    pub removed: Vec<String>,
+}
+
+impl Changes {
+    /// How many entities they concern.
+    pub fn len(&self) -> usize {
+        self.added.len() + self.changed.len() + self.removed.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// How a generation stands after [`OnlineStore::begin_upsert`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InPlace {
+    /// It waits for changes.
+    Ready,
+    /// It is live under this publish number already: everything is written.
+    Published,
+    /// It is not what is live, or somebody left changes half done: a whole new generation is needed.
+    Gone,
+}
+
+/// What a view should be live with, by the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expected {
+    /// The generation.
+    pub generation: u64,
+    /// The number under which it was published.
+    pub publish_number: u64,
+}
+
+/// How a view stands against what was [`Expected`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// As expected, as far as can be seen cheaply.
+    Whole,
+    /// A later publication is live: the registry is about to hear of it.
+    Ahead,
+    /// Nothing is live, or something older.
+    NotLive(String),
+    /// The right generation is live, but rows of it are missing.
+    Incomplete(String),
+}
+
+/// How a view stands when that shows by what is live; `None` when the right generation is.
+fn stands(live: Option<&Live>, expected: Expected) -> Option<Standing> {
+    match live {
+        None => Some(Standing::NotLive("nothing is live".to_owned())),
+        Some(live) if live.publish_number > expected.publish_number => Some(Standing::Ahead),
+        Some(live) if live.publish_number < expected.publish_number || live.generation != expected.generation => {
+            Some(Standing::NotLive(format!(
+                "generation {} of publication {} is live instead of {} of {}",
+                live.generation, live.publish_number, expected.generation, expected.publish_number
+            )))
+        }
+        Some(_) => None,
+    }
+}
+
 /// How a generation stands after [`OnlineStore::begin_generation`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begun {
@@ -189,6 +266,40 @@ pub trait OnlineStore: Debug + Display + Send + Sync {
     /// [`OnlineError::Generation`] for a generation that is not finished.
     async fn cut_over(&self, views: &[CutOver]) -> Result<()>;
 
+    /// Makes ready to change the live `generation` in place, for a publication under `publish_number`. From here on no
+    /// publication with a lower number changes a row of it.
+    ///
+    /// After the changes, [`OnlineStore::finish_upsert`] and [`OnlineStore::cut_over`] with the same generation and this
+    /// number follow. All of it may be repeated from here.
+    ///
+    /// # Errors
+    /// [`OnlineError::Superseded`] when a later publication is live or has begun.
+    async fn begin_upsert(&self, view: &ViewId, generation: u64, publish_number: u64) -> Result<InPlace>;
+
+    /// Changes rows in place, each of them atomically: readers meanwhile see entities of two publications, and each entity
+    /// of one.
+    ///
+    /// # Errors
+    /// [`OnlineError::Superseded`] when a later publication has begun; then rows that it wrote were not touched.
+    /// [`OnlineError::Generation`] when no upsert was begun.
+    async fn upsert(&self, view: &ViewId, generation: u64, publish_number: u64, changes: &Changes) -> Result<()>;
+
+    /// Notes that the generation now has `rows` rows.
+    ///
+    /// # Errors
+    /// As [`OnlineStore::upsert`].
+    async fn finish_upsert(&self, view: &ViewId, generation: u64, publish_number: u64, rows: u64) -> Result<()>;
+
+    /// Puts rows right that differ from what was published: as [`OnlineStore::upsert`], but of what is live.
+    ///
+    /// # Errors
+    /// [`OnlineError::Superseded`] when something else is live by now.
+    async fn repair(&self, view: &ViewId, live: Expected, changes: &Changes) -> Result<()>;
+
+    /// Looks whether what should be live is so: cheap enough to be asked every minute, so a few lost rows of many may go
+    /// unnoticed until an audit.
+    async fn check(&self, view: &ViewId, expected: Expected) -> Result<Standing>;
+
     /// What is live; `None` before the first cut-over.
     async fn live(&self, view: &ViewId) -> Result<Option<Live>>;
 
@@ -202,6 +313,10 @@ pub trait OnlineStore: Debug + Display + Send + Sync {
         let mut rows = self.get_many(&[(view.clone(), entity_key.to_owned())], now).await?;
         Ok(rows.pop().flatten())
     }
+
+    /// Deletes the rows of a generation that this process began and will not finish now, since what they occupy may be just
+    /// what is missing. Harmless when somebody else has begun it again or it is finished.
+    async fn discard(&self, view: &ViewId, generation: u64) -> Result<()>;
 
     /// Removes generations that nobody needs, and returns them: superseded ones beyond the `keep` newest, each at least
     /// `age_min` after it was superseded (by the store's own clock; use [`SUPERSEDED_AGE_MIN`]), and ones below
@@ -221,6 +336,14 @@ pub trait OnlineStore: Debug + Display + Send + Sync {
         after: Option<&str>,
         limit: u32,
     ) -> Result<Vec<(String, OnlineRow)>>;
+
+    /// The keys of a generation in no order, page by page: begins with `None` and goes on with the cursor that came with
+    /// the page before, until there is none. A key may come twice, and keys without a row may come.
+    async fn keys(&self, view: &ViewId, generation: u64, cursor: Option<&str>)
+    -> Result<(Vec<String>, Option<String>)>;
+
+    /// The rows of several entities of a generation, live or not, expired ones included, in the order of `keys`.
+    async fn rows(&self, view: &ViewId, generation: u64, keys: &[String]) -> Result<Vec<Option<OnlineRow>>>;
 
     /// Finishes what is under way and lets go of files and connections.
     async fn close(&self);

@@ -21,7 +21,10 @@ use sqlx::{AssertSqlSafe, Connection, Row, Sqlite, SqliteConnection, SqlitePool,
 use tidegate_registry::ids::{ProjectName, RegistryId, ViewId};
 use tidegate_registry::time::Instant;
 
-use super::{Begun, CutOver, EncodedRow, Live, OnlineError, OnlineRow, OnlineStore, Result};
+use super::{
+    Begun, Changes, CutOver, EncodedRow, Expected, InPlace, Live, OnlineError, OnlineRow, OnlineStore, Result,
+    Standing, stands,
+};
 
 /// Version of the layout below, kept in the file as `user_version`. Readers of other makers rely on it.
 const LAYOUT: i64 = 1;
@@ -44,6 +47,10 @@ const SCHEMA: &str = "
         state TEXT NOT NULL CHECK (state IN ('writing', 'finished', 'published', 'removing')),
         superseded_at INTEGER,
         PRIMARY KEY (view, generation)
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS writers (
+        view TEXT NOT NULL PRIMARY KEY,
+        publish_number INTEGER NOT NULL
     ) STRICT;
     CREATE TABLE IF NOT EXISTS feature_rows (
         view TEXT NOT NULL,
@@ -114,6 +121,56 @@ impl SqliteOnline {
     /// else wrote in between, which fails at once however long the time-out.
     async fn begin_write(&self) -> Result<Transaction<'static, Sqlite>> {
         self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(on("beginning a write to"))
+    }
+
+    /// Changes rows in place. Each transaction asks again who may, so a writer that was overtaken changes nothing.
+    async fn change(
+        &self,
+        view: &ViewId,
+        generation: u64,
+        publish_number: u64,
+        changes: &Changes,
+        right: Right,
+    ) -> Result<()> {
+        let (name, number) = (view.to_string(), stored(view, generation)?);
+        let rows: Vec<&[EncodedRow]> =
+            changes.added.chunks(ROWS_PER_STATEMENT).chain(changes.changed.chunks(ROWS_PER_STATEMENT)).collect();
+        let removed: Vec<&[String]> = changes.removed.chunks(ROWS_PER_STATEMENT).collect();
+        const STEPS: usize = ROWS_PER_TRANSACTION / ROWS_PER_STATEMENT;
+        let steps = rows.len().max(removed.len()).div_ceil(STEPS).max(1);
+        for step in 0..steps {
+            let mut tx = self.begin_write().await?;
+            let live = read_live(&mut tx, &name).await?;
+            let writer = writer_of(&mut tx, &name).await?;
+            let live_number = live.as_ref().map_or(0, |live| live.publish_number);
+            let latest = writer.map_or(live_number, |writer| writer.max(live_number));
+            let is_live = live.is_some_and(|live| live.generation == generation);
+            let allowed = match right {
+                Right::Upsert => is_live && writer == Some(publish_number),
+                Right::Repair => is_live && live_number == publish_number && latest == publish_number,
+            };
+            if !allowed && (latest > publish_number || matches!(right, Right::Repair)) {
+                return Err(OnlineError::Superseded { view: view.clone(), live: latest, asked: publish_number });
+            }
+            if !allowed {
+                return Err(refused(view, generation, "is not being changed"));
+            }
+            for rows in rows.iter().skip(step * STEPS).take(STEPS) {
+                insert(&mut tx, &name, number, rows).await?;
+            }
+            let removed: Vec<&String> = removed.iter().skip(step * STEPS).take(STEPS).flat_map(|keys| *keys).collect();
+            for entity_key in removed {
+                sqlx::query("DELETE FROM feature_rows WHERE view = $1 AND generation = $2 AND entity_key = $3")
+                    .bind(&name)
+                    .bind(number)
+                    .bind(entity_key)
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(on("removing rows from"))?;
+            }
+            commit(tx).await?;
+        }
+        Ok(())
     }
 
     /// Deletes the rows of a generation in bounded steps, while its state is `state`; false when that changed.
@@ -256,6 +313,61 @@ impl OnlineStore for SqliteOnline {
         commit(tx).await
     }
 
+    async fn begin_upsert(&self, view: &ViewId, generation: u64, publish_number: u64) -> Result<InPlace> {
+        let name = view.to_string();
+        let mut tx = self.begin_write().await?;
+        let Some(live) = read_live(&mut tx, &name).await? else { return Ok(InPlace::Gone) };
+        let superseded = |live: u64| OnlineError::Superseded { view: view.clone(), live, asked: publish_number };
+        if live.generation != generation {
+            return if live.publish_number >= publish_number {
+                Err(superseded(live.publish_number))
+            } else {
+                Ok(InPlace::Gone)
+            };
+        }
+        if live.publish_number == publish_number {
+            return Ok(InPlace::Published);
+        }
+        let writer = writer_of(&mut tx, &name).await?;
+        let latest = writer.map_or(live.publish_number, |writer| writer.max(live.publish_number));
+        if latest > publish_number {
+            return Err(superseded(latest));
+        }
+        // Somebody began to change rows and never came to cut over: nobody knows what they are like.
+        if latest > live.publish_number && latest != publish_number {
+            return Ok(InPlace::Gone);
+        }
+        sqlx::query(
+            "INSERT INTO writers (view, publish_number) VALUES ($1, $2)
+             ON CONFLICT (view) DO UPDATE SET publish_number = $2",
+        )
+        .bind(&name)
+        .bind(stored(view, publish_number)?)
+        .execute(&mut *tx)
+        .await
+        .map_err(on("beginning to change"))?;
+        commit(tx).await?;
+        Ok(InPlace::Ready)
+    }
+
+    async fn upsert(&self, view: &ViewId, generation: u64, publish_number: u64, changes: &Changes) -> Result<()> {
+        self.change(view, generation, publish_number, changes, Right::Upsert).await
+    }
+
+    async fn finish_upsert(&self, view: &ViewId, generation: u64, publish_number: u64, _rows: u64) -> Result<()> {
+        // Rows are counted when somebody asks.
+        self.change(view, generation, publish_number, &Changes::default(), Right::Upsert).await
+    }
+
+    async fn repair(&self, view: &ViewId, live: Expected, changes: &Changes) -> Result<()> {
+        self.change(view, live.generation, live.publish_number, changes, Right::Repair).await
+    }
+
+    async fn check(&self, view: &ViewId, expected: Expected) -> Result<Standing> {
+        // One file holds all of it: where the right generation is live, its rows are.
+        Ok(stands(self.live(view).await?.as_ref(), expected).unwrap_or(Standing::Whole))
+    }
+
     async fn live(&self, view: &ViewId) -> Result<Option<Live>> {
         let mut tx = self.reader.begin().await.map_err(on("reading"))?;
         read_live(&mut tx, &view.to_string()).await
@@ -279,6 +391,10 @@ impl OnlineStore for SqliteOnline {
             found.push(row.map(|row| decode(&row)).transpose()?.map(|(_, row)| row));
         }
         Ok(found)
+    }
+
+    async fn discard(&self, view: &ViewId, generation: u64) -> Result<()> {
+        self.wipe(&view.to_string(), stored(view, generation)?, "writing").await.map(drop)
     }
 
     async fn prune(&self, view: &ViewId, keep: u32, age_min: Duration, dead_below: u64) -> Result<Vec<u64>> {
@@ -363,10 +479,69 @@ impl OnlineStore for SqliteOnline {
         rows.iter().map(decode).collect()
     }
 
+    async fn keys(
+        &self,
+        view: &ViewId,
+        generation: u64,
+        cursor: Option<&str>,
+    ) -> Result<(Vec<String>, Option<String>)> {
+        let keys: Vec<String> = sqlx::query_scalar(
+            "SELECT entity_key FROM feature_rows
+             WHERE view = $1 AND generation = $2 AND ($3 IS NULL OR entity_key > $3) ORDER BY entity_key LIMIT $4",
+        )
+        .bind(view.to_string())
+        .bind(stored(view, generation)?)
+        .bind(cursor)
+        .bind(ROWS_PER_TRANSACTION as i64)
+        .fetch_all(&self.reader)
+        .await
+        .map_err(on("reading"))?;
+        let cursor = keys.last().cloned();
+        Ok((keys, cursor))
+    }
+
+    async fn rows(&self, view: &ViewId, generation: u64, keys: &[String]) -> Result<Vec<Option<OnlineRow>>> {
+        let mut tx = self.reader.begin().await.map_err(on("reading"))?;
+        let mut found = Vec::with_capacity(keys.len());
+        for entity_key in keys {
+            let row = sqlx::query(
+                "SELECT entity_key, event_timestamp, expires_at, features FROM feature_rows
+                 WHERE view = $1 AND generation = $2 AND entity_key = $3",
+            )
+            .bind(view.to_string())
+            .bind(stored(view, generation)?)
+            .bind(entity_key)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(on("reading"))?;
+            found.push(row.map(|row| decode(&row)).transpose()?.map(|(_, row)| row));
+        }
+        Ok(found)
+    }
+
     async fn close(&self) {
         self.reader.close().await;
         self.writer.close().await;
     }
+}
+
+/// By what a writer changes rows that are read.
+#[derive(Clone, Copy)]
+enum Right {
+    /// It has begun an upsert, and nobody a later one.
+    Upsert,
+    /// What it puts right is live.
+    Repair,
+}
+
+/// The publication that changes rows of the view in place, or did so last.
+async fn writer_of(tx: &mut Transaction<'static, Sqlite>, view: &str) -> Result<Option<u64>> {
+    let number: Option<i64> = sqlx::query_scalar("SELECT publish_number FROM writers WHERE view = $1")
+        .bind(view)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(on("reading"))?;
+    Ok(number.map(i64::unsigned_abs))
 }
 
 async fn insert(tx: &mut Transaction<'static, Sqlite>, view: &str, generation: i64, rows: &[EncodedRow]) -> Result<()> {
@@ -544,7 +719,7 @@ mod tests {
         let path = folder.path().join("new/online.db");
         let store = Arc::new(SqliteOnline::open(&path).await.unwrap());
         let twin = Arc::new(SqliteOnline::open(&path).await.unwrap());
-        Fixture { store, twin, guard: Box::new(folder) }
+        Fixture { store, twin, project: "flights".parse().unwrap(), guard: Box::new(folder) }
     }
 
     crate::online_conformance!(crate::online::sqlite::tests::fixture);

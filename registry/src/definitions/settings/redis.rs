@@ -6,7 +6,7 @@
 //! redis-cluster://[user[:password]@]host[:6379][,host…]
 //! ```
 //!
-//! Options follow a `?`: `ca=PATH` trusts the certificates in a PEM file beside those of the machine, `allow_eviction=true`
+//! Options follow a `?`: `ca=PATH` trusts the authorities in a PEM file instead of the machine's, `allow_eviction=true`
 //! accepts a server that throws keys away when it is full, `sentinel_auth=true` gives user and password to the sentinels
 //! too, `db=N` chooses a database. There is no option that a password would fit in, so that none is ever shown.
 
@@ -37,7 +37,7 @@ pub struct RedisLocation {
     pub sentinel_auth: bool,
     /// The database's number; 0 for a cluster.
     pub db: u32,
-    /// A PEM file of certificate authorities to trust beside the machine's; as written, so perhaps relative.
+    /// A PEM file of certificate authorities to trust instead of the machine's; as written, so perhaps relative.
     pub ca: Option<PathBuf>,
     /// Whether a server that evicts keys is accepted.
     pub allow_eviction: bool,

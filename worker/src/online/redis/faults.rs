@@ -1,0 +1,312 @@
+//! What Redis does to us, done to it on purpose: after each fault what was live is live, the error says what to do, and
+//! trying again succeeds.
+
+use std::sync::Arc;
+
+use chrono::DateTime;
+use tidegate_servers::{Redis, RedisOptions, RedisSentinel};
+use tokio::task::JoinSet;
+
+use super::tests::{open, project};
+use super::*;
+
+fn view() -> ViewId {
+    "a@v1".parse().unwrap()
+}
+
+fn rows(count: usize, value: &str) -> Vec<EncodedRow> {
+    let row = |i| EncodedRow {
+        entity_key: format!("k{i}"),
+        event_timestamp: DateTime::UNIX_EPOCH,
+        expires_at: None,
+        features: vec![("value".to_owned(), value.to_owned())],
+    };
+    (0..count).map(row).collect()
+}
+
+async fn fill(store: &RedisOnline, generation: u64, rows: &[EncodedRow]) -> Result<()> {
+    assert_eq!(store.begin_generation(&view(), generation).await?, Begun::Empty);
+    store.write(&view(), generation, rows).await?;
+    store.finish_generation(&view(), generation, rows.len() as u64).await
+}
+
+async fn cut_over(store: &RedisOnline, generation: u64) -> Result<()> {
+    let step = CutOver { view: view(), generation, publish_number: generation, tag: "s".to_owned() };
+    store.cut_over(&[step]).await
+}
+
+async fn value(store: &RedisOnline) -> Option<String> {
+    let row = store.get(&view(), "k1", DateTime::UNIX_EPOCH).await.unwrap()?;
+    Some(row.features[0].1.clone())
+}
+
+/// The whole chain of an error that passes.
+fn passes(error: OnlineError) -> String {
+    assert!(matches!(error, OnlineError::Unavailable(_)), "{error:?}");
+    format!("{:#}", anyhow::Error::from(error))
+}
+
+async fn fresh(server: &Redis) -> Arc<RedisOnline> {
+    open(&server.url(), &project()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_redis_keeps_what_is_live() {
+    let server = Redis::start().unwrap();
+    let store = fresh(&server).await;
+    fill(&store, 1, &rows(100, "1")).await.unwrap();
+    cut_over(&store, 1).await.unwrap();
+    let used: u64 = server
+        .cli(&["info", "memory"])
+        .unwrap()
+        .lines()
+        .find_map(|line| line.strip_prefix("used_memory:")?.trim().parse().ok())
+        .unwrap();
+    server.cli(&["config", "set", "maxmemory", &(used + 2_000_000).to_string()]).unwrap();
+    let error = passes(fill(&store, 2, &rows(50_000, "2")).await.unwrap_err());
+    assert!(error.contains("Redis is full (`OOM`): raise its `maxmemory`"), "{error}");
+    assert_eq!(value(&store).await.as_deref(), Some("1"));
+    assert_eq!(store.live(&view()).await.unwrap().unwrap().generation, 1);
+    // What was written of the new generation goes although Redis takes no more: it holds what others could use.
+    store.discard(&view(), 2).await.unwrap();
+    assert_eq!(store.count(&view(), 2).await.unwrap(), 0);
+    server.cli(&["config", "set", "maxmemory", "0"]).unwrap();
+    fill(&store, 2, &rows(50_000, "2")).await.unwrap();
+    cut_over(&store, 2).await.unwrap();
+    assert_eq!(value(&store).await.as_deref(), Some("2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_evicts_is_refused_by_name() {
+    let settings = ["--maxmemory-policy", "allkeys-lru"].map(str::to_owned).to_vec();
+    let server = Redis::start_with(RedisOptions { settings, ..RedisOptions::default() }).unwrap();
+    let location = RedisLocation::parse(&server.url()).unwrap();
+    let error = RedisOnline::open(&location, &project(), false).await.unwrap_err();
+    let error = format!("{:#}", anyhow::Error::from(error));
+    assert!(error.contains("`maxmemory-policy` is `allkeys-lru`"), "{error}");
+    let location = RedisLocation { allow_eviction: true, ..location };
+    RedisOnline::open(&location, &project(), false).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_evicted_rows_is_found_out_before_the_cut_over() {
+    let settings = ["--maxmemory-policy", "allkeys-random"].map(str::to_owned).to_vec();
+    let server = Redis::start_with(RedisOptions { settings, ..RedisOptions::default() }).unwrap();
+    let store = open(&format!("{}?allow_eviction=true", server.url()), &project()).await;
+    store.begin_generation(&view(), 1).await.unwrap();
+    store.write(&view(), 1, &rows(10_000, "1")).await.unwrap();
+    let key = store.keys.row_prefix(&view(), 1) + "k77";
+    server.cli(&["del", &key]).unwrap();
+    let error = store.finish_generation(&view(), 1, 10_000).await.unwrap_err();
+    assert!(error.to_string().contains("holds 9999 rows where 10000 were expected"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_replica_is_said_to_be_one() {
+    let (server, primary) = (Redis::start().unwrap(), Redis::start().unwrap());
+    let store = fresh(&server).await;
+    fill(&store, 1, &rows(10, "1")).await.unwrap();
+    server.cli(&["replicaof", "127.0.0.1", &primary.port().to_string()]).unwrap();
+    let error = passes(fill(&store, 2, &rows(10, "2")).await.unwrap_err());
+    assert!(error.contains("READONLY"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_of_writes_pass_and_say_what_to_do() {
+    let server = Redis::start().unwrap();
+    let store = fresh(&server).await;
+    fill(&store, 1, &rows(10, "1")).await.unwrap();
+    cut_over(&store, 1).await.unwrap();
+    server.cli(&["config", "set", "min-replicas-to-write", "1"]).unwrap();
+    let error = passes(fill(&store, 2, &rows(10, "2")).await.unwrap_err());
+    assert!(error.contains("too few replicas are in step (`NOREPLICAS`)"), "{error}");
+    assert_eq!(value(&store).await.as_deref(), Some("1"));
+    server.cli(&["config", "set", "min-replicas-to-write", "0"]).unwrap();
+    fill(&store, 2, &rows(10, "2")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_and_a_key_of_another_kind_do_not_pass() {
+    let options = RedisOptions { password: Some("open".to_owned()), ..RedisOptions::default() };
+    let server = Redis::start_with(options).unwrap();
+    let wrong = RedisLocation::parse(&server.url().replace(":open@", ":sesame@")).unwrap();
+    let error = RedisOnline::open(&wrong, &project(), false).await.unwrap_err();
+    assert!(matches!(error, OnlineError::Internal { .. }), "{error:?}");
+    assert!(!format!("{error:?}").contains("sesame"), "{error:?}");
+    let store = fresh(&server).await;
+    server.cli(&["set", &store.keys.live(), "not a hash"]).unwrap();
+    let error = store.live(&view()).await.unwrap_err();
+    assert!(matches!(error, OnlineError::Internal { .. }), "{error:?}");
+    assert!(format!("{:#}", anyhow::Error::from(error)).contains("WRONGTYPE"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_that_lost_rows_is_found_out() {
+    let mut server = Redis::start().unwrap();
+    let store = fresh(&server).await;
+    fill(&store, 1, &rows(10, "1")).await.unwrap();
+    cut_over(&store, 1).await.unwrap();
+    assert_eq!(store.check(&view(), Expected { generation: 1, publish_number: 1 }).await.unwrap(), Standing::Whole);
+    store.begin_generation(&view(), 2).await.unwrap();
+    store.write(&view(), 2, &rows(5_000, "2")).await.unwrap();
+    server.restart().unwrap();
+    let error = store.write(&view(), 2, &rows(10_000, "2")).await.unwrap_err();
+    assert!(error.to_string().contains("was not begun"), "{error}");
+    let standing = store.check(&view(), Expected { generation: 1, publish_number: 1 }).await.unwrap();
+    assert!(matches!(standing, Standing::NotLive(_)), "{standing:?}");
+    fill(&store, 2, &rows(10_000, "2")).await.unwrap();
+    cut_over(&store, 2).await.unwrap();
+    assert_eq!(value(&store).await.as_deref(), Some("2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_a_restart_lost_between_finish_and_cut_over_hold_it_back() {
+    let settings = ["--appendonly", "yes", "--appendfsync", "always"].map(str::to_owned).to_vec();
+    let mut server = Redis::start_with(RedisOptions { settings, ..RedisOptions::default() }).unwrap();
+    let store = fresh(&server).await;
+    fill(&store, 1, &rows(1_000, "1")).await.unwrap();
+    server.restart().unwrap();
+    let lost = store.keys.row_prefix(&view(), 1) + "k77";
+    server.cli(&["del", &lost]).unwrap();
+    let error = cut_over(&store, 1).await.unwrap_err();
+    assert!(error.to_string().contains("holds 999 of 1000"), "{error}");
+    assert_eq!(store.live(&view()).await.unwrap(), None);
+    fill(&store, 1, &rows(1_000, "1")).await.unwrap();
+    cut_over(&store, 1).await.unwrap();
+    assert_eq!(value(&store).await.as_deref(), Some("1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_vanish_after_the_cut_over_are_noticed() {
+    let server = Redis::start().unwrap();
+    let store = fresh(&server).await;
+    fill(&store, 1, &rows(50, "1")).await.unwrap();
+    cut_over(&store, 1).await.unwrap();
+    let lost = store.keys.row_prefix(&view(), 1) + "k7";
+    server.cli(&["del", &lost]).unwrap();
+    let standing = store.check(&view(), Expected { generation: 1, publish_number: 1 }).await.unwrap();
+    assert_eq!(standing, Standing::Incomplete("49 of 50 entities are there".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_killed_in_mid_pipeline_are_replaced() {
+    let server = Arc::new(Redis::start().unwrap());
+    let store = fresh(&server).await;
+    let killing = Arc::clone(&server);
+    let mut killer = JoinSet::new();
+    killer.spawn_blocking(move || {
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_millis(150));
+            killing.cli(&["client", "kill", "type", "normal"]).unwrap();
+        }
+    });
+    fill(&store, 1, &rows(60_000, "1")).await.unwrap();
+    cut_over(&store, 1).await.unwrap();
+    assert_eq!(store.count(&view(), 1).await.unwrap(), 60_000);
+    killer.join_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_redis_is_given_up_and_what_it_did_meanwhile_does_no_harm() {
+    let server = Redis::start().unwrap();
+    let project = project();
+    let location = RedisLocation::parse(&server.url()).unwrap();
+    let mut store = RedisOnline::new(&location, &project, false).unwrap();
+    store.connections.set_answer_max(Duration::from_millis(300));
+    store.begin_generation(&view(), 1).await.unwrap();
+    server.cli(&["client", "pause", "900"]).unwrap();
+    let error = passes(store.write(&view(), 1, &rows(10, "1")).await.unwrap_err());
+    assert!(error.contains("Redis did not answer in time"), "{error}");
+    tokio::time::sleep(Duration::from_millis(1_000)).await;
+    fill(&store, 1, &rows(20, "1")).await.unwrap();
+    cut_over(&store, 1).await.unwrap();
+    assert_eq!(value(&store).await.as_deref(), Some("1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_down_is_waited_for() {
+    let mut server = Redis::start().unwrap();
+    let url = server.url();
+    server.kill();
+    let store = open(&url, &project()).await;
+    let error = passes(store.live(&view()).await.unwrap_err());
+    assert!(error.contains("nothing answers at the address of Redis"), "{error}");
+    server.restart().unwrap();
+    assert_eq!(store.live(&view()).await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_in_the_middle_is_followed() {
+    let mut set = RedisSentinel::start().unwrap();
+    let store = open(&set.url(), &project()).await;
+    fill(&store, 1, &rows(1_000, "1")).await.unwrap();
+    cut_over(&store, 1).await.unwrap();
+    fill(&store, 2, &rows(1_000, "2")).await.unwrap();
+    set.primary.cli(&["wait", "1", "2000"]).unwrap();
+    // The replica misses one row of the finished generation, as if the last writes had not reached it.
+    let lost = store.keys.row_prefix(&view(), 2) + "k77";
+    set.primary.kill();
+    set.wait_for_failover().unwrap();
+    set.replica.cli(&["del", &lost]).unwrap();
+    let error = cut_over(&store, 2).await.unwrap_err();
+    assert!(error.to_string().contains("when Redis changed its server: it holds 999 of 1000"), "{error}");
+    assert_eq!(value(&store).await.as_deref(), Some("1"));
+    fill(&store, 2, &rows(1_000, "2")).await.unwrap();
+    cut_over(&store, 2).await.unwrap();
+    assert_eq!(value(&store).await.as_deref(), Some("2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_was_overtaken_neither_writes_nor_finishes() {
+    let server = Redis::start().unwrap();
+    let project = project();
+    let (frozen, other) = (open(&server.url(), &project).await, open(&server.url(), &project).await);
+    frozen.begin_generation(&view(), 1).await.unwrap();
+    frozen.write(&view(), 1, &rows(10, "1")).await.unwrap();
+    other.begin_generation(&view(), 1).await.unwrap();
+    let error = frozen.write(&view(), 1, &rows(10, "1")).await.unwrap_err();
+    assert!(error.to_string().contains("was begun again by another worker"), "{error}");
+    other.write(&view(), 1, &rows(10, "1")).await.unwrap();
+    let error = frozen.finish_generation(&view(), 1, 10).await.unwrap_err();
+    assert!(error.to_string().contains("was begun again by another worker"), "{error}");
+    other.finish_generation(&view(), 1, 10).await.unwrap();
+    cut_over(&other, 1).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_frozen_writer_leaves_in_a_removed_generation_goes_too() {
+    let server = Redis::start().unwrap();
+    let store = fresh(&server).await;
+    fill(&store, 1, &rows(10, "1")).await.unwrap();
+    fill(&store, 2, &rows(10, "2")).await.unwrap();
+    cut_over(&store, 2).await.unwrap();
+    assert_eq!(store.prune(&view(), 0, Duration::ZERO, 2).await.unwrap(), [1]);
+    // As a frozen attempt would that had asked before and woke up after.
+    let rows = rows(10, "1");
+    let view = view();
+    let target = store.target(&view, 1, &rows).await.unwrap();
+    rows::list(target, &rows).await.unwrap();
+    rows::write(target, &rows).await.unwrap();
+    assert_eq!(store.count(&view, 1).await.unwrap(), 10);
+    assert_eq!(store.prune(&view, 0, Duration::ZERO, 2).await.unwrap(), [0; 0]);
+    assert_eq!(store.count(&view, 1).await.unwrap(), 0);
+    let error = store.begin_generation(&view, 1).await.unwrap_err();
+    assert!(matches!(error, OnlineError::Superseded { live: 2, asked: 1, .. }), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_expire_by_the_clock_of_redis_too() {
+    let server = Redis::start().unwrap();
+    let store = fresh(&server).await;
+    let now = rows::clock_ms(&store.connections).await.unwrap();
+    let soon = DateTime::from_timestamp_millis(now + 400).unwrap();
+    let mut rows = rows(3, "1");
+    rows[0].expires_at = Some(soon);
+    store.begin_generation(&view(), 1).await.unwrap();
+    store.write(&view(), 1, &rows).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let key = store.keys.row_prefix(&view(), 1) + "k0";
+    assert_eq!(server.cli(&["exists", &key]).unwrap(), "0");
+    // A row that went by itself is no row that was lost.
+    store.finish_generation(&view(), 1, 3).await.unwrap();
+}
