@@ -1,5 +1,6 @@
 """The compose file: the compose-spec schema, services that can come up in their order, no password that has a default."""
 
+import contextlib
 import importlib.resources
 import json
 import re
@@ -7,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
@@ -98,9 +100,12 @@ def check_variables(root: Path) -> list[str]:
     return found
 
 
-def try_redis(root: Path, folder: Path) -> list[str]:
-    """Starts the Redis of the compose file as it says, with the server of this machine, and asks its health check."""
+@contextlib.contextmanager
+def redis(root: Path, folder: Path) -> Iterator[int]:
+    """Redis as the file starts it, with the server of this machine, once its own health check is content; its port."""
     service = load(root)["services"]["redis"]
+    if not shutil.which("redis-server"):
+        raise RuntimeError("`redis-server` is not installed: `apt-get install redis-server` brings it")
     (folder / "redis_password").write_text("secret123")
     (folder / "data").mkdir()
     with socket.socket() as listener:
@@ -113,23 +118,30 @@ def try_redis(root: Path, folder: Path) -> list[str]:
         return command.replace("redis-cli", f"redis-cli -p {free}")
 
     shell, flag, start = service["entrypoint"]
-    command = [shell, flag, here(start).rstrip() + f" --port {free} --bind 127.0.0.1"]
+    command = [shell, flag, f"{here(start).rstrip()} --port {free} --bind 127.0.0.1"]
     healthy = ["sh", "-c", here(service["healthcheck"]["test"][1])]
-    cli = ["redis-cli", "-p", str(free), "--no-auth-warning"]
-    if not shutil.which("redis-server"):
-        return ["`redis-server` is not installed: `apt-get install redis-server` brings it"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
     try:
         deadline = time.monotonic() + 20
         while subprocess.run(healthy, capture_output=True, check=False).returncode:
             if time.monotonic() > deadline or server.poll() is not None:
-                return [f"{FILE}: redis: its health check does not succeed"]
+                raise RuntimeError("redis: its health check does not succeed")
             time.sleep(0.05)
-        stranger = subprocess.run([*cli, "ping"], capture_output=True, text=True, check=False).stdout
-        policy = [*cli, "-a", "secret123", "config", "get", "maxmemory-policy"]
-        policy = subprocess.run(policy, capture_output=True, text=True, check=False).stdout
-        found = [] if "NOAUTH" in stranger else [f"{FILE}: redis: it answers without a password"]
-        return found + ([] if "noeviction" in policy else [f"{FILE}: redis: it evicts"])
+        yield free
     finally:
         server.terminate()
         server.wait()
+
+
+def try_redis(root: Path, folder: Path) -> list[str]:
+    """Whether that Redis asks for its password, and never evicts."""
+    try:
+        with redis(root, folder) as at:
+            cli = ["redis-cli", "-p", str(at), "--no-auth-warning"]
+            stranger = subprocess.run([*cli, "ping"], capture_output=True, text=True, check=False).stdout
+            policy = [*cli, "-a", "secret123", "config", "get", "maxmemory-policy"]
+            policy = subprocess.run(policy, capture_output=True, text=True, check=False).stdout
+    except RuntimeError as error:
+        return [f"{FILE}: {error}"]
+    found = [] if "NOAUTH" in stranger else [f"{FILE}: redis: it answers without a password"]
+    return found + ([] if "noeviction" in policy else [f"{FILE}: redis: it evicts"])

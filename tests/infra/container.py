@@ -64,7 +64,7 @@ def check_context(root: Path) -> list[str]:
         return [f"{FOLDER}: the build context lacks {Path(path).relative_to(folder)}" for path in missing]
 
 
-def try_health_check(root: Path, _folder: Path) -> list[str]:
+def try_health_check(root: Path) -> list[str]:
     """Runs the image's health check against a server that is well, one that is not, and none."""
 
     class Answer(http.server.BaseHTTPRequestHandler):

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import cluster
 import compose
 import container
 import kubernetes
@@ -56,9 +57,11 @@ def main() -> int:
     tidegate = given.tidegate.resolve()
     found = problems_of(root, tidegate)
     if not found:
+        found += container.try_health_check(root)
         with tempfile.TemporaryDirectory() as folder:
-            found += container.try_health_check(root, Path(folder))
             found += compose.try_redis(root, Path(folder))
+        with tempfile.TemporaryDirectory() as folder:
+            found += cluster.check(root, tidegate, Path(folder))
     if not found and given.self_test:
         found += self_test.run(root, tidegate, problems_of)
     for problem in found:
