@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use tidegate_registry::definitions::Settings;
 use tidegate_registry::definitions::settings::LakeLocation;
 use tidegate_worker::lake::Lake;
+use tidegate_worker::objects::Stores;
 use tidegate_worker::online::OnlineStore;
 use tidegate_worker::sources::Sources;
 use tidegate_worker::{Worker, WorkerOptions, WorkerParts};
@@ -57,16 +58,22 @@ pub async fn worker(settings: &Settings, registry: &Registry, slots: Slots, bell
     .context("starting a worker")
 }
 
+/// How this process reaches object stores.
+fn stores(settings: &Settings) -> Stores {
+    Stores::new(settings.storage.clone())
+}
+
 /// The project's lake, for reading.
 ///
 /// # Errors
 /// When it cannot be opened.
 pub fn lake(settings: &Settings) -> anyhow::Result<Lake> {
-    let LakeLocation::Directory(path) = &settings.lake else {
-        return Err(not_built_in("a lake in an object store"));
+    let project = settings.project.as_str();
+    let opened = match &settings.lake {
+        LakeLocation::Directory(path) => Lake::open(&path.display().to_string(), project),
+        LakeLocation::Object(url) => Lake::open_in(url, &stores(settings), project),
     };
-    Lake::open(&path.display().to_string(), settings.project.as_str())
-        .with_context(|| format!("opening the lake `{}`", settings.lake))
+    opened.with_context(|| format!("opening the lake `{}`", settings.lake))
 }
 
 /// The project's lake, for writing.

@@ -7,6 +7,7 @@ pub mod entity_key;
 mod execute;
 mod executor;
 pub mod lake;
+pub mod objects;
 pub mod online;
 pub mod preview;
 mod publish;

@@ -41,13 +41,20 @@ impl S3sFs {
             .enable_all()
             .build()
             .context("starting the runtime of s3s-fs")?;
-        let listener =
-            runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).context("binding the port of s3s-fs")?;
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("binding the port of s3s-fs")?;
+        listener.set_nonblocking(true).context("binding the port of s3s-fs")?;
         let address = listener.local_addr().context("binding the port of s3s-fs")?;
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("s3s-fs".to_owned())
-            .spawn(move || runtime.block_on(serve(listener, service, stopped)))
+            .spawn(move || {
+                runtime.block_on(async {
+                    // It fails only outside of a runtime.
+                    if let Ok(listener) = TcpListener::from_std(listener) {
+                        serve(listener, service, stopped).await;
+                    }
+                });
+            })
             .context("starting s3s-fs")?;
         Ok(Self { address, folder, stop: Some(stop), thread: Some(thread) })
     }

@@ -34,6 +34,9 @@ use crate::types::INTERVAL_START;
 const ATTEMPTS_MAX: u32 = 20;
 /// How long one try may take; after it the mark is read again.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(120);
+/// No try begins later than this after the first: a store that is down for longer fails the task, which is tried again
+/// for as long as it takes, and leaves its slot to others meanwhile.
+const ATTEMPTS_FOR: Duration = Duration::from_secs(300);
 /// Keys of a commit's information: whose it is, its publish number, and a [`CommitNote`].
 pub(super) const RUN: &str = "tidegate.run";
 pub(super) const PUBLISH: &str = "tidegate.publish";
@@ -161,8 +164,13 @@ impl Lake {
         let view = request.view;
         let failed = |source: anyhow::Error| CommitError::Store { view: view.clone(), source };
         let mut last_error = None;
+        let begun = tokio::time::Instant::now();
+        let (mut complete, mut tried) = (false, false);
         for attempt in 0..ATTEMPTS_MAX {
             if attempt > 0 {
+                if begun.elapsed() > ATTEMPTS_FOR {
+                    break;
+                }
                 tokio::time::sleep(Duration::from_millis(20 << attempt.min(7))).await;
             }
             let table = match self.load(view, None).await {
@@ -172,14 +180,29 @@ impl Lake {
                     continue;
                 }
             };
-            if let Some(version) = self.settled(&table, request).await? {
+            let settled = match self.settled(&table, request).await {
+                Err(CommitError::Store { source, .. }) => {
+                    last_error = Some(source);
+                    continue;
+                }
+                settled => settled?,
+            };
+            if let Some(version) = settled {
                 self.sync(view, vec![log_path(version)]).await.map_err(failed)?;
-                return Ok(Committed { version, before: attempt == 0 });
+                return Ok(Committed { version, before: !tried });
             }
-            if attempt == 0 {
-                self.require_staged(request).await?;
+            if !complete {
+                match self.require_staged(request).await {
+                    Err(CommitError::Store { source, .. }) => {
+                        last_error = Some(source);
+                        continue;
+                    }
+                    required => required?,
+                }
+                complete = true;
             }
             fail::fail_point!("lake.commit.loaded");
+            tried = true;
             match tokio::time::timeout(ATTEMPT_TIMEOUT, self.try_commit(&table, request)).await {
                 Ok(Ok(version)) => {
                     fail::fail_point!("lake.commit.landed");

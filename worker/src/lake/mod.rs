@@ -20,11 +20,12 @@ mod tests;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use deltalake::table::state::DeltaTableState;
 use deltalake::{DeltaTable, DeltaTableBuilder};
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
@@ -35,10 +36,14 @@ use url::Url;
 pub use commit::{CommitError, CommitNote, CommitRequest, Committed};
 pub use table::TableSchema;
 
+use crate::objects::{Stores, probe};
+
 /// Tables whose state is kept in memory.
 const TABLES_SEEN_MAX: usize = 256;
+/// How often the owner's mark is written or read before a store that gives neither is given up.
+const OWNER_ATTEMPTS_MAX: u32 = 6;
 
-/// The lake of one project.
+/// The lake of one project: a folder, or a place in an object store.
 #[derive(Debug, Clone)]
 pub struct Lake {
     /// Where it is, ending in `/`.
@@ -59,18 +64,17 @@ struct OwnerMark {
 }
 
 impl Lake {
-    /// Opens the lake at `place`: a folder (created if missing) or a `file://` URL.
+    /// Opens the lake at `place`: a folder (created if missing) or a `file://` URL. For object stores there is
+    /// [`Lake::open_in`].
     ///
     /// # Errors
-    /// When the folder cannot be made or the scheme is not supported.
+    /// When the folder cannot be made or the scheme is another one.
     pub fn open(place: &str, project: &str) -> Result<Self> {
         let folder = match Url::parse(place) {
             Ok(url) if url.scheme() == "file" => {
                 url.to_file_path().map_err(|()| anyhow::anyhow!("`{place}` is not the URL of a local folder"))?
             }
-            Ok(url) if url.scheme().len() > 1 => {
-                bail!("a lake at `{}://` is not supported by this version: use a local folder", url.scheme())
-            }
+            Ok(url) if url.scheme().len() > 1 => bail!("a lake at `{}://` is no local folder", url.scheme()),
             _ => PathBuf::from(place),
         };
         std::fs::create_dir_all(&folder).with_context(|| format!("creating the lake `{}`", folder.display()))?;
@@ -78,6 +82,19 @@ impl Lake {
         let root = Url::from_directory_path(&folder)
             .map_err(|()| anyhow::anyhow!("`{}` cannot be written as a URL", folder.display()))?;
         Ok(Self::with_store(root, Arc::new(LocalFileSystem::new()), project))
+    }
+
+    /// Opens the lake at `url` in an object store, as in `s3://bucket/prefix`. Nothing is sent to the store yet:
+    /// [`Lake::claim`] finds out whether it will do.
+    ///
+    /// # Errors
+    /// When the store cannot be opened ([`Stores::get`]) or the path is not one that tables can have.
+    pub fn open_in(url: &Url, stores: &Stores, project: &str) -> Result<Self> {
+        let store = stores.get(url)?;
+        Path::from_url_path(url.path()).with_context(|| format!("`{}` is not a path for a lake", url.path()))?;
+        let mut root = url.clone();
+        root.set_path(&format!("{}/", url.path().trim_end_matches('/')));
+        Ok(Self::with_store(root, store, project))
     }
 
     /// A lake at `root` (ending in `/`) in a store that is rooted at "/" of its scheme.
@@ -103,24 +120,19 @@ impl Lake {
         format!("tidegate/{}/{view}", self.project)
     }
 
-    /// Makes `registry` the one that writes here, or finds that it already is.
+    /// Makes `registry` the one that writes here, or finds that it already is. An object store is first asked whether
+    /// its conditional puts are atomic ([`probe`]), at every start of a process that writes: a store can be replaced
+    /// behind its address, and asking takes less than a second.
     ///
     /// # Errors
-    /// When the lake belongs to another registry or project.
+    /// When the lake belongs to another registry or project, or the store would lose commits.
     pub async fn claim(&self, registry: RegistryId) -> Result<()> {
-        let path = self.path_in_store("_tidegate/owner.json");
-        let mark = OwnerMark { registry, project: self.project.clone() };
-        let body = serde_json::to_vec_pretty(&mark).context("writing the lake's owner")?;
-        let created =
-            self.store.put_opts(&path, body.into(), PutOptions { mode: PutMode::Create, ..Default::default() }).await;
-        match created {
-            Ok(_) => return Ok(()),
-            Err(object_store::Error::AlreadyExists { .. }) => {}
-            Err(error) => return Err(error).context("claiming the lake"),
+        if self.root.scheme() != "file" {
+            let prefix = self.path_in_store("_tidegate");
+            probe(self.store.as_ref(), self.root.as_str(), &prefix).await?;
         }
-        let found = self.store.get(&path).await.context("reading the lake's owner")?;
-        let found = found.bytes().await.context("reading the lake's owner")?;
-        let found: OwnerMark = serde_json::from_slice(&found).context("reading the lake's owner")?;
+        let mark = OwnerMark { registry, project: self.project.clone() };
+        let found = self.write_or_read_owner(&mark).await?;
         if found != mark {
             bail!(
                 "the lake `{}` belongs to project `{}` with registry {}, and this is project `{}` with registry \
@@ -133,6 +145,33 @@ impl Lake {
             );
         }
         Ok(())
+    }
+
+    /// Writes the owner's mark where there is none, and gives the one that stands there.
+    async fn write_or_read_owner(&self, mark: &OwnerMark) -> Result<OwnerMark> {
+        let path = self.path_in_store("_tidegate/owner.json");
+        let body = serde_json::to_vec_pretty(mark).context("writing the lake's owner")?;
+        for attempt in 0..OWNER_ATTEMPTS_MAX {
+            if attempt > 0 {
+                tokio::time::sleep(Duration::from_millis(20 << attempt)).await;
+            }
+            let options = PutOptions { mode: PutMode::Create, ..Default::default() };
+            match self.store.put_opts(&path, body.clone().into(), options).await {
+                Ok(_) => return Ok(mark.clone()),
+                // Ours, whose answer was lost, or another's, or (409) somebody is about to: what stands there decides.
+                Err(object_store::Error::AlreadyExists { .. }) => {}
+                Err(error) => return Err(error).context("claiming the lake"),
+            }
+            match self.store.get(&path).await {
+                Ok(found) => {
+                    let found = found.bytes().await.context("reading the lake's owner")?;
+                    return serde_json::from_slice(&found).context("reading the lake's owner");
+                }
+                Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(error).context("reading the lake's owner"),
+            }
+        }
+        bail!("the lake `{}` keeps refusing its owner's mark without having one", self.root)
     }
 
     /// A view's table at `version`, or at its head.
@@ -235,16 +274,16 @@ impl Lake {
         }
         let table = self.table_prefix(view);
         let prefix = table.clone().join("data").join(run.to_string());
-        let found: Vec<Path> =
-            self.store.list(Some(&prefix)).map_ok(|object| object.location).try_collect().await.with_context(doing)?;
+        let keep: HashSet<Path> = keep.iter().map(|path| path.split('/').fold(table.clone(), Path::join)).collect();
+        // Uploads that a dying process left unfinished are not listed, and nobody can read them: they cost space until
+        // the bucket's rule for unfinished uploads takes them.
+        let found = self.store.list(Some(&prefix)).map_ok(|object| object.location);
+        let doomed = found.try_filter(move |path| std::future::ready(!keep.contains(path))).boxed();
+        let mut outcomes = self.store.delete_stream(doomed);
         let mut deleted = 0;
-        for path in found {
-            let relative = path.as_ref().strip_prefix(table.as_ref()).unwrap_or(path.as_ref()).trim_start_matches('/');
-            if keep.iter().any(|kept| kept == relative) {
-                continue;
-            }
-            match self.store.delete(&path).await {
-                Ok(()) | Err(object_store::Error::NotFound { .. }) => deleted += 1,
+        while let Some(outcome) = outcomes.next().await {
+            match outcome {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => deleted += 1,
                 Err(error) => return Err(error).with_context(doing),
             }
         }
@@ -289,7 +328,9 @@ impl Lake {
         match self.root.to_file_path() {
             Ok(folder) if self.root.scheme() == "file" => Path::from_absolute_path(folder.join(below))
                 .unwrap_or_else(|_| Path::from(format!("{}{below}", self.root.path()))),
-            _ => Path::from(format!("{}{below}", self.root.path())),
+            // Both are checked when the lake is opened; a path that is none is taken letter by letter.
+            _ => Path::from_url_path(format!("{}{below}", self.root.path()))
+                .unwrap_or_else(|_| Path::from(format!("{}{below}", self.root.path()))),
         }
     }
 }

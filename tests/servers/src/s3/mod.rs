@@ -194,6 +194,16 @@ impl S3Fake {
         self.shared.state().objects.page_size = entries.max(1);
     }
 
+    /// Becomes a server that has never heard of conditional writes, as older ones are.
+    pub fn ignore_put_conditions(&self) {
+        self.shared.state().objects.ignores_put_conditions = true;
+    }
+
+    /// Becomes a server that has never heard of `If-Match` on reads.
+    pub fn ignore_get_conditions(&self) {
+        self.shared.state().objects.ignores_get_conditions = true;
+    }
+
     /// The keys in `bucket` that begin with `prefix`, in order.
     pub fn keys(&self, bucket: &str, prefix: &str) -> Vec<String> {
         self.shared.state().objects.keys(bucket, prefix)
