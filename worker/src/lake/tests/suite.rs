@@ -167,6 +167,13 @@ async fn a_registry_that_is_older_than_the_lake_writes_nothing(on: On) {
     assert!(matches!(error, CommitError::Foreign { mark: 9, .. }), "{error}");
     assert!(error.to_string().contains(&publisher(9).to_string()), "{error}");
 }
+
+async fn an_overlay_shows_the_future_of_an_old_version_and_moves_nothing(on: On) {
+    let world = World::new(on).await;
+    for (number, (d, flights)) in [(8, 10), (9, 20), (10, 30)].into_iter().enumerate() {
+        let adds = world.stage(RunId::generate(), day(d), flights).await;
+        world.commit(number as u64 + 1, day(d), &adds).await.unwrap();
+    }
     let staged = world.stage(RunId::generate(), day(9), 99).await;
     // version 2 is what a run pinned; version 3 came later and must not show
     let overlay = world.lake.overlay(&view(), 2, day(9), &staged).await.unwrap();
