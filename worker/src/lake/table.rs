@@ -3,7 +3,6 @@
 use anyhow::{Context, Result, bail};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use delta_kernel::engine::arrow_conversion::TryIntoKernel;
-use deltalake::kernel::transaction::CommitProperties;
 use deltalake::kernel::{Action, StructType};
 use deltalake::operations::create::CreateBuilder;
 use deltalake::protocol::SaveMode;
@@ -14,6 +13,7 @@ use tidegate_registry::ids::ViewId;
 use tidegate_registry::model::Project;
 
 use super::Lake;
+use super::commit::commit_properties;
 use crate::types::{INTERVAL_START, view_schema};
 
 /// The columns of a view's table.
@@ -75,13 +75,22 @@ impl Lake {
         if snapshot.log_data().num_files() > 0 {
             bail!("the table of `{view}` holds rows with other columns: give the changed view a new `version:`");
         }
-        let table = self
-            .create(view, schema, SaveMode::Overwrite)
-            .await
-            .with_context(|| format!("replacing the empty table of `{view}`"))?;
-        let version = table.version().unwrap_or_default();
-        self.sync(view, vec![log_path(version)]).await?;
-        Ok(version)
+        match self.create(view, schema, SaveMode::Overwrite).await {
+            Ok(table) => {
+                let version = table.version().unwrap_or_default();
+                self.sync(view, vec![log_path(version)]).await?;
+                Ok(version)
+            }
+            // Our answer was lost, or somebody else was first: what stands there decides.
+            Err(error) => {
+                let table = self.load(view, None).await?;
+                let snapshot = table.snapshot()?;
+                if same_columns(&snapshot.snapshot().arrow_schema(), &schema.table) {
+                    return Ok(snapshot.version());
+                }
+                Err(error).with_context(|| format!("replacing the empty table of `{view}`"))
+            }
+        }
     }
 
     async fn exists(&self, view: &ViewId) -> Result<bool> {
@@ -100,9 +109,7 @@ impl Lake {
             .with_save_mode(mode)
             // Restores need the whole history: only the janitor may shorten a log.
             .with_configuration_property(deltalake::TableProperty::EnableExpiredLogCleanup, Some("false"))
-            .with_commit_properties(
-                CommitProperties::default().with_create_checkpoint(false).with_cleanup_expired_logs(Some(false)),
-            )
+            .with_commit_properties(commit_properties())
             .with_actions(Vec::<Action>::new())
             .await?;
         Ok(table)

@@ -1,6 +1,7 @@
 //! What a commit promises, against the pinned delta-rs: one version with the right content, whatever comes back.
 
 mod faulty;
+mod s3;
 mod suite;
 
 use std::collections::BTreeMap;
@@ -90,6 +91,10 @@ enum On {
     Moto,
 }
 
+fn in_store(endpoint: &S3Endpoint, patience: Patience) -> Lake {
+    Lake::open_in(&testing::place(), &testing::stores(endpoint, patience), "test").unwrap()
+}
+
 /// A lake of its own, with what is needed to stage into it.
 struct World {
     folder: tempfile::TempDir,
@@ -103,14 +108,22 @@ impl World {
     async fn new(on: On) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let fake = (on == On::Fake).then(testing::fake);
-        let in_store = |endpoint: &S3Endpoint| {
-            Lake::open_in(&testing::place(), &testing::stores(endpoint, Patience::default()), "test").unwrap()
-        };
         let lake = match (on, &fake) {
-            (On::Moto, _) => in_store(&testing::moto()),
-            (_, Some(fake)) => in_store(&fake.endpoint()),
+            (On::Moto, _) => in_store(&testing::moto(), Patience::default()),
+            (_, Some(fake)) => in_store(&fake.endpoint(), Patience::default()),
             (_, None) => Lake::open(folder.path().join("lake").to_str().unwrap(), "test").unwrap(),
         };
+        Self::over(folder, lake, fake).await
+    }
+
+    /// On a fake of its own, waiting less than people would.
+    async fn on_fake() -> Self {
+        let fake = testing::fake();
+        let lake = in_store(&fake.endpoint(), testing::short());
+        Self::over(tempfile::tempdir().unwrap(), lake, Some(fake)).await
+    }
+
+    async fn over(folder: tempfile::TempDir, lake: Lake, fake: Option<S3Fake>) -> Self {
         lake.ensure_tables(&project(0), &[view()]).await.unwrap();
         let engine = Engine::new(256 << 20, &folder.path().join("spill")).unwrap();
         Self { folder, engine, lake, fake }
@@ -121,7 +134,16 @@ impl World {
         Lake::with_store(self.lake.root().clone(), Arc::new(through(Arc::clone(&self.lake.store))), "test")
     }
 
+    /// The same lake as a process sees it that has read nothing yet.
+    fn fresh_lake(&self) -> Lake {
+        Lake::with_store(self.lake.root().clone(), Arc::clone(&self.lake.store), "test")
+    }
+
     async fn stage(&self, run: RunId, interval: Interval, flights: i64) -> Vec<Add> {
+        self.try_stage(run, interval, flights).await.unwrap()
+    }
+
+    async fn try_stage(&self, run: RunId, interval: Interval, flights: i64) -> anyhow::Result<Vec<Add>> {
         let pins =
             Pins { views: IndexMap::from([(view(), ViewPin { delta_version: 0, state: None })]), ..Pins::default() };
         let request = StageRequest {
@@ -137,10 +159,10 @@ impl World {
             run,
             attempt: "0-1".to_owned(),
         };
-        let staged = stage(&self.engine, &request).await.unwrap();
+        let staged = stage(&self.engine, &request).await?;
         assert_eq!(staged.rows, 2);
         assert!(staged.checks.iter().all(|check| !check.blocks()), "{:?}", staged.checks);
-        staged.adds.into_iter().map(|add| serde_json::from_value(add).unwrap()).collect()
+        Ok(staged.adds.into_iter().map(|add| serde_json::from_value(add).unwrap()).collect())
     }
 
     async fn commit(&self, number: u64, interval: Interval, adds: &[Add]) -> Result<Committed, CommitError> {
