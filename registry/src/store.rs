@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use indexmap::IndexMap;
 use serde::Serialize;
 
+use crate::care::Care;
 use crate::ids::{DagName, LeaseToken, RegistryId, RunId, SnapshotId, ViewId};
 use crate::model::Project;
 use crate::plan::DefinitionKind;
@@ -312,7 +313,8 @@ pub struct Snapshot {
     pub interval: Interval,
     /// When it was recorded, in project time.
     pub created_at: Instant,
-    /// `live` when every view's newest ledger entry and online generation come from it, else `superseded`.
+    /// `live` when every view's newest ledger entry and online generation come from it, `expired` when retention let go of
+    /// it, else `superseded`.
     pub status: String,
     /// Per view.
     pub views: Vec<SnapshotView>,
@@ -382,7 +384,7 @@ pub struct CheckFilter {
 
 /// The registry.
 #[async_trait]
-pub trait Store: Send + Sync + Debug {
+pub trait Store: Care + Send + Sync + Debug {
     // --- definitions -------------------------------------------------------------------------------------------------
 
     /// What this registry is.

@@ -52,6 +52,11 @@ CREATE TABLE definitions (
 ) STRICT;
 CREATE UNIQUE INDEX definitions_current ON definitions (kind, name) WHERE until IS NULL;
 CREATE INDEX definitions_position ON definitions (position);
+CREATE TABLE duties (
+    name  TEXT NOT NULL PRIMARY KEY,
+    owner TEXT NOT NULL,
+    until INTEGER NOT NULL
+) STRICT;
 CREATE TABLE intents (
     run      TEXT NOT NULL PRIMARY KEY REFERENCES runs (id),
     taken_at INTEGER NOT NULL,
@@ -104,8 +109,17 @@ CREATE TABLE runs (
     UNIQUE (dag, interval_start, interval_end, revision)
 ) STRICT;
 CREATE INDEX runs_by_interval ON runs (interval_start, revision);
+CREATE INDEX runs_ended ON runs (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX runs_open ON runs (interval_start, dag, revision) WHERE finished_at IS NULL;
 CREATE TABLE schema_steps (version INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL, compatible_from INTEGER) STRICT;
+CREATE TABLE snapshot_pins (
+    snapshot  TEXT NOT NULL PRIMARY KEY REFERENCES snapshots (id),
+    pinned_at INTEGER NOT NULL,
+    actor     TEXT NOT NULL,
+    reason    TEXT NOT NULL,
+    -- Per view the files of its table, as JSON.
+    files     TEXT NOT NULL
+) STRICT;
 CREATE TABLE snapshot_views (
     snapshot          TEXT NOT NULL REFERENCES snapshots (id),
     position          INTEGER NOT NULL,
@@ -129,8 +143,9 @@ CREATE TABLE snapshots (
     created_at     INTEGER NOT NULL,
     -- The order of recording: instants of project time may tie.
     number         INTEGER NOT NULL UNIQUE
-) STRICT;
+, expired_at INTEGER) STRICT;
 CREATE INDEX snapshots_by_dag ON snapshots (dag, number);
+CREATE INDEX snapshots_kept ON snapshots (number) WHERE expired_at IS NULL;
 CREATE TABLE task_logs (
     id      INTEGER NOT NULL PRIMARY KEY,
     run     TEXT NOT NULL REFERENCES runs (id),

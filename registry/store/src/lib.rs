@@ -10,6 +10,7 @@
 //! May not know: what a definition means beyond the tables it reads, the lake, HTTP.
 
 mod audit;
+mod care;
 mod claims;
 mod codec;
 pub mod conformance;

@@ -139,7 +139,7 @@ async fn edges_in_tx(tx: &mut Conn, run: &NewRun) -> Result<Vec<Vec<usize>>> {
     Ok(edges)
 }
 
-fn views_key(views: &[ViewId]) -> String {
+pub(crate) fn views_key(views: &[ViewId]) -> String {
     let mut names: Vec<String> = views.iter().map(ToString::to_string).collect();
     names.sort();
     names.join(",")

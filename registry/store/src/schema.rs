@@ -22,14 +22,24 @@ pub(crate) struct Step {
 }
 
 /// The steps, oldest first; the first one makes version 1.
-pub(crate) const STEPS: &[Step] = &[Step {
-    name: "0001_registry",
-    compatible_from: 1,
-    text: Sql {
-        sqlite: include_str!("../migrations/sqlite/0001_registry.sql"),
-        postgres: include_str!("../migrations/postgres/0001_registry.sql"),
+pub(crate) const STEPS: &[Step] = &[
+    Step {
+        name: "0001_registry",
+        compatible_from: 1,
+        text: Sql {
+            sqlite: include_str!("../migrations/sqlite/0001_registry.sql"),
+            postgres: include_str!("../migrations/postgres/0001_registry.sql"),
+        },
     },
-}];
+    Step {
+        name: "0002_care",
+        compatible_from: 1,
+        text: Sql {
+            sqlite: include_str!("../migrations/sqlite/0002_care.sql"),
+            postgres: include_str!("../migrations/postgres/0002_care.sql"),
+        },
+    },
+];
 
 /// Brings the schema up to date and names a new registry. The caller holds the lock and commits.
 ///

@@ -12,7 +12,7 @@ use crate::sql::{Builder, Row, query};
 /// Live is a snapshot when for each of its views it holds the newest interval, as published last.
 macro_rules! snapshot_columns {
     () => {
-        "SELECT s.id, s.run, s.dag, s.interval_start, s.interval_end, s.created_at, CASE WHEN EXISTS (\
+        "SELECT s.id, s.run, s.dag, s.interval_start, s.interval_end, s.created_at, s.expired_at, CASE WHEN EXISTS (\
          SELECT 1 FROM snapshot_views AS v \
          LEFT JOIN ledger AS l ON l.view = v.view AND l.interval_end = s.interval_end \
          AND l.interval_start = s.interval_start AND l.snapshot = s.id \
@@ -114,7 +114,12 @@ async fn snapshot_from(tx: &mut Conn, row: &Row) -> Result<Snapshot> {
         run: row.parse("run")?,
         interval: row.interval()?,
         created_at: row.instant("created_at")?,
-        status: if row.get_as::<bool>("superseded")? { "superseded" } else { "live" }.to_owned(),
+        status: match (row.instant_option("expired_at")?, row.get_as::<bool>("superseded")?) {
+            (Some(_), _) => "expired",
+            (None, true) => "superseded",
+            (None, false) => "live",
+        }
+        .to_owned(),
         views: views.iter().map(snapshot_view_from).collect::<Result<_>>()?,
     })
 }

@@ -178,6 +178,12 @@ impl Builder {
         self
     }
 
+    /// The name of a column as the database told it: only letters, digits and `_` get through.
+    pub(crate) fn push_column(&mut self, name: &str) -> &mut Self {
+        self.text.extend(name.chars().filter(|letter| letter.is_ascii_alphanumeric() || *letter == '_'));
+        self
+    }
+
     pub(crate) fn push_bind(&mut self, value: impl Into<Arg>) -> &mut Self {
         self.args.push(value.into());
         self.text.push('$');
@@ -211,6 +217,31 @@ impl Builder {
 pub(crate) enum Row {
     Sqlite(SqliteRow),
     Postgres(PgRow),
+}
+
+impl Row {
+    /// Every column with its value: numbers and text are all that the schema holds.
+    pub(crate) fn cells(&self) -> sqlx::Result<Vec<(String, Arg)>> {
+        macro_rules! cells {
+            ($row:ident, $number:literal) => {
+                $row.columns()
+                    .iter()
+                    .map(|column| {
+                        let place = column.ordinal();
+                        // Of the value where there is one: a column of SQLite may say nothing.
+                        let is_number = $row.try_get_raw(place)?.type_info().name() == $number;
+                        let value =
+                            if is_number { Arg::Number($row.try_get(place)?) } else { Arg::Text($row.try_get(place)?) };
+                        Ok((column.name().to_owned(), value))
+                    })
+                    .collect()
+            };
+        }
+        match self {
+            Self::Sqlite(row) => cells!(row, "INTEGER"),
+            Self::Postgres(row) => cells!(row, "INT8"),
+        }
+    }
 }
 
 /// A plain type that a column can be read as.

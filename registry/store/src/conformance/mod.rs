@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use tidegate_registry::store::Store;
 
+pub mod care;
 pub mod definitions;
 pub mod histories;
 pub mod planning;
@@ -115,6 +116,18 @@ macro_rules! conformance {
             histories {
                 no_history_breaks_the_rules,
             }
+            care {
+                live_and_pinned_snapshots_never_expire,
+                what_must_be_kept_is_read_at_once,
+                a_duty_is_one_process_at_a_time,
+                a_compaction_takes_a_number_while_nobody_publishes,
+                old_lines_and_outputs_are_removed,
+                a_copy_brings_everything_back,
+                only_an_empty_registry_takes_another_id,
+                a_lost_registry_is_made_anew,
+                an_old_copy_is_brought_up_to_the_lake,
+                what_the_lake_lost_leaves_the_ledger,
+            }
             processes {
                 two_processes_work_on_one_registry,
                 a_worker_is_alive_while_it_is_heard_of,
@@ -140,6 +153,7 @@ mod tests {
     fn every_promise_is_stamped() {
         let list = include_str!("mod.rs");
         for text in [
+            include_str!("care.rs"),
             include_str!("definitions.rs"),
             include_str!("histories.rs"),
             include_str!("planning.rs"),

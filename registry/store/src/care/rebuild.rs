@@ -1,0 +1,274 @@
+//! Making a registry say what the lake holds: see [`tidegate_registry::care::Care::rebuild`].
+//!
+//! Everything is one transaction, so a registry is never half rebuilt. What is already so is left as it is; a run that
+//! the registry knows keeps its row and ends as succeeded, since its publication landed.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use tidegate_registry::care::{FoundInterval, FoundRun, Rebuild, ViewRebuild};
+use tidegate_registry::ids::{BackfillId, DagName, RunId, ViewId};
+use tidegate_registry::run::{Cause, RunState};
+use tidegate_registry::store::{Result, StoreError};
+use tidegate_registry::time::Instant;
+
+use crate::codec::{json as to_json, micros, number, number_option};
+use crate::db::{Conn, Db, commit, on};
+use crate::sql::query;
+use crate::{audit, definitions, moves, runs};
+
+/// What is stored as a DAG's planning mark so that the next planning compares its whole history.
+const REBUILT: &str = "rebuilt";
+
+pub(super) async fn rebuild(db: &Db, request: &Rebuild, now: Instant) -> Result<()> {
+    let mut tx = db.write_alone().await?;
+    // New numbers, here and where runs are recorded.
+    tx.line_up("tidegate snapshots").await?;
+    let definitions = definitions::revision_in_tx(&mut tx).await?;
+    for run in &request.overtaken {
+        if runs::get_in_tx(&mut tx, *run).await?.state.is_open() {
+            let reason = "a later publication that the lake holds overtook it";
+            moves::run_end(&mut tx, *run, RunState::Superseded, reason, now).await?;
+        }
+    }
+    // In the order in which they landed, so that numbers of snapshots follow it.
+    let mut found: Vec<(&RunId, &FoundRun)> = request.runs.iter().collect();
+    found.sort_by_key(|(id, run)| (run.committed_at, **id));
+    for (id, run) in found {
+        run_ensure(&mut tx, *id, run, definitions, now).await?;
+        snapshot_ensure(&mut tx, *id, run, request, now).await?;
+    }
+    for (view, what) in &request.views {
+        view_rebuild(&mut tx, view, what).await?;
+    }
+    for (dag, ticks) in &request.ticks {
+        ticks_ensure(&mut tx, dag, ticks, now).await?;
+    }
+    let views: BTreeMap<&ViewId, serde_json::Value> = request
+        .views
+        .iter()
+        .map(|(view, what)| {
+            let detail = json!({
+                "publish_number": what.publish_number,
+                "delta_version": what.delta_version,
+                "lost": what.lost,
+            });
+            (view, detail)
+        })
+        .collect();
+    let event = audit::Event { at: now, actor: &request.actor, action: "rebuild", subject: "registry" };
+    audit::add_in_tx(&mut tx, &event, &json!({ "views": views, "overtaken": request.overtaken })).await?;
+    commit(tx).await
+}
+
+/// Makes the run exist and be succeeded.
+async fn run_ensure(tx: &mut Conn, id: RunId, run: &FoundRun, definitions: i64, now: Instant) -> Result<()> {
+    match runs::get_in_tx(tx, id).await {
+        Ok(known) if known.state == RunState::Succeeded => return Ok(()),
+        Ok(_) => {
+            moves::run_end(tx, id, RunState::Succeeded, "", now).await?;
+            return Ok(());
+        }
+        Err(StoreError::NotFound { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let doing = "storing a run that the lake tells of";
+    // A cause that the lake no longer tells must not look like the schedule's own run.
+    let cause = run.cause.clone().unwrap_or(Cause::Backfill(BackfillId(id.0)));
+    let twins = query(
+        "SELECT id, state FROM runs WHERE dag = $1 AND interval_start = $2 AND interval_end = $3 AND views_key = $4 \
+         AND cause = $5",
+    )
+    .bind(run.dag.as_str())
+    .bind(micros(run.interval.start()))
+    .bind(micros(run.interval.end()))
+    .bind(runs::views_key(&run.views))
+    .bind(cause.to_string())
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(on(doing))?;
+    for twin in &twins {
+        // Planned a second time by a registry that had forgotten this one: doing it would double the work.
+        if matches!(twin.parse::<RunState>("state")?, RunState::Waiting | RunState::Queued | RunState::Running) {
+            let reason = format!("run {id}, which the lake tells of, has published this interval");
+            moves::run_end(tx, twin.parse("id")?, RunState::Cancelled, &reason, now).await?;
+        }
+    }
+    let row = query(
+        "SELECT max(revision) AS newest, count(CASE WHEN revision = $4 THEN 1 END) AS taken FROM runs \
+         WHERE dag = $1 AND interval_start = $2 AND interval_end = $3",
+    )
+    .bind(run.dag.as_str())
+    .bind(micros(run.interval.start()))
+    .bind(micros(run.interval.end()))
+    .bind(i64::from(run.revision))
+    .fetch_one(&mut *tx)
+    .await
+    .map_err(on(doing))?;
+    let taken = row.get_as::<i64>("taken")? != 0;
+    let newest: Option<i64> = row.get_as("newest")?;
+    let revision = if taken { newest.unwrap_or(-1) + 1 } else { i64::from(run.revision) };
+    query(
+        "INSERT INTO runs (id, dag, interval_start, interval_end, views, views_key, cause, retry, definitions, \
+         revision, attempts_max, state, reason, created_at, started_at, finished_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 1, $11, $12, $13, $13, $13)",
+    )
+    .bind(id.to_string())
+    .bind(run.dag.as_str())
+    .bind(micros(run.interval.start()))
+    .bind(micros(run.interval.end()))
+    .bind(to_json(&run.views)?)
+    .bind(runs::views_key(&run.views))
+    .bind(cause.to_string())
+    // Only one run of a kind has 0 here. Revisions differ, and 0 is no retry's.
+    .bind(if twins.is_empty() { 0 } else { revision.max(1) })
+    .bind(definitions)
+    .bind(revision)
+    .bind(RunState::Succeeded.as_str())
+    .bind("found in the lake")
+    .bind(micros(now))
+    .execute(&mut *tx)
+    .await
+    .map_err(on(doing))?;
+    Ok(())
+}
+
+/// Makes the snapshot of a run exist, with those of its views that were found.
+async fn snapshot_ensure(tx: &mut Conn, id: RunId, run: &FoundRun, request: &Rebuild, now: Instant) -> Result<()> {
+    let doing = "storing a snapshot that the lake tells of";
+    let known = query("SELECT 1 FROM snapshots WHERE run = $1")
+        .bind(id.to_string())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(on(doing))?;
+    if known.is_some() {
+        return Ok(());
+    }
+    let views: Vec<(&ViewId, &FoundInterval, &ViewRebuild)> = run
+        .views
+        .iter()
+        .filter_map(|view| {
+            let what = request.views.get(view)?;
+            let found = what.found.iter().rev().find(|found| found.run == id)?;
+            Some((view, found, what))
+        })
+        .collect();
+    query(
+        "INSERT INTO snapshots (id, run, dag, interval_start, interval_end, created_at, number, expired_at) \
+         VALUES ($1, $1, $2, $3, $4, $5, (SELECT coalesce(max(number), 0) + 1 FROM snapshots), $6)",
+    )
+    .bind(id.to_string())
+    .bind(run.dag.as_str())
+    .bind(micros(run.interval.start()))
+    .bind(micros(run.interval.end()))
+    .bind(micros(now))
+    .bind((!run.restorable).then(|| micros(now)))
+    .execute(&mut *tx)
+    .await
+    .map_err(on(doing))?;
+    for (position, (view, found, what)) in (0_i64..).zip(views) {
+        let generation = what.online_generation.filter(|live| *live == found.publish_number);
+        query(
+            "INSERT INTO snapshot_views (snapshot, position, view, fingerprint, delta_version, publish_number, rows, \
+             digest, online_generation, profile) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '{}')",
+        )
+        .bind(id.to_string())
+        .bind(position)
+        .bind(view.to_string())
+        .bind(&found.fingerprint)
+        .bind(number(found.delta_version)?)
+        .bind(number(found.publish_number)?)
+        .bind(number(found.rows)?)
+        .bind(&found.digest)
+        .bind(number_option(generation)?)
+        .execute(&mut *tx)
+        .await
+        .map_err(on(doing))?;
+    }
+    Ok(())
+}
+
+async fn view_rebuild(tx: &mut Conn, view: &ViewId, what: &ViewRebuild) -> Result<()> {
+    let doing = "making a view say what the lake holds";
+    for lost in &what.lost {
+        query("DELETE FROM ledger WHERE view = $1 AND interval_end = $2 AND interval_start = $3")
+            .bind(view.to_string())
+            .bind(micros(lost.end()))
+            .bind(micros(lost.start()))
+            .execute(&mut *tx)
+            .await
+            .map_err(on(doing))?;
+    }
+    for found in &what.found {
+        query(
+            "INSERT INTO ledger (view, interval_end, interval_start, run, snapshot, rows, digest) \
+             SELECT $1, $2, $3, $4, s.id, $5, $6 FROM snapshots AS s WHERE s.run = $4 \
+             ON CONFLICT (view, interval_end, interval_start) DO UPDATE SET run = excluded.run, \
+             snapshot = excluded.snapshot, rows = excluded.rows, digest = excluded.digest",
+        )
+        .bind(view.to_string())
+        .bind(micros(found.interval.end()))
+        .bind(micros(found.interval.start()))
+        .bind(found.run.to_string())
+        .bind(number(found.rows)?)
+        .bind(&found.digest)
+        .execute(&mut *tx)
+        .await
+        .map_err(on(doing))?;
+    }
+    // The greater of two, spelled so that both databases know it.
+    let done = query(
+        "UPDATE view_states SET \
+         publish_number = CASE WHEN publish_number > $1 THEN publish_number ELSE $1 END, \
+         recorded_number = CASE WHEN recorded_number > $2 THEN recorded_number ELSE $2 END, \
+         delta_version = $3, online_generation = $4, records = records + 1, \
+         newest_end = (SELECT max(l.interval_end) FROM ledger AS l WHERE l.view = view_states.view), \
+         newest_start = (SELECT max(l.interval_start) FROM ledger AS l WHERE l.view = view_states.view \
+         AND l.interval_end = (SELECT max(m.interval_end) FROM ledger AS m WHERE m.view = view_states.view)) \
+         WHERE view = $5",
+    )
+    .bind(number(what.publish_number)?)
+    .bind(number(what.recorded_number)?)
+    .bind(number(what.delta_version)?)
+    .bind(number_option(what.online_generation)?)
+    .bind(view.to_string())
+    .execute(&mut *tx)
+    .await
+    .map_err(on(doing))?;
+    if done == 0 {
+        return Err(StoreError::NotFound { what: "feature view", name: view.to_string() });
+    }
+    Ok(())
+}
+
+/// Stores the ticks that are after the last stored one, and has the DAG's history looked at as a whole.
+async fn ticks_ensure(tx: &mut Conn, dag: &DagName, ticks: &[Instant], now: Instant) -> Result<()> {
+    let doing = "storing the ticks that the lake tells of";
+    let row = query("SELECT planned_until FROM dags WHERE dag = $1")
+        .bind(dag.as_str())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(on(doing))?
+        .ok_or_else(|| StoreError::NotFound { what: "DAG", name: dag.to_string() })?;
+    let planned = row.instant_option("planned_until")?;
+    let new: Vec<Instant> =
+        ticks.iter().copied().filter(|tick| planned.is_none_or(|planned| *tick > planned)).collect();
+    for tick in &new {
+        query("INSERT INTO ticks (dag, at) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+            .bind(dag.as_str())
+            .bind(micros(*tick))
+            .execute(&mut *tx)
+            .await
+            .map_err(on(doing))?;
+    }
+    let until = new.last().copied().or(planned);
+    query("UPDATE dags SET planned_until = $1, due_at = $2, schedule_fingerprint = $3 WHERE dag = $4")
+        .bind(until.map(micros))
+        .bind(micros(now))
+        .bind(REBUILT)
+        .bind(dag.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(on(doing))?;
+    Ok(())
+}
