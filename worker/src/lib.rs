@@ -6,6 +6,7 @@ pub mod engine;
 pub mod entity_key;
 mod execute;
 mod executor;
+pub mod janitor;
 pub mod lake;
 pub mod objects;
 pub mod online;

@@ -37,7 +37,7 @@ use crate::reads::{RunReads, column, instant_literal, partition_value, register}
 use crate::session::plan_query;
 
 /// Files are rolled above this size.
-const FILE_BYTES: NonZeroU64 = NonZeroU64::new(256 << 20).expect("it is not 0");
+pub(crate) const FILE_BYTES: NonZeroU64 = NonZeroU64::new(256 << 20).expect("it is not 0");
 /// Larger row groups share dictionaries better; smaller ones cost a third more space.
 const ROW_GROUP_ROWS: usize = 1 << 20;
 /// Batches that may wait for the checks.
@@ -217,7 +217,7 @@ fn computed(query: &DataFrame, name: &str) -> Option<Expr> {
         .map(|(qualifier, field)| Expr::Column(Column::new(qualifier.cloned(), field.name())))
 }
 
-fn writer(
+pub(crate) fn writer(
     table: &deltalake::DeltaTable,
     project: &Project,
     view: &FeatureView,

@@ -92,17 +92,17 @@ a,2024-01-04T09:30:00Z,5000
 b,2024-01-04T09:30:00Z,60
 ";
 
-struct World {
-    folder: tempfile::TempDir,
-    store: Arc<SqliteStore>,
-    lake: Lake,
-    online: Arc<dyn OnlineStore>,
-    project: Arc<Project>,
-    worker: Worker,
+pub(crate) struct World {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) store: Arc<SqliteStore>,
+    pub(crate) lake: Lake,
+    pub(crate) online: Arc<dyn OnlineStore>,
+    pub(crate) project: Arc<Project>,
+    pub(crate) worker: Worker,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(DEFINITIONS).await
     }
 
@@ -136,7 +136,7 @@ impl World {
     }
 
     /// Plans and admits a run of one day.
-    async fn plan(&self, day: u32, cause: u32) -> RunId {
+    pub(crate) async fn plan(&self, day: u32, cause: u32) -> RunId {
         let dag = &self.project.dags[&DagName::new("daily").unwrap()];
         let run = NewRun {
             dag: dag.name.clone(),
@@ -151,27 +151,27 @@ impl World {
         ids[0]
     }
 
-    async fn execute(&self, day: u32, cause: u32) -> Run {
+    pub(crate) async fn execute(&self, day: u32, cause: u32) -> Run {
         let id = self.plan(day, cause).await;
         self.worker.run_only(&[id], CancellationToken::new()).await.unwrap();
         self.store.run(id).await.unwrap().0
     }
 
-    async fn succeed(&self, day: u32, cause: u32) -> Run {
+    pub(crate) async fn succeed(&self, day: u32, cause: u32) -> Run {
         let run = self.execute(day, cause).await;
         assert_eq!(run.state, RunState::Succeeded, "{:?}", run.reason);
         run
     }
 
     /// What a reader gets online: feature texts in declared order.
-    async fn online(&self, view: &str, shop: &str, now: &str) -> Option<Vec<(String, String)>> {
+    pub(crate) async fn online(&self, view: &str, shop: &str, now: &str) -> Option<Vec<(String, String)>> {
         let key = entity_key::join(&[shop]);
         let row = self.online.get(&view.parse().unwrap(), &key, at(now)).await.unwrap();
         row.map(|row| row.features)
     }
 
     /// Rows of a view's table by SQL over its head, as text.
-    async fn lake(&self, view: &str, select: &str) -> String {
+    pub(crate) async fn lake(&self, view: &str, select: &str) -> String {
         let ctx = datafusion::prelude::SessionContext::new();
         let table = self.lake.load(&view.parse().unwrap(), None).await.unwrap();
         table.update_datafusion_session(&ctx.state()).unwrap();
@@ -180,7 +180,7 @@ impl World {
         datafusion::arrow::util::pretty::pretty_format_batches(&batches).unwrap().to_string()
     }
 
-    fn staged_files(&self) -> usize {
+    pub(crate) fn staged_files(&self) -> usize {
         let mut count = 0;
         let mut open = vec![self.folder.path().join("lake")];
         while let Some(folder) = open.pop() {
@@ -226,11 +226,11 @@ fn worker(
     .unwrap()
 }
 
-fn at(text: &str) -> Instant {
+pub(crate) fn at(text: &str) -> Instant {
     text.parse().unwrap()
 }
 
-fn interval(day: u32) -> Interval {
+pub(crate) fn interval(day: u32) -> Interval {
     let start = at(&format!("2024-01-{day:02}T00:00:00Z"));
     Interval::new(start, start + chrono::Duration::days(1)).unwrap()
 }

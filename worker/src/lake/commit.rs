@@ -41,6 +41,8 @@ const ATTEMPTS_FOR: Duration = Duration::from_secs(300);
 pub(super) const RUN: &str = "tidegate.run";
 pub(super) const PUBLISH: &str = "tidegate.publish";
 pub(super) const NOTE: &str = "tidegate.note";
+/// What stands in the place of a run in the commit of a compaction.
+pub(crate) const COMPACTION: &str = "compaction";
 /// How far back a commit that already landed is looked for.
 const HISTORY_MAX: usize = 1_000;
 
@@ -84,6 +86,19 @@ pub struct CommitNote {
     pub rows: u64,
     /// Digest of the slice.
     pub digest: String,
+}
+
+/// What a compaction commits: other files with the same rows.
+#[derive(Debug, Clone)]
+pub(crate) struct CompactionRequest<'a> {
+    /// The view.
+    pub(crate) view: &'a ViewId,
+    /// The fence.
+    pub(crate) publish_number: u64,
+    /// The slice.
+    pub(crate) interval: Interval,
+    /// Its new files.
+    pub(crate) adds: &'a [Add],
 }
 
 /// A commit that landed, now or earlier.
@@ -281,6 +296,62 @@ impl Lake {
                 Err(CommitError::StagedMissing { view: view.clone(), path: add.path.clone() })
             }
             Err(error) => Err(CommitError::Store { view: view.clone(), source: error.into() }),
+        }
+    }
+
+    /// Replaces the files of a slice by others with the same rows, on `table` exactly as it was read. The version at which
+    /// that landed, or `None` when something else was committed first: then nothing has changed.
+    ///
+    /// # Errors
+    /// When the store fails and the table cannot be asked whether the commit landed.
+    pub(crate) async fn commit_compaction(
+        &self,
+        table: &DeltaTable,
+        request: &CompactionRequest<'_>,
+    ) -> anyhow::Result<Option<u64>> {
+        let view = request.view;
+        let state = table.snapshot()?;
+        if self.mark_of(table, view).await?.is_some_and(|mark| mark >= request.publish_number) {
+            return Ok(None);
+        }
+        let number = i64::try_from(request.publish_number).context("the publish number is too large")?;
+        let properties = commit_properties()
+            .with_application_transaction(Transaction::new(self.mark(view), number))
+            .with_metadata([
+                (RUN.to_owned(), json!(COMPACTION)),
+                (PUBLISH.to_owned(), json!(request.publish_number)),
+                ("readVersion".to_owned(), json!(state.version())),
+            ]);
+        let mut actions = replace_slice(table, request.interval, request.adds)?;
+        for action in &mut actions {
+            match action {
+                Action::Remove(remove) => remove.data_change = false,
+                Action::Add(add) => add.data_change = false,
+                _ => {}
+            }
+        }
+        let operation = DeltaOperation::Optimize { predicate: None, target_size: 0 };
+        let committing =
+            CommitBuilder::from(properties).with_actions(actions).build(Some(state), table.log_store(), operation);
+        let error = match tokio::time::timeout(ATTEMPT_TIMEOUT, committing).await {
+            Ok(Ok(done)) => {
+                self.remember(view, &done.snapshot());
+                self.sync(view, vec![log_path(done.version())]).await?;
+                return Ok(Some(done.version()));
+            }
+            Ok(Err(error)) => anyhow::Error::new(error),
+            Err(_) => anyhow::anyhow!("the store did not answer in time"),
+        };
+        // Lost the race, or our answer was lost: the mark decides.
+        let table = self.load(view, None).await?;
+        match self.mark_of(&table, view).await? {
+            Some(mark) if mark == request.publish_number => {
+                let (version, by) = version_of(&table, mark).await?;
+                Ok((by == COMPACTION).then_some(version))
+            }
+            Some(mark) if mark > request.publish_number => Ok(None),
+            _ if table.version() > Some(state.version()) => Ok(None),
+            _ => Err(error).with_context(|| format!("committing a compaction of `{view}`")),
         }
     }
 

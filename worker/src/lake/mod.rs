@@ -11,6 +11,7 @@
 //!
 //! Nothing here checkpoints or cleans a log inside a commit: history is what restores are made of.
 
+pub(crate) mod care;
 mod commit;
 mod overlay;
 mod table;
@@ -33,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use tidegate_registry::ids::{RegistryId, RunId, ViewId};
 use url::Url;
 
+pub(crate) use commit::{COMPACTION, CompactionRequest};
 pub use commit::{CommitError, CommitNote, CommitRequest, Committed};
 pub use table::TableSchema;
 
