@@ -91,14 +91,8 @@ pub async fn claimed_lake(settings: &Settings, registry: &Registry) -> anyhow::R
 /// # Errors
 /// When it cannot be opened.
 pub async fn online(settings: &Settings) -> anyhow::Result<Option<Arc<dyn OnlineStore>>> {
-    match settings.online.as_slice() {
-        [] => Ok(None),
-        [target] => {
-            let store = tidegate_worker::online::open(&target.location, &settings.project, settings.clock.is_some());
-            Ok(Some(store.await.context("opening the online store")?))
-        }
-        _ => Err(not_built_in("more than one online store")),
-    }
+    let stores = tidegate_worker::online::open_all(&settings.online, &settings.project, settings.clock.is_some());
+    stores.await.context("opening the online store")
 }
 
 /// The project's sources.

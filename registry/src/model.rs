@@ -515,6 +515,8 @@ pub struct Online {
 pub enum Strategy {
     /// A whole new generation, then one switch.
     Swap,
+    /// What changed since the last snapshot, in place.
+    Upsert,
 }
 
 /// How old a view may get: now − end of the newest published interval.

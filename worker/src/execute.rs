@@ -20,6 +20,7 @@ use crate::lake::Lake;
 use crate::online::OnlineStore;
 use crate::publish::{blocking, parse_adds, pins_of, publish, view_of};
 use crate::reads::RunReads;
+use crate::serving::Serving;
 use crate::sources::{Sources, is_pin_violation};
 use crate::stage::{StageRequest, stage};
 
@@ -43,6 +44,18 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
+    /// What brings features online; `None` for batch-only projects.
+    pub(crate) fn serving(&self) -> Option<Serving> {
+        Some(Serving {
+            store: Arc::clone(&self.store),
+            clock: Arc::clone(&self.clock),
+            lake: self.lake.clone(),
+            online: Arc::clone(self.online.as_ref()?),
+            engine: Arc::clone(&self.engine),
+            owner: self.owner.clone(),
+        })
+    }
+
     /// Writes a line into the run's log; a log that cannot be written stops nothing.
     pub(crate) async fn note(&self, claim: &Claim, level: &str, message: String) {
         note(&*self.store, &*self.clock, claim, level, message).await;

@@ -13,6 +13,7 @@ pub mod online;
 pub mod preview;
 mod publish;
 pub mod reads;
+pub mod serving;
 pub mod session;
 pub mod sources;
 pub mod sqlcheck;

@@ -12,21 +12,20 @@ use datafusion::common::JoinType;
 use datafusion::prelude::DataFrame;
 use deltalake::kernel::Add;
 use deltalake::protocol::checkpoints::create_checkpoint;
-use futures::StreamExt;
 use indexmap::IndexMap;
 use tidegate_registry::ids::{RunId, SnapshotId, ViewId};
 use tidegate_registry::model::{FeatureView, Output, Project, Rule};
 use tidegate_registry::run::{CheckResult, Claim, Intent, Pins, StagedView, TaskOutput, Verdict};
 use tidegate_registry::store::{IntentRequest, Record, StoreError, TaskEnd, ViewIntentRequest, ViewRecord, ViewState};
-use tidegate_registry::time::Instant;
 
 use crate::checks::judge_history;
 use crate::engine::Joins;
 use crate::execute::{Parts, Run};
 use crate::executor::Outcome;
 use crate::lake::{CommitError, CommitNote, CommitRequest};
-use crate::online::{Begun, CutOver, OnlineError, OnlineStore, SUPERSEDED_AGE_MIN, encode};
-use crate::reads::{living, slice, state_schema};
+use crate::online::{CutOver, OnlineError, SUPERSEDED_AGE_MIN};
+use crate::reads::{slice, state_schema};
+use crate::serving::{Content, tag};
 
 /// How long to wait for another run that publishes one of our views.
 const BUSY_RETRY: Duration = Duration::from_millis(200);
@@ -78,7 +77,7 @@ pub(crate) async fn publish(parts: &Parts, claim: &Claim, run: &Run) -> Result<O
         Err(error) => return Err(error.into()),
     }
     fail::fail_point!("record.after");
-    tidy(parts, claim, run, &versions, &generations).await;
+    tidy(parts, claim, run, &intent, &versions).await;
     Ok(Outcome::Recorded)
 }
 
@@ -272,7 +271,7 @@ fn note_of(claim: &Claim, run: &Run, id: &ViewId) -> Result<CommitNote> {
     })
 }
 
-/// Fills a generation nobody reads for each view that goes online, then moves all of them in one step.
+/// Brings each view that goes online into the store, then moves all of them in one step.
 async fn publish_online(
     parts: &Parts,
     claim: &Claim,
@@ -282,7 +281,7 @@ async fn publish_online(
     snapshot: SnapshotId,
 ) -> Result<Result<IndexMap<ViewId, u64>, TaskEnd>> {
     let mut generations = IndexMap::new();
-    let Some(online) = &parts.online else { return Ok(Ok(generations)) };
+    let Some(serving) = parts.serving() else { return Ok(Ok(generations)) };
     let states = parts.store.view_states(&claim.run.views).await?;
     let mut moves = Vec::new();
     for (id, view_intent) in &intent.views {
@@ -295,21 +294,28 @@ async fn publish_online(
         }
         let newest = states.get(id).and_then(|state| state.newest).map(|newest| newest.end());
         let at = newest.map_or(run.interval.end(), |newest| newest.max(run.interval.end()));
-        let generation = view_intent.publish_number;
         fail::fail_point!("publish.before");
-        if online.begin_generation(id, generation).await? == Begun::Empty {
-            let version = versions.get(id).with_context(|| format!("`{id}` was not committed"))?;
-            let content = Content { version: *version, at, generation };
-            let rows = fill(parts, run, view, content, online).await?;
-            let what = format!("{id} is written online as generation {generation}: {rows} entities.");
-            parts.note(claim, "info", what).await;
+        let content = Content {
+            project: Arc::clone(&run.project),
+            view: id.clone(),
+            version: *versions.get(id).with_context(|| format!("`{id}` was not committed"))?,
+            interval: run.interval,
+            at,
+        };
+        let published = match serving.publish(&content, view_intent.publish_number).await {
+            Ok(published) => published,
+            Err(error) => return overtaken(error).map(Err),
+        };
+        if let Some(note) = published.note {
+            parts.note(claim, "info", note).await;
         }
         fail::fail_point!("publish.after");
+        let generation = published.generation;
         moves.push(CutOver {
             view: id.clone(),
             generation,
             publish_number: view_intent.publish_number,
-            tag: format!("{id}#{}@{snapshot}", view.fingerprint),
+            tag: tag(view, snapshot),
         });
         generations.insert(id.clone(), generation);
     }
@@ -317,60 +323,21 @@ async fn publish_online(
         return Ok(Ok(generations));
     }
     fail::fail_point!("cutover.before");
-    match online.cut_over(&moves).await {
-        Ok(()) => {}
-        Err(OnlineError::Superseded { view, .. }) => {
-            return Ok(Err(TaskEnd::Superseded { reason: format!("a later publication of `{view}` is live online") }));
-        }
-        Err(error) => return Err(error.into()),
+    if let Err(error) = serving.online.cut_over(&moves).await {
+        return overtaken(error.into()).map(Err);
     }
     fail::fail_point!("cutover.after");
     Ok(Ok(generations))
 }
 
-/// What a generation holds: the state of a view at an instant, by a version of its table.
-#[derive(Debug, Clone, Copy)]
-struct Content {
-    version: u64,
-    at: Instant,
-    generation: u64,
-}
-
-/// Writes a generation; how many entities it has.
-async fn fill(
-    parts: &Parts,
-    run: &Run,
-    view: &FeatureView,
-    content: Content,
-    online: &Arc<dyn OnlineStore>,
-) -> Result<u64> {
-    let ctx = parts.engine.context(Joins::Hash)?;
-    let Content { version, at, generation } = content;
-    let table = parts.lake.load(&view.id, Some(version)).await?;
-    let schema = state_schema(&run.project, view);
-    let keys = run.project.keys_of(view);
-    let provider = match view.output {
-        Output::Full => slice(&ctx, &table, run.interval, &schema).await?,
-        Output::Partial { ttl } => {
-            let names: Vec<&str> = keys.iter().map(|key| key.name.as_str()).collect();
-            living(&ctx, &table, &names, at, ttl, &schema).await?
+/// The end of a run whose view was published later by somebody else; any other error stays one.
+fn overtaken(error: anyhow::Error) -> Result<TaskEnd> {
+    match error.downcast_ref::<OnlineError>() {
+        Some(OnlineError::Superseded { view, .. }) => {
+            Ok(TaskEnd::Superseded { reason: format!("a later publication of `{view}` is live online") })
         }
-    };
-    let mut rows = ctx.read_table(provider)?.execute_stream().await?;
-    let (view, keys, online) = (view.clone(), keys.to_vec(), Arc::clone(online));
-    let work = async move {
-        let mut written = 0;
-        while let Some(batch) = rows.next().await {
-            let encoded = encode(&view, &keys, &batch?)?;
-            written += encoded.len() as u64;
-            online.write(&view.id, generation, &encoded).await?;
-            fail::fail_point!("publish.between");
-        }
-        fail::fail_point!("publish.written");
-        online.finish_generation(&view.id, generation, written).await?;
-        anyhow::Ok(written)
-    };
-    parts.engine.run(work).await?
+        _ => Err(error),
+    }
 }
 
 fn record_of(
@@ -401,22 +368,16 @@ fn record_of(
 }
 
 /// What may be done after a run and harms nothing when it is not: old generations, checkpoints.
-async fn tidy(
-    parts: &Parts,
-    claim: &Claim,
-    run: &Run,
-    versions: &IndexMap<ViewId, u64>,
-    generations: &IndexMap<ViewId, u64>,
-) {
+async fn tidy(parts: &Parts, claim: &Claim, run: &Run, intent: &Intent, versions: &IndexMap<ViewId, u64>) {
     for (id, version) in versions {
         let outcome: Result<()> = async {
             fail::fail_point!("tidy.between");
             if version % CHECKPOINT_EVERY == 0 {
                 create_checkpoint(&parts.lake.load(id, Some(*version)).await?, None).await?;
             }
-            let keep = run.view(id)?.online.as_ref().map_or(0, |online| online.keep);
-            if let (Some(online), Some(generation)) = (&parts.online, generations.get(id)) {
-                online.prune(id, keep, SUPERSEDED_AGE_MIN, *generation).await?;
+            let settings = run.view(id)?.online.as_ref();
+            if let (Some(online), Some(settings), Some(of_view)) = (&parts.online, settings, intent.views.get(id)) {
+                online.prune(id, settings.keep, SUPERSEDED_AGE_MIN, of_view.publish_number).await?;
             }
             Ok(())
         }

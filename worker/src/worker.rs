@@ -24,6 +24,7 @@ use crate::execute::{Parts, chain, is_lost_lease, note};
 use crate::executor::{Executor, Outcome};
 use crate::lake::Lake;
 use crate::online::OnlineStore;
+use crate::serving::{Serving, reconcile};
 use crate::sources::Sources;
 
 /// How long a stopping worker lets its tasks finish before it hands them back.
@@ -32,6 +33,8 @@ const GRACE: Duration = Duration::from_secs(8);
 const POLL: Duration = Duration::from_millis(500);
 /// How often a worker that is stopping tries to tell how a task ended: some 10 s in all.
 const TELL_STOPPING_MAX: u32 = 8;
+/// How often what is live online is looked after.
+const RECONCILE_EVERY: Duration = Duration::from_secs(60);
 /// Projects that are kept in memory, by revision.
 const PROJECTS_KEPT: usize = 4;
 
@@ -97,6 +100,9 @@ pub struct Worker {
     options: WorkerOptions,
     projects: Arc<Projects>,
     pulse: Pulse,
+    /// What is looked after beside tasks.
+    serving: Vec<Serving>,
+    reconcile_every: Duration,
 }
 
 impl Worker {
@@ -115,6 +121,7 @@ impl Worker {
             engine,
             owner: parts.options.owner.clone(),
         };
+        let serving = executor.serving().map(|serving| serving.of_each_member()).unwrap_or_default();
         let hands = Hands {
             store: parts.store,
             clock: parts.clock,
@@ -122,12 +129,25 @@ impl Worker {
             wake: parts.wake,
             progress: parts.progress,
         };
-        Ok(Self::with_hands(hands, parts.options))
+        Ok(Self { serving, ..Self::with_hands(hands, parts.options) })
+    }
+
+    /// Looks every `period` whether what was published is still live online, instead of every minute.
+    #[must_use]
+    pub fn reconcile_every(self, period: Duration) -> Self {
+        Self { reconcile_every: period, ..self }
     }
 
     /// A worker whose tasks are executed by somebody else than the engine.
     pub fn with_hands(hands: Hands, options: WorkerOptions) -> Self {
-        Self { hands, options, projects: Arc::default(), pulse: Pulse::default() }
+        Self {
+            hands,
+            options,
+            projects: Arc::default(),
+            pulse: Pulse::default(),
+            serving: Vec::new(),
+            reconcile_every: RECONCILE_EVERY,
+        }
     }
 
     /// Beats with every turn of the loop.
@@ -141,6 +161,10 @@ impl Worker {
     /// Never for trouble with a task or an outage of the registry: those are logged and tried again.
     pub async fn run(&self, cancel: CancellationToken) -> Result<()> {
         self.sweep().await;
+        let mut beside = JoinSet::new();
+        if !self.serving.is_empty() {
+            beside.spawn(reconcile(self.serving.clone(), self.reconcile_every));
+        }
         self.work(&[], &cancel).await
     }
 

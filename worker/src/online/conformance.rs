@@ -63,6 +63,7 @@ macro_rules! online_conformance {
             changes_left_half_done_need_a_new_generation,
             only_what_is_live_is_put_right,
             what_is_not_live_is_noticed,
+            one_at_a_time_takes_care_of_a_view,
             keys_and_rows_of_any_generation_can_be_read,
             readers_never_see_half_or_a_mix,
         }
@@ -438,6 +439,18 @@ pub async fn what_is_not_live_is_noticed(fixture: &Fixture) {
     publish(store, &view, 2, &[]).await;
     assert_eq!(store.check(&view, expected(1)).await.unwrap(), Standing::Ahead);
     assert_eq!(fixture.twin.check(&view, expected(2)).await.unwrap(), Standing::Whole);
+}
+
+/// Until its claim runs out.
+pub async fn one_at_a_time_takes_care_of_a_view(fixture: &Fixture) {
+    let (store, twin, view) = (&*fixture.store, &*fixture.twin, view("a"));
+    let (long, short) = (Duration::from_secs(60), Duration::from_millis(50));
+    assert!(store.claim_care(&view, "one", long).await.unwrap());
+    assert!(store.claim_care(&view, "one", short).await.unwrap());
+    tokio::time::sleep(2 * short).await;
+    assert!(twin.claim_care(&view, "two", long).await.unwrap());
+    assert!(!store.claim_care(&view, "one", long).await.unwrap());
+    assert!(store.claim_care(&super::conformance::view("b"), "one", long).await.unwrap());
 }
 
 /// By whoever compares them with the lake.

@@ -14,6 +14,7 @@
 
 mod encode;
 mod redis;
+mod several;
 mod sqlite;
 
 pub mod conformance;
@@ -23,12 +24,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tidegate_registry::definitions::settings::OnlineLocation;
+use tidegate_registry::definitions::settings::{OnlineLocation, OnlineTarget};
 use tidegate_registry::ids::{ProjectName, RegistryId, ViewId};
 use tidegate_registry::time::Instant;
 
 pub use self::encode::{EncodeError, encode};
 pub use self::redis::RedisOnline;
+pub use self::several::SeveralOnline;
 pub use self::sqlite::SqliteOnline;
 
 /// A superseded generation stays at least this long, so that a reader who asked which one is live can still read it.
@@ -49,6 +51,25 @@ pub async fn open(
         OnlineLocation::Sqlite(path) => Ok(Arc::new(SqliteOnline::open(path).await?)),
         OnlineLocation::Redis(location) => Ok(Arc::new(RedisOnline::open(location, project, simulated_clock).await?)),
     }
+}
+
+/// Opens the online stores of `project`, which are kept alike; `None` when it has none.
+///
+/// # Errors
+/// As [`open`], and when none of several is required.
+pub async fn open_all(
+    targets: &[OnlineTarget],
+    project: &ProjectName,
+    simulated_clock: bool,
+) -> Result<Option<Arc<dyn OnlineStore>>> {
+    if let [target] = targets {
+        return open(&target.location, project, simulated_clock).await.map(Some);
+    }
+    let mut members = Vec::new();
+    for target in targets {
+        members.push((open(&target.location, project, simulated_clock).await?, target.required));
+    }
+    if members.is_empty() { Ok(None) } else { Ok(Some(Arc::new(SeveralOnline::new(members)?))) }
 }
 
 /// What an online store answers.
@@ -235,6 +256,11 @@ pub enum Begun {
 /// Calls are atomic unless they say otherwise, and may be repeated after an error of unknown outcome.
 #[async_trait]
 pub trait OnlineStore: Debug + Display + Send + Sync {
+    /// The stores that this one keeps alike; empty for a store that is one.
+    fn members(&self) -> &[Arc<dyn OnlineStore>] {
+        &[]
+    }
+
     /// Notes that this store belongs to `project` and its registry; harmless when it already does.
     ///
     /// # Errors
@@ -295,6 +321,10 @@ pub trait OnlineStore: Debug + Display + Send + Sync {
     /// # Errors
     /// [`OnlineError::Superseded`] when something else is live by now.
     async fn repair(&self, view: &ViewId, live: Expected, changes: &Changes) -> Result<()>;
+
+    /// Says that `owner` fills `view` anew for the time being, so that others let it; renews it when it said so before. False
+    /// while somebody else's claim lasts.
+    async fn claim_care(&self, view: &ViewId, owner: &str, lasts: Duration) -> Result<bool>;
 
     /// Looks whether what should be live is so: cheap enough to be asked every minute, so a few lost rows of many may go
     /// unnoticed until an audit.

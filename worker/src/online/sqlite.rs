@@ -52,6 +52,11 @@ const SCHEMA: &str = "
         view TEXT NOT NULL PRIMARY KEY,
         publish_number INTEGER NOT NULL
     ) STRICT;
+    CREATE TABLE IF NOT EXISTS care (
+        view TEXT NOT NULL PRIMARY KEY,
+        owner TEXT NOT NULL,
+        expires_at INTEGER NOT NULL
+    ) STRICT;
     CREATE TABLE IF NOT EXISTS feature_rows (
         view TEXT NOT NULL,
         generation INTEGER NOT NULL,
@@ -361,6 +366,21 @@ impl OnlineStore for SqliteOnline {
 
     async fn repair(&self, view: &ViewId, live: Expected, changes: &Changes) -> Result<()> {
         self.change(view, live.generation, live.publish_number, changes, Right::Repair).await
+    }
+
+    async fn claim_care(&self, view: &ViewId, owner: &str, lasts: Duration) -> Result<bool> {
+        let claimed = sqlx::query(
+            "INSERT INTO care (view, owner, expires_at) VALUES ($1, $2, CAST(unixepoch('subsec') * 1000 AS INTEGER) + $3)
+             ON CONFLICT (view) DO UPDATE SET owner = excluded.owner, expires_at = excluded.expires_at
+             WHERE owner = excluded.owner OR expires_at <= CAST(unixepoch('subsec') * 1000 AS INTEGER)",
+        )
+        .bind(view.to_string())
+        .bind(owner)
+        .bind(i64::try_from(lasts.as_millis()).unwrap_or(i64::MAX))
+        .execute(&self.writer)
+        .await
+        .map_err(on("claiming"))?;
+        Ok(claimed.rows_affected() > 0)
     }
 
     async fn check(&self, view: &ViewId, expected: Expected) -> Result<Standing> {

@@ -305,14 +305,6 @@ pub(super) fn typed(value: &serde_json::Value, kind: &ColumnType) -> Option<serd
 }
 
 fn online(file: &At<OnlineFile>, out: &mut Vec<Diagnostic>) -> Option<Online> {
-    if let Some(strategy) = file.strategy.get().filter(|strategy| strategy.value == StrategyWord::Upsert) {
-        out.push(
-            Diagnostic::error(ids::NOT_AVAILABLE, strategy.origin.clone(), "strategy `upsert` is not available yet")
-                .with_label("comes with the Redis online store")
-                .with_help("use `strategy: swap`"),
-        );
-        return None;
-    }
     if let Some(share) = file.max_deletes.get().filter(|share| !(0.0..=1.0).contains(&share.value)) {
         out.push(
             Diagnostic::error(ids::OUT_OF_RANGE, share.origin.clone(), "`max_deletes` is a share between 0 and 1")
@@ -328,11 +320,11 @@ fn online(file: &At<OnlineFile>, out: &mut Vec<Diagnostic>) -> Option<Online> {
         );
         return None;
     }
-    Some(Online {
-        strategy: Strategy::Swap,
-        max_deletes: file.max_deletes.value(),
-        keep: file.keep.value().unwrap_or(1),
-    })
+    let strategy = match file.strategy.get().map(|strategy| strategy.value) {
+        Some(StrategyWord::Upsert) => Strategy::Upsert,
+        Some(StrategyWord::Swap) | None => Strategy::Swap,
+    };
+    Some(Online { strategy, max_deletes: file.max_deletes.value(), keep: file.keep.value().unwrap_or(1) })
 }
 
 fn freshness(file: &At<FreshnessFile>, out: &mut Vec<Diagnostic>) -> Option<Freshness> {

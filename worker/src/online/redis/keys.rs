@@ -52,6 +52,11 @@ impl Keys {
         format!("tg:{}:index:{view}:g{generation}", self.project)
     }
 
+    /// Who fills the view anew just now.
+    pub(super) fn care(&self, view: &ViewId) -> String {
+        format!("tg:{}:care:{view}", self.project)
+    }
+
     /// The key that remembers which publication removed a row in place. It must share the slot of the row, whose own tag
     /// may be anything, so its tag is a number that happens to have this slot.
     pub(super) fn fence(&self, row: &str) -> String {

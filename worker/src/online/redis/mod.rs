@@ -401,6 +401,12 @@ impl OnlineStore for RedisOnline {
         }
     }
 
+    async fn claim_care(&self, view: &ViewId, owner: &str, lasts: Duration) -> Result<bool> {
+        let mut cmd = redis::cmd("EVAL");
+        cmd.arg(scripts::CLAIM_CARE).arg(1).arg(self.keys.care(view)).arg(owner).arg(lasts.as_millis().to_string());
+        Ok(self.connections.query("claiming", &cmd).await? == Value::Int(1))
+    }
+
     async fn check(&self, view: &ViewId, expected: Expected) -> Result<Standing> {
         let live = self.live(view).await?;
         if let Some(standing) = stands(live.as_ref(), expected) {

@@ -226,6 +226,14 @@ if ARGV[1] ~= '0' then redis.call('PEXPIREAT', KEYS[1], ARGV[1]) end
 return 1
 ";
 
+/// Owner, how long in ms → 1 when the key is the owner's now.
+pub(super) const CLAIM_CARE: &str = r"
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+";
+
 /// One generation's line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {

@@ -1,0 +1,53 @@
+//! What a view is online: its state at an instant, by a version of its table.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use datafusion::execution::SendableRecordBatchStream;
+use tidegate_registry::ids::ViewId;
+use tidegate_registry::model::{FeatureView, Key, Output, Project};
+use tidegate_registry::time::{Instant, Interval};
+
+use crate::engine::{Engine, Joins};
+use crate::lake::Lake;
+use crate::reads::{living, slice, state_schema};
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(crate) struct Content {
+    pub(crate) project: Arc<Project>,
+    pub(crate) view: ViewId,
+    /// The table's version.
+    pub(crate) version: u64,
+    /// Of a `full` view: the interval whose rows are the state.
+    pub(crate) interval: Interval,
+    /// Of a `partial` view: when its rows must be alive.
+    pub(crate) at: Instant,
+}
+
+impl Content {
+    pub(crate) fn view(&self) -> Result<&FeatureView> {
+        self.project.views.get(&self.view).with_context(|| format!("`{}` is not defined", self.view))
+    }
+
+    pub(crate) fn keys(&self) -> Result<&[Key]> {
+        Ok(self.project.keys_of(self.view()?))
+    }
+
+    /// Its rows: keys, `event_timestamp`, features.
+    pub(crate) async fn rows(&self, engine: &Engine, lake: &Lake) -> Result<SendableRecordBatchStream> {
+        let ctx = engine.context(Joins::Hash)?;
+        let view = self.view()?;
+        let table = lake.load(&self.view, Some(self.version)).await?;
+        let schema = state_schema(&self.project, view);
+        let provider = match view.output {
+            Output::Full => slice(&ctx, &table, self.interval, &schema).await?,
+            Output::Partial { ttl } => {
+                let names: Vec<&str> = self.keys()?.iter().map(|key| key.name.as_str()).collect();
+                living(&ctx, &table, &names, self.at, ttl, &schema).await?
+            }
+        };
+        let reading = || format!("reading the rows of `{}`", self.view);
+        ctx.read_table(provider)?.execute_stream().await.with_context(reading)
+    }
+}
