@@ -14,7 +14,7 @@ use tidegate_worker::{Worker, WorkerOptions, WorkerParts};
 use tokio::sync::Notify;
 
 use crate::commands::up::Slots;
-use crate::context::{Registry, not_built_in};
+use crate::context::Registry;
 use crate::process;
 
 /// How long a task stays with a worker that says nothing.

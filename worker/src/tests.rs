@@ -23,7 +23,7 @@ use crate::sources::Sources;
 use crate::{Worker, WorkerOptions, WorkerParts};
 
 /// Sales of two shops; what each view makes of them is easy to work out by hand.
-const DEFINITIONS: &str = r"
+pub(crate) const DEFINITIONS: &str = r"
 owners: [{name: sales, primary: sales@example.com}]
 entities:
   - {name: shop, keys: [{name: shop, type: string}]}
@@ -107,6 +107,11 @@ impl World {
     }
 
     async fn with(definitions: &str) -> Self {
+        Self::over(definitions, None).await
+    }
+
+    /// With this online store instead of SQLite.
+    pub(crate) async fn over(definitions: &str, online: Option<Arc<dyn OnlineStore>>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("tidegate.yaml"), "project: shop\nonline: sqlite://online.db\n").unwrap();
         std::fs::write(folder.path().join("shop.yaml"), definitions).unwrap();
@@ -116,8 +121,9 @@ impl World {
         let store = Arc::new(SqliteStore::open(&folder.path().join("registry.db")).await.unwrap());
         let lake = Lake::open(folder.path().join("lake").to_str().unwrap(), "shop").unwrap();
         let settings = loaded.settings.unwrap();
-        let online =
+        let sqlite =
             online::open(&settings.online[0].location, &settings.project, settings.clock.is_some()).await.unwrap();
+        let online = online.unwrap_or(sqlite);
         let empty = Project::empty(ProjectName::new("shop").unwrap());
         let plan = diff(0, &empty, &project, &BTreeSet::new()).unwrap();
         let views: Vec<ViewId> = project.views.keys().cloned().collect();
@@ -235,7 +241,7 @@ pub(crate) fn interval(day: u32) -> Interval {
     Interval::new(start, start + chrono::Duration::days(1)).unwrap()
 }
 
-fn features(pairs: &[(&str, &str)]) -> Option<Vec<(String, String)>> {
+pub(crate) fn features(pairs: &[(&str, &str)]) -> Option<Vec<(String, String)>> {
     Some(pairs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect())
 }
 

@@ -10,6 +10,8 @@ mod difference;
 mod fill;
 mod publication;
 mod reconcile;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! `tidegate online`: what the online store answers.
+//! `tidegate online get`: what the online store answers.
 
 use anyhow::Context as _;
 use indexmap::IndexMap;
@@ -10,6 +10,7 @@ use tidegate_registry::model::{ColumnType, FeatureView, Key};
 use tidegate_registry::time::format_instant;
 use tidegate_worker::entity_key;
 
+use super::{no_store, not_online};
 use crate::commands::preview::plain;
 use crate::context::{Context, Registry};
 use crate::engine;
@@ -17,37 +18,14 @@ use crate::error::{Exit, UserError, did_you_mean};
 use crate::progress::note;
 use crate::select;
 
-/// Read features from the online store
-#[derive(Debug, clap::Args)]
-#[command(arg_required_else_help = true)]
-pub struct Arguments {
-    #[command(subcommand)]
-    action: Action,
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum Action {
-    /// Read the features of one entity, as a model server would
-    ///
-    /// An entity that is not there has the features' defaults. Exit code 0 either way: `found` tells.
-    Get {
-        /// The view: a name (its highest version) or name@vN
-        view: String,
-        /// The entity's keys, as in carrier=UA
-        #[arg(required = true, value_name = "KEY=VALUE")]
-        keys: Vec<String>,
-    },
-}
-
 /// Runs the command.
 ///
 /// # Errors
 /// When the view is not published online, a key is missing or unknown, or the store cannot be read.
-pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
-    let Action::Get { view, keys } = arguments.action;
+pub(super) async fn run(view: &str, keys: &[String], context: &Context) -> anyhow::Result<Exit> {
     let settings = context.settings()?;
     let registry = context.registry().await?;
-    let answer = get(&view, &keys, &settings, &registry).await?;
+    let answer = get(view, keys, &settings, &registry).await?;
     if answer.snapshot.is_none() {
         note(format!("nothing of `{}` is in the online store: the next run puts it there", answer.view));
     }
@@ -89,18 +67,12 @@ impl Answer {
 /// Reads one entity's features.
 ///
 /// # Errors
-/// As [`run`].
+/// As [`super::run`].
 pub async fn get(view: &str, keys: &[String], settings: &Settings, registry: &Registry) -> anyhow::Result<Answer> {
     let view = select::view(&registry.project, view)?;
-    let Some(store) = engine::online(settings).await? else {
-        return Err(UserError::new("the project has no online store")
-            .hint("name one in tidegate.yaml, as in `online: sqlite://.tidegate/online.db`")
-            .into());
-    };
+    let store = engine::online(settings).await?.ok_or_else(no_store)?;
     if view.online.is_none() {
-        return Err(UserError::new(format!("`{}` is not published online", view.id))
-            .hint("give it `online: {strategy: swap}`, or read its table in the lake")
-            .into());
+        return Err(not_online(view).into());
     }
     let entity = entity(registry.project.keys_of(view), keys)?;
     let texts: Vec<String> = entity.values().map(plain).collect();
