@@ -49,6 +49,8 @@ pub async fn worker(settings: &Settings, registry: &Registry, slots: Slots, bell
             owner: process::owner(),
             lease: slots.lease.unwrap_or(LEASE),
             slots: slots.slots.unwrap_or(cores.clamp(1, 4)),
+            queues: Vec::new(),
+            host: process::host(),
             memory_bytes: settings.memory_bytes,
             spill_dir: settings.spill_dir.clone(),
         },

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use tidegate_registry::definitions::Settings;
 use tidegate_registry::ids::RunId;
 use tidegate_registry::run::{Run, RunState};
-use tidegate_registry::store::Store;
+use tidegate_registry::store::{Change, Store};
 use tidegate_scheduler::service::{Options, Scheduler};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -68,6 +68,12 @@ pub async fn play(roles: Roles, slots: Slots, listen: Listen, context: &Context)
         let cancel = cancel.clone();
         tasks.spawn(async move { worker.run(cancel).await });
     }
+    // What other processes do wakes us as what we do ourselves.
+    let (work, progress) = (Arc::clone(&bells.work), Arc::clone(&bells.progress));
+    registry.store.listen(Arc::new(move |change| match change {
+        Change::Tasks => work.notify_waiters(),
+        Change::Runs => progress.notify_waiters(),
+    }));
     // Answers on while the roles finish what they hold.
     let answering = CancellationToken::new();
     let _stop_answering = answering.clone().drop_guard();

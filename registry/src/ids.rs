@@ -121,6 +121,12 @@ name!(
     QueueName,
     "queue name"
 );
+
+impl QueueName {
+    /// The queue of every task that asks for none.
+    pub const DEFAULT: &str = "default";
+}
+
 name!(
     /// A feature view, whatever its version.
     ViewName,

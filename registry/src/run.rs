@@ -186,6 +186,9 @@ pub struct NewRun {
     pub definitions: i64,
     /// Attempts that each task has: 1 + retries.
     pub attempts_max: u32,
+    /// Who goes first when there are not enough workers, −100 to 100: each point is worth a minute of waiting, so nothing
+    /// waits for ever.
+    pub priority: i32,
 }
 
 /// A run as stored.

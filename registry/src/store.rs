@@ -9,6 +9,7 @@
 //! * Creating what exists, finishing what is finished and recording what is recorded are harmless.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,10 +17,10 @@ use indexmap::IndexMap;
 use serde::Serialize;
 
 use crate::care::Care;
-use crate::ids::{DagName, LeaseToken, RegistryId, RunId, SnapshotId, ViewId};
+use crate::ids::{DagName, LeaseToken, PoolName, QueueName, RegistryId, RunId, SnapshotId, ViewId};
 use crate::model::Project;
 use crate::plan::DefinitionKind;
-use crate::run::{CheckResult, Claim, Intent, NewRun, Pins, Run, RunState, Task, TaskOutput, Verdict};
+use crate::run::{CheckResult, Claim, Intent, NewRun, Pins, Run, RunState, Task, TaskKind, TaskOutput, Verdict};
 use crate::time::{Instant, Interval};
 
 /// Why a store did not do what was asked: one variant per reaction.
@@ -489,12 +490,22 @@ pub trait Store: Care + Send + Sync + Debug {
 
     // --- tasks -------------------------------------------------------------------------------------------------------
 
-    /// Claims the next task whose run is admitted (`queued`, `running` or `publishing`), whose predecessors are done and
-    /// whose retry delay has passed; or one whose lease has expired (with its attempt number kept if it was released,
-    /// one higher otherwise). Runs already begun come first, then older intervals. `only` restricts to these runs.
+    /// Claims the next tasks whose run is admitted (`queued`, `running` or `publishing`), whose predecessors are done and
+    /// whose retry delay has passed; or whose lease has expired (with the attempt number kept if it was released, one
+    /// higher otherwise). Fewer than asked for, or none, when there are no more for this worker.
+    ///
+    /// *Order.* Runs already begun come first. Then those admitted first, where each point of a run's priority counts as
+    /// a minute: the order is fixed at admission and a run that waits is overtaken only by runs admitted less than their
+    /// lead later, so nothing starves. Then older intervals.
+    ///
+    /// *For whom.* A task is in the queue that its view asks for (`pin` and `publish` are in the default queue) and goes to
+    /// workers that serve it. A worker that is drained gets nothing.
+    ///
+    /// *Pools.* A task whose view is in a pool holds one of its slots by its lease: it is never claimed while as many hold
+    /// one as the pool has. A pool that is no longer defined has no limit.
     ///
     /// A task whose lease expired with its last attempt used up fails here, with its run.
-    async fn task_claim(&self, request: &ClaimRequest, now: Instant) -> Result<Option<Claim>>;
+    async fn task_claim(&self, request: &ClaimRequest, now: Instant) -> Result<Vec<Claim>>;
 
     /// Extends the lease.
     async fn task_heartbeat(&self, token: LeaseToken, lease: Duration) -> Result<()>;
@@ -551,14 +562,41 @@ pub trait Store: Care + Send + Sync + Debug {
 
     // --- processes ---------------------------------------------------------------------------------------------------
 
-    /// Says that a worker lives. `owner` is unique per process.
-    async fn worker_heartbeat(&self, owner: &str) -> Result<()>;
+    /// Says that a worker lives, and how it is. Returns whether it is drained: then it finishes what it has, and claims no
+    /// more.
+    async fn worker_heartbeat(&self, beat: &WorkerBeat) -> Result<bool>;
 
     /// Says that a worker has stopped.
     async fn worker_goodbye(&self, owner: &str) -> Result<()>;
 
-    /// Workers heard of within `within`, by the database's clock.
-    async fn workers_alive(&self, within: Duration) -> Result<Vec<String>>;
+    /// Workers heard of within `within`, by the database's clock; by owner.
+    async fn workers(&self, within: Duration) -> Result<Vec<WorkerRow>>;
+
+    /// The owners of [`Store::workers`].
+    async fn workers_alive(&self, within: Duration) -> Result<Vec<String>> {
+        Ok(self.workers(within).await?.into_iter().map(|worker| worker.beat.owner).collect())
+    }
+
+    /// Drains a worker (it gets no more tasks), or lets it work again.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when no such worker was ever heard of, or it has said goodbye.
+    async fn worker_drain(&self, owner: &str, drained: bool) -> Result<()>;
+
+    /// The first `limit` tasks that could be claimed, in the order in which they will be, and what each waits for.
+    /// Workers that were not heard of `within` count for nothing.
+    async fn tasks_waiting(&self, limit: u32, within: Duration) -> Result<Vec<WaitingTask>>;
+
+    /// How much there is to do, by queue; queues in which nothing waits or runs are left out.
+    async fn queues(&self) -> Result<Vec<QueueState>>;
+
+    /// The defined pools, by name.
+    async fn pools(&self) -> Result<Vec<PoolState>>;
+
+    /// Calls `listener` after something has changed, in this process or (as far as the database can tell) in another. A
+    /// call means "look": some come late, doubled or for nothing, and after an outage some are missing, so whoever listens
+    /// also looks from time to time. It is called from any thread and must not block.
+    fn listen(&self, listener: Listener);
 
     /// The real instant and project time at which this project's simulated clock started; stored by whoever asks first.
     async fn clock_anchor(&self, real_now: Instant, project_start: Instant) -> Result<(Instant, Instant)>;
@@ -592,4 +630,122 @@ pub struct ClaimRequest {
     pub lease: Duration,
     /// Only tasks of these runs; empty for all.
     pub only: Vec<RunId>,
+    /// Only tasks in these queues; empty for all.
+    pub queues: Vec<QueueName>,
+    /// At most so many; at least 1 is meant.
+    pub limit: u32,
 }
+
+impl ClaimRequest {
+    /// One task of any run in any queue.
+    pub fn new(owner: impl Into<String>, lease: Duration) -> Self {
+        Self { owner: owner.into(), lease, only: Vec::new(), queues: Vec::new(), limit: 1 }
+    }
+}
+
+/// What a worker says of itself from time to time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WorkerBeat {
+    /// Unique per process.
+    pub owner: String,
+    /// The queues that it serves; empty for all.
+    pub queues: Vec<QueueName>,
+    /// How many tasks it runs at once.
+    pub slots: u32,
+    /// How many it runs now.
+    pub running: u32,
+    /// The version of the program.
+    pub version: String,
+    /// The machine.
+    pub host: String,
+}
+
+/// A worker as the registry knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WorkerRow {
+    /// What it said last.
+    #[serde(flatten)]
+    pub beat: WorkerBeat,
+    /// When that was, by the database's clock.
+    pub heard_at: Instant,
+    /// Whether it gets no more tasks.
+    pub drained: bool,
+}
+
+/// A task that could be claimed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WaitingTask {
+    /// Its run.
+    pub run: RunId,
+    /// The run's DAG.
+    pub dag: DagName,
+    /// The run's interval.
+    pub interval: Interval,
+    /// The task.
+    pub kind: TaskKind,
+    /// Who may claim it.
+    pub queue: QueueName,
+    /// Whose slot it takes.
+    pub pool: Option<PoolName>,
+    /// The run's.
+    pub priority: i32,
+    /// How long ago the run was admitted.
+    pub admitted: Duration,
+    /// What it waits for.
+    pub waits_for: WaitsFor,
+}
+
+/// What a task waits for that could be claimed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// A worker that has a slot free.
+    Worker,
+    /// Any worker that serves its queue: none was heard of, or all are drained.
+    Queue,
+    /// A slot of its pool.
+    Pool {
+        /// How many there are.
+        slots: u32,
+    },
+    /// The end of the pause before its next attempt.
+    Retry {
+        /// So much is left.
+        pause: Duration,
+    },
+}
+
+/// What is to do in one queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct QueueState {
+    /// The queue.
+    pub queue: QueueName,
+    /// Tasks that could be claimed, those included whose pause has not ended.
+    pub waiting: u64,
+    /// Tasks that are claimed.
+    pub running: u64,
+}
+
+/// A pool and who is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PoolState {
+    /// The pool.
+    pub name: PoolName,
+    /// How many tasks may run at once.
+    pub slots: u32,
+    /// How many run.
+    pub used: u32,
+    /// How many could be claimed.
+    pub waiting: u64,
+}
+
+/// What may have changed; see [`Store::listen`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// There may be tasks to claim.
+    Tasks,
+    /// There may be DAGs to plan or runs to let in.
+    Runs,
+}
+
+/// Whom to call; see [`Store::listen`].
+pub type Listener = Arc<dyn Fn(Change) + Send + Sync>;

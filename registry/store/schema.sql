@@ -76,6 +76,10 @@ CREATE TABLE manifests (
     run  TEXT NOT NULL PRIMARY KEY REFERENCES runs (id),
     pins TEXT NOT NULL
 ) STRICT;
+CREATE TABLE pools (
+    name  TEXT NOT NULL PRIMARY KEY,
+    slots INTEGER NOT NULL
+) STRICT;
 CREATE TABLE registry (
     one           INTEGER NOT NULL PRIMARY KEY CHECK (one = 1),
     id            TEXT NOT NULL,
@@ -104,7 +108,7 @@ CREATE TABLE runs (
     started_at     INTEGER,
     -- Null as long as something may still happen to the run.
     finished_at    INTEGER,
-    restarts       INTEGER NOT NULL DEFAULT 0,
+    restarts       INTEGER NOT NULL DEFAULT 0, priority INTEGER NOT NULL DEFAULT 0,
     UNIQUE (dag, interval_start, interval_end, views_key, cause, retry),
     UNIQUE (dag, interval_start, interval_end, revision)
 ) STRICT;
@@ -181,11 +185,12 @@ CREATE TABLE tasks (
     -- Of the attempt that runs, or of the one that ended the task last.
     token          TEXT,
     lease_owner    TEXT,
-    lease_until    INTEGER,
+    lease_until    INTEGER, queue TEXT NOT NULL DEFAULT 'default', pool TEXT, rank INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (run, seq)
 ) STRICT;
 CREATE INDEX tasks_leased ON tasks (lease_until, lease_owner) WHERE lease_until IS NOT NULL;
-CREATE INDEX tasks_ready ON tasks (begun DESC, interval_start, run, seq, retry_at) WHERE ready = 1;
+CREATE INDEX tasks_pooled ON tasks (pool) WHERE lease_until IS NOT NULL AND pool IS NOT NULL;
+CREATE INDEX tasks_ready ON tasks (begun DESC, rank, interval_start, run, seq, retry_at, queue, pool) WHERE ready = 1;
 CREATE UNIQUE INDEX tasks_token ON tasks (token) WHERE token IS NOT NULL;
 CREATE TABLE ticks (
     dag TEXT NOT NULL REFERENCES dags (dag),
@@ -208,4 +213,4 @@ CREATE INDEX view_states_publishing ON view_states (publishing) WHERE publishing
 CREATE TABLE workers (
     owner    TEXT NOT NULL PRIMARY KEY,
     heard_at INTEGER NOT NULL
-) STRICT;
+, queues TEXT NOT NULL DEFAULT '[]', slots INTEGER NOT NULL DEFAULT 0, running INTEGER NOT NULL DEFAULT 0, version TEXT NOT NULL DEFAULT '', host TEXT NOT NULL DEFAULT '', drained INTEGER NOT NULL DEFAULT 0) STRICT;

@@ -253,6 +253,7 @@ pub fn new_runs(dag: &Dag, definitions: i64, interval: Interval, views: Vec<View
         cause: cause.clone(),
         definitions,
         attempts_max: 1 + dag.retries.max,
+        priority: dag.priority,
     };
     units.into_iter().map(run).collect()
 }

@@ -77,9 +77,9 @@ impl World {
 
     /// Works until nothing can be claimed. Runs of DAG `block` are blocked by their first view.
     async fn work(&self, block: &str) {
-        let request = ClaimRequest { owner: "w".to_owned(), lease: Duration::from_secs(60), only: Vec::new() };
+        let request = ClaimRequest::new("w", Duration::from_secs(60));
         let now = self.clock.now();
-        while let Some(claim) = self.store.task_claim(&request, now).await.unwrap() {
+        while let Some(claim) = self.store.task_claim(&request, now).await.unwrap().pop() {
             let end = match &claim.kind {
                 TaskKind::Pin => succeeded(TaskOutput::Pins(Pins::default())),
                 TaskKind::View(_) if claim.run.dag.as_str() == block => {

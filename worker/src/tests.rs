@@ -151,6 +151,7 @@ impl World {
             cause: Cause::Manual(cause),
             definitions: 1,
             attempts_max: 1 + dag.retries.max,
+            priority: 0,
         };
         let ids = self.store.runs_create(vec![run], at("2024-01-05T00:00:00Z")).await.unwrap();
         self.store.run_admit(ids[0]).await.unwrap();
@@ -223,6 +224,8 @@ fn worker(
             owner: owner.to_owned(),
             lease: Duration::from_millis(1500),
             slots: 2,
+            queues: Vec::new(),
+            host: "here".to_owned(),
             memory_bytes: 256 << 20,
             spill_dir: PathBuf::from(folder.path()).join("spill"),
         },

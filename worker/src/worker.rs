@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tidegate_registry::ids::RunId;
+use tidegate_registry::ids::{QueueName, RunId};
 use tidegate_registry::model::Project;
 use tidegate_registry::pulse::Pulse;
 use tidegate_registry::run::{Claim, RunState, TaskKind, TaskOutput};
-use tidegate_registry::store::{ClaimRequest, RunFilter, Store, StoreError, TaskEnd};
+use tidegate_registry::store::{ClaimRequest, RunFilter, Store, StoreError, TaskEnd, WorkerBeat};
 use tidegate_registry::time::Clock;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -87,6 +87,10 @@ pub struct WorkerOptions {
     pub lease: Duration,
     /// How many tasks run at once.
     pub slots: usize,
+    /// The queues that it serves; empty for all.
+    pub queues: Vec<QueueName>,
+    /// The machine, for people.
+    pub host: String,
     /// What the process may occupy, in bytes.
     pub memory_bytes: u64,
     /// Where queries spill.
@@ -187,13 +191,13 @@ impl Worker {
             let woken = self.hands.wake.notified();
             let mut claimed = false;
             while tasks.len() < self.options.slots && !cancel.is_cancelled() {
-                match self.claim(only).await {
-                    Some(claim) => {
-                        claimed = true;
-                        let task = self.task(claim, stop.clone());
-                        tasks.spawn(task);
-                    }
-                    None => break,
+                let claims = self.claim(only, self.options.slots - tasks.len()).await;
+                if claims.is_empty() {
+                    break;
+                }
+                claimed = true;
+                for claim in claims {
+                    tasks.spawn(self.task(claim, stop.clone()));
                 }
             }
             if cancel.is_cancelled() || (!claimed && tasks.is_empty() && !only.is_empty() && self.all_ended(only).await)
@@ -205,7 +209,7 @@ impl Worker {
                 () = woken => {}
                 () = tokio::time::sleep(POLL) => {}
                 Some(ended) = tasks.join_next(), if !tasks.is_empty() => report(ended),
-                _ = heard.tick() => self.say_alive().await,
+                _ = heard.tick() => self.say_alive(tasks.len()).await,
             }
         }
         let finish = async {
@@ -225,19 +229,23 @@ impl Worker {
         Ok(())
     }
 
-    async fn claim(&self, only: &[RunId]) -> Option<Claim> {
-        let request =
-            ClaimRequest { owner: self.options.owner.clone(), lease: self.options.lease, only: only.to_vec() };
+    async fn claim(&self, only: &[RunId], limit: usize) -> Vec<Claim> {
+        let request = ClaimRequest {
+            only: only.to_vec(),
+            queues: self.options.queues.clone(),
+            limit: limit.try_into().unwrap_or(u32::MAX),
+            ..ClaimRequest::new(&self.options.owner, self.options.lease)
+        };
         match self.hands.store.task_claim(&request, self.hands.clock.now()).await {
-            Ok(claim) => {
-                if claim.is_some() {
+            Ok(claims) => {
+                if !claims.is_empty() {
                     fail::fail_point!("claim.after");
                 }
-                claim
+                claims
             }
             Err(error) => {
-                tracing::warn!("Claiming a task failed; trying again: {}", chain(&error.into()));
-                None
+                tracing::warn!("Claiming tasks failed; trying again: {}", chain(&error.into()));
+                Vec::new()
             }
         }
     }
@@ -249,8 +257,17 @@ impl Worker {
         }
     }
 
-    async fn say_alive(&self) {
-        if let Err(error) = self.hands.store.worker_heartbeat(&self.options.owner).await {
+    async fn say_alive(&self, running: usize) {
+        let count = |number: usize| number.try_into().unwrap_or(u32::MAX);
+        let beat = WorkerBeat {
+            owner: self.options.owner.clone(),
+            queues: self.options.queues.clone(),
+            slots: count(self.options.slots),
+            running: count(running),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            host: self.options.host.clone(),
+        };
+        if let Err(error) = self.hands.store.worker_heartbeat(&beat).await {
             tracing::warn!("The registry could not be told that this worker lives: {}", chain(&error.into()));
         }
     }

@@ -1,9 +1,10 @@
 //! Who gets which task: claiming by lease, and taking back what the dead hold.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use indexmap::IndexMap;
-use tidegate_registry::ids::{LeaseToken, RunId};
+use tidegate_registry::ids::{LeaseToken, QueueName, RunId};
 use tidegate_registry::run::{Claim, Run, RunState, TaskKind, TaskOutput, TaskState};
 use tidegate_registry::store::{ClaimRequest, Result};
 use tidegate_registry::time::Instant;
@@ -13,7 +14,7 @@ use crate::db::{Conn, Db, commit, on};
 use crate::moves::{self, task_columns};
 use crate::runs::{self, run_fields};
 use crate::sql::{Builder, Row, Sql, db_now, locked, query};
-use crate::tasks;
+use crate::{pools, tasks};
 
 /// Tasks that may be claimed now, by the index `tasks_ready` alone.
 macro_rules! ready {
@@ -25,9 +26,10 @@ macro_rules! ready {
 /// The order in which tasks are claimed, which is that of the index.
 macro_rules! claim_order {
     () => {
-        " ORDER BY tasks.begun DESC, tasks.interval_start, tasks.run, tasks.seq"
+        " ORDER BY tasks.begun DESC, tasks.rank, tasks.interval_start, tasks.run, tasks.seq"
     };
 }
+pub(crate) use claim_order;
 
 /// The next tasks to claim, with their runs.
 macro_rules! next {
@@ -35,7 +37,7 @@ macro_rules! next {
         concat!(
             "SELECT ",
             run_fields!(),
-            ", tasks.seq, tasks.kind, tasks.attempts, tasks.attempts_max, tasks.waits_for, tasks.begun FROM tasks \
+            ", tasks.seq, tasks.kind, tasks.attempts, tasks.attempts_max, tasks.waits_for, tasks.begun, tasks.pool FROM tasks \
              JOIN runs ON runs.id = tasks.run WHERE ",
             ready!()
         )
@@ -61,7 +63,10 @@ pub(crate) const EXPIRED: &str = concat!(expired!(), " ORDER BY lease_until LIMI
 const LOOKS: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(2), Duration::from_millis(5), Duration::from_millis(15)];
 
-pub(crate) async fn claim(db: &Db, request: &ClaimRequest, now: Instant) -> Result<Option<Claim>> {
+/// How often a claim goes on past pools that turned out to be full.
+const ROUNDS: u32 = 8;
+
+pub(crate) async fn claim(db: &Db, request: &ClaimRequest, now: Instant) -> Result<Vec<Claim>> {
     for pause in LOOKS {
         tokio::time::sleep(pause).await;
         // Idle workers ask often: they look without taking any lock.
@@ -73,47 +78,96 @@ pub(crate) async fn claim(db: &Db, request: &ClaimRequest, now: Instant) -> Resu
         }
         let mut tx = db.write().await?;
         take_back_expired(&mut tx, request, now).await?;
-        let mut claims = Vec::new();
-        for row in next(&mut tx, request, 1).await? {
-            claims.push(lease(&mut tx, &row, request, now).await?);
-        }
+        let claims = claim_in_tx(&mut tx, request, now).await?;
         commit(tx).await?;
-        if let Some(claim) = claims.pop() {
-            return Ok(Some(claim));
+        if !claims.is_empty() {
+            return Ok(claims);
         }
     }
-    Ok(None)
+    Ok(Vec::new())
+}
+
+async fn claim_in_tx(tx: &mut Conn, request: &ClaimRequest, now: Instant) -> Result<Vec<Claim>> {
+    let limit = request.limit.max(1) as usize;
+    let mut claims = Vec::new();
+    let mut full = pools::full(tx).await?;
+    for _ in 0..ROUNDS {
+        let rows = next(tx, request, &full, limit - claims.len()).await?;
+        let mut free = free_slots(tx, &rows).await?;
+        let before = full.len();
+        for row in &rows {
+            let pool: Option<&str> = row.get_as("pool")?;
+            match pool.and_then(|pool| free.get_mut(pool).map(|free| (pool, free))) {
+                Some((pool, free)) if *free <= 0 => full.push(pool.to_owned()),
+                Some((_, free)) => {
+                    *free -= 1;
+                    claims.push(lease(tx, row, request, now).await?);
+                }
+                None => claims.push(lease(tx, row, request, now).await?),
+            }
+        }
+        if full.len() == before || claims.len() >= limit {
+            break;
+        }
+    }
+    Ok(claims)
+}
+
+/// The free slots of the pools that `rows` are in and that are still defined, for nobody else to take.
+async fn free_slots(tx: &mut Conn, rows: &[Row]) -> Result<HashMap<String, i64>> {
+    let mut names = Vec::new();
+    for row in rows {
+        names.extend(row.get_as::<Option<String>>("pool")?);
+    }
+    if names.is_empty() { Ok(HashMap::new()) } else { pools::lock_free(tx, &names).await }
 }
 
 async fn is_anything_to_do(conn: &mut Conn, request: &ClaimRequest) -> Result<bool> {
     let mut look = Builder::new("SELECT 1 WHERE EXISTS (SELECT 1 FROM tasks WHERE ");
     look.push(ready!());
-    push_only(&mut look, request);
+    push_wanted(&mut look, request);
     look.push(concat!(") OR EXISTS (", expired!()));
-    push_only(&mut look, request);
+    push_own(&mut look, request);
     look.push(")");
     Ok(look.build().fetch_optional(conn).await.map_err(on("looking for a task"))?.is_some())
 }
 
-/// The next tasks, locked with their runs. Those that somebody else holds are passed over.
-async fn next(tx: &mut Conn, request: &ClaimRequest, limit: u32) -> Result<Vec<Row>> {
+/// The next tasks, locked with their runs. Those that somebody else holds are passed over, and those in `full` pools.
+async fn next(tx: &mut Conn, request: &ClaimRequest, full: &[String], limit: usize) -> Result<Vec<Row>> {
     let mut next = Builder::new(next!());
-    push_only(&mut next, request);
-    next.push(concat!(claim_order!(), " LIMIT ")).push_bind(limit);
+    push_wanted(&mut next, request);
+    if !full.is_empty() {
+        next.push(" AND (tasks.pool IS NULL OR tasks.pool NOT IN ").push_list(full).push(")");
+    }
+    next.push(concat!(claim_order!(), " LIMIT ")).push_bind(limit as i64);
     next.push_end(Sql { sqlite: "", postgres: " FOR NO KEY UPDATE OF runs, tasks SKIP LOCKED" });
     next.build().fetch_all(tx).await.map_err(on("looking for a task"))
 }
 
-fn push_only(query: &mut Builder, request: &ClaimRequest) {
+/// Only what this worker may claim.
+fn push_wanted(query: &mut Builder, request: &ClaimRequest) {
     if !request.only.is_empty() {
         query.push(" AND tasks.run IN ").push_list(request.only.iter().map(ToString::to_string));
+    }
+    if !request.queues.is_empty() {
+        query.push(" AND tasks.queue IN ").push_list(request.queues.iter().map(QueueName::as_str));
+    }
+    query.push(" AND NOT EXISTS (SELECT 1 FROM workers WHERE drained = 1 AND owner = ").push_bind(&request.owner);
+    query.push(")");
+}
+
+/// Only the leases that a claim for certain runs may take back: theirs, and those that hold slots of pools.
+fn push_own(query: &mut Builder, request: &ClaimRequest) {
+    if !request.only.is_empty() {
+        query.push(" AND (pool IS NOT NULL OR run IN ").push_list(request.only.iter().map(ToString::to_string));
+        query.push(")");
     }
 }
 
 /// Takes tasks from workers that let their leases expire.
 async fn take_back_expired(tx: &mut Conn, request: &ClaimRequest, now: Instant) -> Result<()> {
     let mut expired = Builder::new(expired!());
-    push_only(&mut expired, request);
+    push_own(&mut expired, request);
     expired.push(" ORDER BY lease_until LIMIT 100");
     let rows = expired.build().fetch_all(&mut *tx).await.map_err(on("looking for expired leases"))?;
     for row in &rows {

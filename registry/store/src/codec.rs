@@ -97,6 +97,12 @@ impl Row {
             .map_err(|source| internal(format!("reading the column `{column}`"), source))
     }
 
+    /// A whole number that may be negative.
+    pub(crate) fn signed(&self, column: &'static str) -> Result<i32> {
+        i32::try_from(self.get_as::<i64>(column)?)
+            .map_err(|source| internal(format!("reading the column `{column}`"), source))
+    }
+
     /// A count, or null.
     pub(crate) fn count_option<T: TryFrom<i64>>(&self, column: &'static str) -> Result<Option<T>>
     where

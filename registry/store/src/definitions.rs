@@ -3,18 +3,18 @@
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
-use tidegate_registry::ids::{ProjectName, ViewId};
+use tidegate_registry::ids::{PoolName, ProjectName, QueueName, ViewId};
 use tidegate_registry::model::{Project, Table, TableRef};
 use tidegate_registry::plan::DefinitionKind;
 use tidegate_registry::store::{
-    ApplyRecord, ApplyRequest, DefinitionRow, DefinitionVersion, RegistryInfo, Result, StoreError,
+    ApplyRecord, ApplyRequest, Change, DefinitionRow, DefinitionVersion, RegistryInfo, Result, StoreError,
 };
 use tidegate_registry::time::Instant;
 
-use crate::audit;
 use crate::codec::{internal, json, micros, number};
 use crate::db::{Conn, Db, commit, on};
 use crate::sql::{Row, query};
+use crate::{audit, pools};
 
 /// The name of the empty project that a registry serves before its first apply.
 const NO_PROJECT: &str = "none";
@@ -56,6 +56,9 @@ pub(crate) async fn apply(db: &Db, request: &ApplyRequest) -> Result<i64> {
     let before = current_reads(&mut tx).await?;
     for (kind, name) in &request.changes.removals {
         retire(&mut tx, *kind, name, revision).await?;
+        if *kind == DefinitionKind::Pool {
+            pools::remove_in_tx(&mut tx, name).await?;
+        }
         if *kind == DefinitionKind::Dag {
             query("UPDATE dags SET retired = 1, due_at = NULL, changed = $1 WHERE dag = $2")
                 .bind(revision)
@@ -70,7 +73,8 @@ pub(crate) async fn apply(db: &Db, request: &ApplyRequest) -> Result<i64> {
         match row.kind {
             DefinitionKind::Dag => dag_due(&mut tx, &row.name, revision, request.now).await?,
             DefinitionKind::FeatureView => view_state_ensure(&mut tx, &row.name, request).await?,
-            DefinitionKind::Owner | DefinitionKind::Entity | DefinitionKind::Source | DefinitionKind::Pool => {}
+            DefinitionKind::Pool => pools::upsert_in_tx(&mut tx, row).await?,
+            DefinitionKind::Owner | DefinitionKind::Entity | DefinitionKind::Source => {}
         }
     }
     for dag in dags_touched(&mut tx, request, &before).await? {
@@ -100,6 +104,7 @@ pub(crate) async fn apply(db: &Db, request: &ApplyRequest) -> Result<i64> {
     });
     let event = audit::Event { at: request.now, actor: &request.actor, action: "apply", subject: &request.project };
     audit::add_in_tx(&mut tx, &event, &detail).await?;
+    tx.has_changed(Change::Runs);
     commit(tx).await?;
     Ok(revision)
 }
@@ -202,8 +207,23 @@ async fn view_state_ensure(tx: &mut Conn, name: &str, request: &ApplyRequest) ->
 
 /// As much of a view's definition as the registry itself needs.
 #[derive(Deserialize)]
-struct ViewReads {
+struct ViewParts {
     reads: Vec<TableRef>,
+    #[serde(default)]
+    queue: Option<QueueName>,
+    #[serde(default)]
+    pool: Option<PoolName>,
+}
+
+/// What a run needs to know of a view to make its task.
+#[derive(Debug, Clone)]
+pub(crate) struct ViewTask {
+    /// The views that it reads.
+    pub(crate) reads: Vec<ViewId>,
+    /// Who may claim it.
+    pub(crate) queue: Option<QueueName>,
+    /// Whose slot it takes.
+    pub(crate) pool: Option<PoolName>,
 }
 
 /// As much of a DAG's definition as the registry itself needs.
@@ -218,7 +238,7 @@ async fn current_reads(tx: &mut Conn) -> Result<Vec<(String, Vec<TableRef>)>> {
         .fetch_all(tx)
         .await
         .map_err(on("reading the views"))?;
-    rows.iter().map(|row| Ok((row.get_as("name")?, row.json::<ViewReads>("body")?.reads))).collect()
+    rows.iter().map(|row| Ok((row.get_as("name")?, row.json::<ViewParts>("body")?.reads))).collect()
 }
 
 /// The DAGs that run a view that was added, changed or removed, or that reads a source of which that is true.
@@ -257,8 +277,8 @@ async fn dags_touched(
     Ok(touched)
 }
 
-/// The views that `view` reads, as defined at `revision`.
-pub(crate) async fn view_reads_in_tx(tx: &mut Conn, view: &ViewId, revision: i64) -> Result<Vec<ViewId>> {
+/// What `view` is to a run, as defined at `revision`.
+pub(crate) async fn view_task_in_tx(tx: &mut Conn, view: &ViewId, revision: i64) -> Result<ViewTask> {
     let row = query(
         "SELECT body FROM definitions WHERE kind = 'feature_view' AND name = $1 AND since <= $2 \
          AND (until IS NULL OR until > $2)",
@@ -269,14 +289,12 @@ pub(crate) async fn view_reads_in_tx(tx: &mut Conn, view: &ViewId, revision: i64
     .await
     .map_err(on("reading a view's definition"))?
     .ok_or_else(|| StoreError::NotFound { what: "feature view", name: format!("{view} at revision {revision}") })?;
-    let reads = row.json::<ViewReads>("body")?.reads;
-    Ok(reads
-        .into_iter()
-        .filter_map(|read| match read.table {
-            Table::Source(_) => None,
-            Table::State(view) | Table::History(view) => Some(view),
-        })
-        .collect())
+    let parts: ViewParts = row.json("body")?;
+    let reads = parts.reads.into_iter().filter_map(|read| match read.table {
+        Table::Source(_) => None,
+        Table::State(view) | Table::History(view) => Some(view),
+    });
+    Ok(ViewTask { reads: reads.collect(), queue: parts.queue, pool: parts.pool })
 }
 
 pub(crate) async fn applies(db: &Db) -> Result<Vec<ApplyRecord>> {

@@ -2,7 +2,7 @@
 //!
 //! Begin with [`SqlStore`]: [`SqliteStore`] is one file for the processes of one machine, [`PostgresStore`] a schema of a
 //! server for those of many. The modules follow the resources of the trait: definitions, planning, runs, tasks,
-//! publishing, snapshots, workers; `moves` holds what runs and tasks may become. `sql` is how one text of a query serves
+//! publishing, snapshots, workers, pools, queues; `moves` holds what runs and tasks may become, `wakes` who is told. `sql` is how one text of a query serves
 //! both databases, `db` is how each is opened and why what runs side by side stays right, `schema` the steps of the
 //! schema. Rows are turned into domain types where they are read and never leave the crate. [`mod@conformance`] is what
 //! every implementation of the trait must pass, these two included.
@@ -18,16 +18,19 @@ mod db;
 mod definitions;
 mod moves;
 mod planning;
+mod pools;
 #[cfg(test)]
 mod postgres_tests;
 mod publishing;
 #[cfg(test)]
 mod query_plans;
+mod queues;
 mod runs;
 mod schema;
 mod snapshots;
 mod sql;
 mod tasks;
+mod wakes;
 mod workers;
 
 use std::marker::PhantomData;
@@ -42,7 +45,8 @@ use tidegate_registry::plan::DefinitionKind;
 use tidegate_registry::run::{Claim, Intent, NewRun, Run, Task};
 use tidegate_registry::store::{
     ApplyRecord, ApplyRequest, CheckFilter, CheckRow, ClaimRequest, DagState, DefinitionVersion, IntentRequest,
-    LedgerEntry, LogLine, PlanStep, Record, RegistryInfo, Result, RunFilter, Snapshot, Store, TaskEnd, ViewState,
+    LedgerEntry, Listener, LogLine, PlanStep, PoolState, QueueState, Record, RegistryInfo, Result, RunFilter, Snapshot,
+    Store, TaskEnd, ViewState, WaitingTask, WorkerBeat, WorkerRow,
 };
 use tidegate_registry::time::Instant;
 
@@ -81,7 +85,7 @@ impl SqliteStore {
     /// can work with; [`tidegate_registry::store::StoreError::Unavailable`] when the file cannot be opened or stays
     /// locked.
     pub async fn open(path: &Path) -> Result<Self> {
-        Ok(Self { db: db::Db::Sqlite(db::sqlite::SqliteDb::open(path).await?), kind: PhantomData })
+        Ok(Self { db: db::Db::sqlite(path).await?, kind: PhantomData })
     }
 }
 
@@ -98,7 +102,7 @@ impl PostgresStore {
     /// beyond what this one can work with; [`tidegate_registry::store::StoreError::Unavailable`] when the server does not
     /// answer. None of them tells the password.
     pub async fn open(url: &str) -> Result<Self> {
-        Ok(Self { db: db::Db::Postgres(db::postgres::PostgresDb::open(url).await?), kind: PhantomData })
+        Ok(Self { db: db::Db::postgres(url).await?, kind: PhantomData })
     }
 }
 
@@ -207,7 +211,7 @@ impl<D: std::fmt::Debug + Send + Sync> Store for SqlStore<D> {
         self.db.run(CALL_MAX, || runs::logs(&self.db, id)).await
     }
 
-    async fn task_claim(&self, request: &ClaimRequest, now: Instant) -> Result<Option<Claim>> {
+    async fn task_claim(&self, request: &ClaimRequest, now: Instant) -> Result<Vec<Claim>> {
         self.db.run(CALL_MAX, || claims::claim(&self.db, request, now)).await
     }
 
@@ -263,16 +267,36 @@ impl<D: std::fmt::Debug + Send + Sync> Store for SqlStore<D> {
         self.db.run(CALL_MAX, || snapshots::checks(&self.db, filter)).await
     }
 
-    async fn worker_heartbeat(&self, owner: &str) -> Result<()> {
-        self.db.run(CALL_MAX, || workers::heartbeat(&self.db, owner)).await
+    async fn worker_heartbeat(&self, beat: &WorkerBeat) -> Result<bool> {
+        self.db.run(CALL_MAX, || workers::heartbeat(&self.db, beat)).await
     }
 
     async fn worker_goodbye(&self, owner: &str) -> Result<()> {
         self.db.run(CALL_MAX, || workers::goodbye(&self.db, owner)).await
     }
 
-    async fn workers_alive(&self, within: Duration) -> Result<Vec<String>> {
-        self.db.run(CALL_MAX, || workers::alive(&self.db, within)).await
+    async fn workers(&self, within: Duration) -> Result<Vec<WorkerRow>> {
+        self.db.run(CALL_MAX, || workers::list(&self.db, within)).await
+    }
+
+    async fn worker_drain(&self, owner: &str, drained: bool) -> Result<()> {
+        self.db.run(CALL_MAX, || workers::drain(&self.db, owner, drained)).await
+    }
+
+    async fn tasks_waiting(&self, limit: u32, within: Duration) -> Result<Vec<WaitingTask>> {
+        self.db.run(CALL_MAX, || queues::waiting(&self.db, limit, within)).await
+    }
+
+    async fn queues(&self) -> Result<Vec<QueueState>> {
+        self.db.run(CALL_MAX, || queues::states(&self.db)).await
+    }
+
+    async fn pools(&self) -> Result<Vec<PoolState>> {
+        self.db.run(CALL_MAX, || pools::states(&self.db)).await
+    }
+
+    fn listen(&self, listener: Listener) {
+        self.db.listen(listener);
     }
 
     async fn clock_anchor(&self, real_now: Instant, project_start: Instant) -> Result<(Instant, Instant)> {

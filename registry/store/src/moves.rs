@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use tidegate_registry::ids::{LeaseToken, RunId, ViewId};
 use tidegate_registry::run::{CheckResult, Run, RunState, TaskKind, TaskOutput, TaskState};
-use tidegate_registry::store::{Result, StoreError};
+use tidegate_registry::store::{Change, Result, StoreError};
 use tidegate_registry::time::Instant;
 
 use crate::codec::{json, micros, number_option};
@@ -18,7 +18,7 @@ use crate::sql::{Builder, Row, query};
 
 macro_rules! task_columns {
     () => {
-        "SELECT seq, kind, state, attempts, attempts_max, lease_owner FROM tasks "
+        "SELECT seq, kind, state, attempts, attempts_max, lease_owner, pool FROM tasks "
     };
 }
 pub(crate) use task_columns;
@@ -34,6 +34,8 @@ pub(crate) struct Held {
     pub(crate) attempts: u32,
     pub(crate) attempts_max: u32,
     pub(crate) owner: Option<String>,
+    /// Whether it takes a slot of a pool while it runs.
+    pub(crate) is_pooled: bool,
 }
 
 impl Held {
@@ -73,6 +75,7 @@ pub(crate) fn held_from(run: Run, row: &Row) -> Result<Held> {
         attempts: row.count("attempts")?,
         attempts_max: row.count("attempts_max")?,
         owner: row.get_as("lease_owner")?,
+        is_pooled: row.get_as::<Option<&str>>("pool")?.is_some(),
     })
 }
 
@@ -103,6 +106,9 @@ pub(crate) async fn refresh_ready(tx: &mut Conn, run: RunId, state: RunState) ->
             let mut change = Builder::new("UPDATE tasks SET ready = ");
             change.push_bind(ready).push(" WHERE run = ").push_bind(run.to_string()).push(" AND seq IN ");
             change.push_list(tasks);
+            if ready {
+                tx.has_changed(Change::Tasks);
+            }
             change.build().execute(&mut *tx).await.map_err(on("moving tasks along"))?;
         }
     }
@@ -133,6 +139,9 @@ pub(crate) async fn task_end(
     .execute(&mut *tx)
     .await
     .map_err(on("ending a task"))?;
+    if task.is_pooled {
+        tx.has_changed(Change::Tasks);
+    }
     match (&task.kind, output) {
         (TaskKind::View(view), Some(TaskOutput::Staged(staged))) => {
             verdicts_store(tx, task.run.id, view, &staged.checks).await
@@ -172,6 +181,7 @@ pub(crate) async fn run_end(tx: &mut Conn, run: RunId, state: RunState, reason: 
         .execute(&mut *tx)
         .await
         .map_err(on("letting go of views"))?;
+    tx.has_changed(Change::Runs);
     Ok(())
 }
 

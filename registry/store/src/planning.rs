@@ -1,7 +1,7 @@
 //! DAGs as the scheduler sees them: when each is due, and the grid of ticks stored so far.
 
 use tidegate_registry::ids::DagName;
-use tidegate_registry::store::{DagState, PlanStep, Result, StoreError};
+use tidegate_registry::store::{Change, DagState, PlanStep, Result, StoreError};
 use tidegate_registry::time::{Instant, format_instant};
 
 use crate::codec::micros;
@@ -46,6 +46,7 @@ pub(crate) async fn next_due(db: &Db) -> Result<Option<Instant>> {
 pub(crate) async fn plan(db: &Db, step: &PlanStep, now: Instant) -> Result<()> {
     let mut tx = db.write_alone().await?;
     plan_in_tx(&mut tx, step, now).await?;
+    tx.has_changed(Change::Runs);
     commit(tx).await
 }
 
@@ -62,6 +63,9 @@ pub(crate) async fn plan_all(db: &Db, steps: &[PlanStep], now: Instant) -> Resul
             Err(_) => tx.part_undo().await?,
         }
         verdicts.push(verdict);
+    }
+    if verdicts.iter().any(Result::is_ok) {
+        tx.has_changed(Change::Runs);
     }
     commit(tx).await?;
     Ok(verdicts)
@@ -138,6 +142,7 @@ pub(crate) async fn dag_pause(db: &Db, dag: &DagName, paused: bool) -> Result<()
         .execute(&mut tx)
         .await
         .map_err(on("pausing a DAG"))?;
+    tx.has_changed(Change::Runs);
     commit(tx).await
 }
 

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 
-use tidegate_registry::ids::{DagName, LeaseToken, RunId, ViewId};
+use tidegate_registry::ids::{DagName, LeaseToken, PoolName, QueueName, RunId, ViewId};
 use tidegate_registry::run::{Cause, NewRun, Run, RunState, Task, TaskKind, TaskState};
-use tidegate_registry::store::{LogLine, Result, RunFilter, StoreError};
+use tidegate_registry::store::{Change, LogLine, Result, RunFilter, StoreError};
 use tidegate_registry::time::{Instant, Interval};
 
 use crate::codec::{json, limit_or_all, micros};
 use crate::db::{Conn, Db, commit, on};
-use crate::sql::{Builder, Row, Sql, locked, query};
+use crate::definitions::ViewTask;
+use crate::sql::{Builder, Row, Sql, db_now, locked, query};
 use crate::{audit, definitions, moves};
 
 /// All columns of [`run_from`].
@@ -30,6 +31,7 @@ macro_rules! run_columns {
 pub(crate) async fn create(db: &Db, runs: &[NewRun], now: Instant) -> Result<Vec<RunId>> {
     let mut tx = db.write_alone().await?;
     let ids = create_in_tx(&mut tx, runs, now).await?;
+    tx.has_changed(Change::Runs);
     commit(tx).await?;
     Ok(ids)
 }
@@ -38,7 +40,7 @@ pub(crate) async fn create(db: &Db, runs: &[NewRun], now: Instant) -> Result<Vec
 pub(crate) async fn create_in_tx(tx: &mut Conn, runs: &[NewRun], now: Instant) -> Result<Vec<RunId>> {
     let mut ids = Vec::with_capacity(runs.len());
     // The runs of one plan mostly share their views, and reading what these read is most of the work.
-    let mut edges = HashMap::new();
+    let mut parts = Parts::new();
     for run in runs {
         let existing = query(
             "SELECT id FROM runs WHERE dag = $1 AND interval_start = $2 AND interval_end = $3 AND views_key = $4 \
@@ -54,23 +56,27 @@ pub(crate) async fn create_in_tx(tx: &mut Conn, runs: &[NewRun], now: Instant) -
         .map_err(on("looking for a run"))?;
         ids.push(match existing {
             Some(row) => row.parse("id")?,
-            None => insert(tx, run, false, &mut edges, now).await?,
+            None => insert(tx, run, false, &mut parts, now).await?,
         });
     }
     Ok(ids)
 }
 
-/// Per (definitions, views): for each view in order, the positions of those of the views that it reads.
-type Edges = HashMap<(i64, Vec<ViewId>), Vec<Vec<usize>>>;
+/// Tasks that fit into one statement.
+const TASKS_MAX: usize = 500;
 
-async fn insert(tx: &mut Conn, run: &NewRun, retry: bool, edges: &mut Edges, now: Instant) -> Result<RunId> {
+/// Per (definitions, views): for each view in order, the positions of those of the views that it reads, and what else its
+/// task needs.
+type Parts = HashMap<(i64, Vec<ViewId>), Vec<(Vec<usize>, ViewTask)>>;
+
+async fn insert(tx: &mut Conn, run: &NewRun, retry: bool, parts: &mut Parts, now: Instant) -> Result<RunId> {
     if run.views.is_empty() {
         return Err(StoreError::Refused(format!("a run of `{}` needs at least one view", run.dag)));
     }
     let key = (run.definitions, run.views.clone());
-    if !edges.contains_key(&key) {
-        let found = edges_in_tx(tx, run).await?;
-        edges.insert(key.clone(), found);
+    if !parts.contains_key(&key) {
+        let found = parts_in_tx(tx, run).await?;
+        parts.insert(key.clone(), found);
     }
     let id = RunId::generate();
     let revision: i64 = query(
@@ -86,8 +92,8 @@ async fn insert(tx: &mut Conn, run: &NewRun, retry: bool, edges: &mut Edges, now
     .get_as("revision")?;
     query(
         "INSERT INTO runs (id, dag, interval_start, interval_end, views, views_key, cause, retry, definitions, \
-         revision, attempts_max, state, created_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'waiting', $12)",
+         revision, attempts_max, state, created_at, priority) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'waiting', $12, $13)",
     )
     .bind(id.to_string())
     .bind(run.dag.as_str())
@@ -101,42 +107,43 @@ async fn insert(tx: &mut Conn, run: &NewRun, retry: bool, edges: &mut Edges, now
     .bind(revision)
     .bind(run.attempts_max.max(1))
     .bind(micros(now))
+    .bind(run.priority)
     .execute(&mut *tx)
     .await
     .map_err(on("creating a run"))?;
     // Task 0 pins, task n stages view n − 1, the last one publishes.
-    let mut tasks = vec![(TaskKind::Pin, Vec::new())];
-    for (view, reads) in run.views.iter().zip(&edges[&key]) {
+    let mut tasks: Vec<(TaskKind, Vec<usize>, Option<&ViewTask>)> = vec![(TaskKind::Pin, Vec::new(), None)];
+    for (view, (reads, part)) in run.views.iter().zip(&parts[&key]) {
         let waits_for = std::iter::once(0).chain(reads.iter().map(|position| position + 1)).collect();
-        tasks.push((TaskKind::View(view.clone()), waits_for));
+        tasks.push((TaskKind::View(view.clone()), waits_for, Some(part)));
     }
-    tasks.push((TaskKind::Publish, (0..tasks.len()).collect()));
-    for (seq, (kind, waits_for)) in (0_i64..).zip(&tasks) {
-        query(
-            "INSERT INTO tasks (run, seq, kind, state, waits_for, attempts_max, interval_start) \
-             VALUES ($1, $2, $3, 'queued', $4, $5, $6)",
-        )
-        .bind(id.to_string())
-        .bind(seq)
-        .bind(kind.to_string())
-        .bind(json(waits_for)?)
-        .bind(run.attempts_max.max(1))
-        .bind(micros(run.interval.start()))
-        .execute(&mut *tx)
-        .await
-        .map_err(on("creating a task"))?;
+    tasks.push((TaskKind::Publish, (0..tasks.len()).collect(), None));
+    for (first, tasks) in (0_i64..).step_by(TASKS_MAX).zip(tasks.chunks(TASKS_MAX)) {
+        let mut insert = Builder::new(
+            "INSERT INTO tasks (run, seq, kind, state, waits_for, attempts_max, interval_start, queue, pool) VALUES ",
+        );
+        for (seq, (kind, waits_for, part)) in (first..).zip(tasks) {
+            let queue = part.and_then(|part| part.queue.as_ref()).map_or(QueueName::DEFAULT, QueueName::as_str);
+            let pool = part.and_then(|part| part.pool.as_ref()).map(PoolName::as_str);
+            insert.push(if seq == first { "(" } else { ", (" }).push_bind(id.to_string()).push(", ").push_bind(seq);
+            insert.push(", ").push_bind(kind.to_string()).push(", 'queued', ").push_bind(json(waits_for)?);
+            insert.push(", ").push_bind(run.attempts_max.max(1)).push(", ").push_bind(micros(run.interval.start()));
+            insert.push(", ").push_bind(queue).push(", ").push_bind(pool).push(")");
+        }
+        insert.build().execute(&mut *tx).await.map_err(on("creating the tasks of a run"))?;
     }
     Ok(id)
 }
 
-async fn edges_in_tx(tx: &mut Conn, run: &NewRun) -> Result<Vec<Vec<usize>>> {
-    let mut edges = Vec::with_capacity(run.views.len());
+async fn parts_in_tx(tx: &mut Conn, run: &NewRun) -> Result<Vec<(Vec<usize>, ViewTask)>> {
+    let mut parts = Vec::with_capacity(run.views.len());
     for (position, view) in run.views.iter().enumerate() {
-        let reads = definitions::view_reads_in_tx(tx, view, run.definitions).await?;
+        let part = definitions::view_task_in_tx(tx, view, run.definitions).await?;
         // Views come in dependency order, so only earlier ones count: a run can never wait for itself.
-        edges.push((0..position).filter(|earlier| reads.contains(&run.views[*earlier])).collect());
+        let reads = (0..position).filter(|earlier| part.reads.contains(&run.views[*earlier])).collect();
+        parts.push((reads, part));
     }
-    Ok(edges)
+    Ok(parts)
 }
 
 pub(crate) fn views_key(views: &[ViewId]) -> String {
@@ -280,17 +287,42 @@ pub(crate) async fn admit(db: &Db, id: RunId) -> Result<()> {
     admit_all(db, &[id]).await
 }
 
+/// Runs in one question.
+const RUNS_MAX: usize = 1_000;
+
+/// The turn of a run is fixed here: who is let in later is overtaken by no more than the lead of its priority.
+const RANK: &str = concat!(
+    "UPDATE tasks SET rank = ",
+    db_now!(),
+    " - 60000000 * (SELECT priority FROM runs WHERE runs.id = tasks.run), \
+     ready = CASE WHEN state = 'queued' AND waits_for = '[]' THEN 1 ELSE 0 END WHERE run IN "
+);
+
 pub(crate) async fn admit_all(db: &Db, ids: &[RunId]) -> Result<()> {
     let mut tx = db.write_alone().await?;
-    for id in ids {
-        if lock_in_tx(&mut tx, *id).await?.state == RunState::Waiting {
-            query("UPDATE runs SET state = 'queued', reason = NULL WHERE id = $1")
-                .bind(id.to_string())
-                .execute(&mut tx)
-                .await
-                .map_err(on("admitting a run"))?;
-            moves::refresh_ready(&mut tx, *id, RunState::Queued).await?;
+    for ids in ids.chunks(RUNS_MAX) {
+        let mut lock = Builder::new("SELECT id, state FROM runs WHERE id IN ");
+        lock.push_list(ids.iter().map(ToString::to_string)).push(" ORDER BY id").push_end(locked!(""));
+        let rows = lock.build().fetch_all(&mut tx).await.map_err(on("locking runs"))?;
+        let mut states = HashMap::new();
+        for row in &rows {
+            states.insert(row.parse::<RunId>("id")?, row.parse::<RunState>("state")?);
         }
+        if let Some(unknown) = ids.iter().find(|id| !states.contains_key(id)) {
+            return Err(StoreError::NotFound { what: "run", name: unknown.to_string() });
+        }
+        states.retain(|_, state| *state == RunState::Waiting);
+        if states.is_empty() {
+            continue;
+        }
+        let waiting: Vec<String> = states.keys().map(ToString::to_string).collect();
+        let mut admit = Builder::new("UPDATE runs SET state = 'queued', reason = NULL WHERE id IN ");
+        admit.push_list(&waiting);
+        admit.build().execute(&mut tx).await.map_err(on("admitting runs"))?;
+        let mut rank = Builder::new(RANK);
+        rank.push_list(&waiting);
+        rank.build().execute(&mut tx).await.map_err(on("admitting runs"))?;
+        tx.has_changed(Change::Tasks);
     }
     commit(tx).await
 }
@@ -358,10 +390,17 @@ pub(crate) async fn retry(db: &Db, id: RunId, attempts_max: u32, now: Instant) -
         cause: old.cause,
         definitions,
         attempts_max,
+        priority: priority_in_tx(&mut tx, id).await?,
     };
-    let new = insert(&mut tx, &new, true, &mut Edges::new(), now).await?;
+    let new = insert(&mut tx, &new, true, &mut Parts::new(), now).await?;
+    tx.has_changed(Change::Runs);
     commit(tx).await?;
     Ok(new)
+}
+
+async fn priority_in_tx(tx: &mut Conn, id: RunId) -> Result<i32> {
+    let row = query("SELECT priority FROM runs WHERE id = $1").bind(id.to_string()).fetch_one(tx).await;
+    row.map_err(on("reading the priority of a run"))?.signed("priority")
 }
 
 async fn open_of_interval(tx: &mut Conn, dag: &DagName, interval: Interval) -> Result<Option<RunId>> {

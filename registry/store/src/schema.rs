@@ -9,7 +9,7 @@
 use tidegate_registry::ids::RegistryId;
 use tidegate_registry::store::{Result, StoreError};
 
-use crate::db::{Conn, on};
+use crate::db::{Conn, Link, on};
 use crate::sql::{Sql, query};
 
 /// One step of the schema. Never edit one that was released: add another.
@@ -37,6 +37,15 @@ pub(crate) const STEPS: &[Step] = &[
         text: Sql {
             sqlite: include_str!("../migrations/sqlite/0002_care.sql"),
             postgres: include_str!("../migrations/postgres/0002_care.sql"),
+        },
+    },
+    Step {
+        name: "0003_placement",
+        // Older programs claim whatever is there: they know no queues and no pools.
+        compatible_from: 3,
+        text: Sql {
+            sqlite: include_str!("../migrations/sqlite/0003_placement.sql"),
+            postgres: include_str!("../migrations/postgres/0003_placement.sql"),
         },
     },
 ];
@@ -109,7 +118,7 @@ async fn prepare(tx: &mut Conn) -> Result<()> {
     .execute(&mut *tx)
     .await
     .map_err(on("preparing the schema"))?;
-    if let Conn::Sqlite(_) = tx {
+    if let Link::Sqlite(_) = tx.link {
         // Registries of the first version do not have the column.
         let column = query("SELECT 1 FROM pragma_table_info('schema_steps') WHERE name = 'compatible_from'")
             .fetch_optional(&mut *tx)
@@ -126,9 +135,9 @@ async fn prepare(tx: &mut Conn) -> Result<()> {
 }
 
 async fn run_text(tx: &mut Conn, text: Sql) -> Result<()> {
-    let done = match tx {
-        Conn::Sqlite(tx) => sqlx::raw_sql(text.sqlite).execute(&mut **tx).await.map(drop),
-        Conn::Postgres(session) => {
+    let done = match &mut tx.link {
+        Link::Sqlite(tx) => sqlx::raw_sql(text.sqlite).execute(&mut **tx).await.map(drop),
+        Link::Postgres(session) => {
             let answer = sqlx::raw_sql(text.postgres).execute(session.ask()).await;
             session.settle(answer).map(drop)
         }

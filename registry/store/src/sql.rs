@@ -9,7 +9,7 @@ use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{AssertSqlSafe, Column as _, Postgres, Row as _, SqlSafeStr, Sqlite, TypeInfo as _, ValueRef as _};
 
-use crate::db::Conn;
+use crate::db::{Conn, Link};
 
 /// The present instant of the database's own clock, in microseconds: leases, retry delays and liveness live by it. On
 /// PostgreSQL it is when the statement arrived, so a write that waited for a lock promises no more than was asked for.
@@ -103,9 +103,9 @@ impl Query {
 
     /// How many rows it touched.
     pub(crate) async fn execute(self, conn: &mut Conn) -> sqlx::Result<u64> {
-        match conn {
-            Conn::Sqlite(tx) => Ok(self.sqlite().execute(&mut **tx).await?.rows_affected()),
-            Conn::Postgres(session) => {
+        match &mut conn.link {
+            Link::Sqlite(tx) => Ok(self.sqlite().execute(&mut **tx).await?.rows_affected()),
+            Link::Postgres(session) => {
                 let answer = self.postgres().execute(session.ask()).await;
                 Ok(session.settle(answer)?.rows_affected())
             }
@@ -114,9 +114,9 @@ impl Query {
 
     /// All rows.
     pub(crate) async fn fetch_all(self, conn: &mut Conn) -> sqlx::Result<Vec<Row>> {
-        match conn {
-            Conn::Sqlite(tx) => Ok(self.sqlite().fetch_all(&mut **tx).await?.into_iter().map(Row::Sqlite).collect()),
-            Conn::Postgres(session) => {
+        match &mut conn.link {
+            Link::Sqlite(tx) => Ok(self.sqlite().fetch_all(&mut **tx).await?.into_iter().map(Row::Sqlite).collect()),
+            Link::Postgres(session) => {
                 let answer = self.postgres().fetch_all(session.ask()).await;
                 Ok(session.settle(answer)?.into_iter().map(Row::Postgres).collect())
             }
@@ -125,10 +125,10 @@ impl Query {
 
     /// The row, if there is one. More than one is a mistake in the text.
     pub(crate) async fn fetch_optional(self, conn: &mut Conn) -> sqlx::Result<Option<Row>> {
-        match conn {
-            Conn::Sqlite(tx) => Ok(self.sqlite().fetch_optional(&mut **tx).await?.map(Row::Sqlite)),
+        match &mut conn.link {
+            Link::Sqlite(tx) => Ok(self.sqlite().fetch_optional(&mut **tx).await?.map(Row::Sqlite)),
             // All rows, so that nothing of the answer is left in the connection.
-            Conn::Postgres(_) => Ok(self.fetch_all(conn).await?.into_iter().next()),
+            Link::Postgres(_) => Ok(self.fetch_all(conn).await?.into_iter().next()),
         }
     }
 

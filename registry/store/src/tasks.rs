@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tidegate_registry::ids::LeaseToken;
 use tidegate_registry::run::{RunState, TaskKind, TaskOutput, TaskState};
-use tidegate_registry::store::{Result, StoreError, TaskEnd};
+use tidegate_registry::store::{Change, Result, StoreError, TaskEnd};
 use tidegate_registry::time::Instant;
 
 use crate::codec::{duration_micros, micros};
@@ -146,9 +146,12 @@ async fn requeue(
     .bind(duration_micros(retry_in))
     .bind(task.run.id.to_string())
     .bind(task.seq)
-    .execute(tx)
+    .execute(&mut *tx)
     .await
     .map_err(on("queueing a task again"))?;
+    if retry_in.is_zero() || task.is_pooled {
+        tx.has_changed(Change::Tasks);
+    }
     Ok(())
 }
 
@@ -227,6 +230,7 @@ pub(crate) async fn leases_release(db: &Db, owner: &str) -> Result<u64> {
     .execute(&mut tx)
     .await
     .map_err(on("releasing leases"))?;
+    tx.has_changed(Change::Tasks);
     commit(tx).await?;
     Ok(done)
 }

@@ -12,7 +12,6 @@ use tidegate_registry::care::TableRows;
 use tidegate_registry::store::{Result, StoreError};
 
 use crate::codec::internal;
-use crate::db::sqlite::SqliteDb;
 use crate::db::{Conn, Db, commit, on};
 use crate::sql::{Builder, Row, Sql, query};
 
@@ -21,6 +20,7 @@ pub(super) const TABLES: &[(&str, &str)] = &[
     ("registry", "one"),
     ("applies", "revision"),
     ("definitions", "kind, name, since"),
+    ("pools", "name"),
     ("dags", "dag"),
     ("ticks", "dag, at"),
     ("runs", "id"),
@@ -69,7 +69,7 @@ pub(super) async fn backup(db: &Db, file: &Path) -> Result<Vec<TableRows>> {
 }
 
 async fn write_copy(db: &Db, file: &Path) -> Result<Vec<TableRows>> {
-    let copy = Db::Sqlite(SqliteDb::open(file).await?);
+    let copy = Db::sqlite(file).await?;
     let mut from = db.read_together().await?;
     let mut to = copy.write().await?;
     let rows = copy_all(&mut from, &mut to).await?;
@@ -92,7 +92,7 @@ pub(super) async fn restore(db: &Db, file: &Path, replace: bool) -> Result<Vec<T
 }
 
 async fn restore_from(db: &Db, file: &Path, replace: bool) -> Result<Vec<TableRows>> {
-    let copy = Db::Sqlite(SqliteDb::open(file).await?);
+    let copy = Db::sqlite(file).await?;
     let mut from = copy.read_together().await?;
     let mut to = db.write_alone().await?;
     let info = query("SELECT project, revision FROM registry")

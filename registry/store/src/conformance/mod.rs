@@ -14,6 +14,7 @@ use tidegate_registry::store::Store;
 pub mod care;
 pub mod definitions;
 pub mod histories;
+pub mod placement;
 pub mod planning;
 pub mod processes;
 pub mod publishing;
@@ -128,6 +129,19 @@ macro_rules! conformance {
                 an_old_copy_is_brought_up_to_the_lake,
                 what_the_lake_lost_leaves_the_ledger,
             }
+            placement {
+                several_tasks_are_claimed_at_once,
+                a_worker_gets_only_tasks_of_its_queues,
+                a_pool_is_never_overdrawn,
+                a_full_pool_stands_in_nobodys_way,
+                a_slot_of_a_pool_ends_with_its_lease,
+                a_pool_is_as_large_as_it_is_defined_now,
+                a_priority_moves_a_run_ahead,
+                a_retry_keeps_its_priority,
+                a_drained_worker_claims_nothing,
+                waiting_tasks_say_what_they_wait_for,
+                whoever_listens_is_told_of_changes,
+            }
             processes {
                 two_processes_work_on_one_registry,
                 a_worker_is_alive_while_it_is_heard_of,
@@ -156,6 +170,7 @@ mod tests {
             include_str!("care.rs"),
             include_str!("definitions.rs"),
             include_str!("histories.rs"),
+            include_str!("placement.rs"),
             include_str!("planning.rs"),
             include_str!("processes.rs"),
             include_str!("publishing.rs"),

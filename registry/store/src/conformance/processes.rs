@@ -8,7 +8,7 @@ use tidegate_registry::store::StoreError;
 use tokio::task::JoinSet;
 
 use super::Fixture;
-use super::world::{LONG, World, day, pins, staged, succeeded, view};
+use super::world::{LONG, World, beat, day, pins, staged, succeeded, view};
 
 /// Each sees at once what the other did, and both may write at any time.
 pub async fn two_processes_work_on_one_registry(fixture: &Fixture) {
@@ -45,10 +45,13 @@ pub async fn two_processes_work_on_one_registry(fixture: &Fixture) {
 /// By the database's clock, which all processes share.
 pub async fn a_worker_is_alive_while_it_is_heard_of(fixture: &Fixture) {
     let store = &fixture.store;
-    store.worker_heartbeat("host:2").await.unwrap();
-    store.worker_heartbeat("host:1").await.unwrap();
-    store.worker_heartbeat("host:1").await.unwrap();
+    assert!(!store.worker_heartbeat(&beat("host:2", &["big"])).await.unwrap());
+    assert!(!store.worker_heartbeat(&beat("host:1", &[])).await.unwrap());
+    assert!(!store.worker_heartbeat(&beat("host:1", &[])).await.unwrap());
     assert_eq!(fixture.twin.workers_alive(LONG).await.unwrap(), ["host:1", "host:2"]);
+    let workers = fixture.twin.workers(LONG).await.unwrap();
+    assert_eq!(workers[1].beat, beat("host:2", &["big"]));
+    assert!(workers[0].heard_at <= workers[1].heard_at + LONG && !workers[0].drained);
     store.worker_goodbye("host:2").await.unwrap();
     store.worker_goodbye("host:2").await.unwrap();
     assert_eq!(store.workers_alive(LONG).await.unwrap(), ["host:1"]);

@@ -9,8 +9,8 @@ use serde::Serialize;
 use tidegate_registry::diagnostics::Origin;
 use tidegate_registry::ids::{DagName, LeaseToken, RunId, SnapshotId, ViewId};
 use tidegate_registry::model::{
-    Catchup, Dag, FeatureView, OnBlocked, Output, PublishUnit, Retries, Schedule, Severity, Source, SourceLocation,
-    SqlText, Table, TableRef,
+    Catchup, Dag, FeatureView, OnBlocked, Output, Pool, PublishUnit, Retries, Schedule, Severity, Source,
+    SourceLocation, SqlText, Table, TableRef,
 };
 use tidegate_registry::plan::DefinitionKind;
 use tidegate_registry::run::{
@@ -18,7 +18,7 @@ use tidegate_registry::run::{
 };
 use tidegate_registry::store::{
     ApplyChanges, ApplyRequest, ClaimRequest, DefinitionRow, IntentRequest, Record, Store, TaskEnd, ViewIntentRequest,
-    ViewRecord,
+    ViewRecord, WorkerBeat,
 };
 use tidegate_registry::time::{Instant, Interval};
 
@@ -59,6 +59,28 @@ pub(crate) fn source_row(name: &str, place: &str) -> DefinitionRow {
         origin: Origin::default(),
     };
     row(DefinitionKind::Source, name, &source)
+}
+
+pub(crate) fn pool_row(name: &str, slots: u32) -> DefinitionRow {
+    row(DefinitionKind::Pool, name, &Pool { name: name.parse().unwrap(), slots, description: None })
+}
+
+/// `row` of a view, in `queue` and `pool`.
+pub(crate) fn placed(mut row: DefinitionRow, queue: Option<&str>, pool: Option<&str>) -> DefinitionRow {
+    row.body["queue"] = queue.into();
+    row.body["pool"] = pool.into();
+    row
+}
+
+pub(crate) fn beat(owner: &str, queues: &[&str]) -> WorkerBeat {
+    WorkerBeat {
+        owner: owner.to_owned(),
+        queues: queues.iter().map(|queue| queue.parse().unwrap()).collect(),
+        slots: 4,
+        running: 1,
+        version: "0.1.0".to_owned(),
+        host: "here".to_owned(),
+    }
 }
 
 /// A view that reads the source `flights` and the given views.
@@ -189,6 +211,7 @@ impl World {
             cause: Cause::Tick,
             definitions: 1,
             attempts_max: 3,
+            priority: 0,
         }
     }
 
@@ -218,8 +241,12 @@ impl World {
     }
 
     pub(crate) async fn try_claim(&self, owner: &str, lease: Duration, only: &[RunId]) -> Option<Claim> {
-        let request = ClaimRequest { owner: owner.to_owned(), lease, only: only.to_vec() };
-        self.store.task_claim(&request, day(10)).await.unwrap()
+        let request = ClaimRequest { only: only.to_vec(), ..ClaimRequest::new(owner, lease) };
+        self.claim_by(&request).await.pop()
+    }
+
+    pub(crate) async fn claim_by(&self, request: &ClaimRequest) -> Vec<Claim> {
+        self.store.task_claim(request, day(10)).await.unwrap()
     }
 
     /// The next task of `run`.

@@ -4,98 +4,123 @@
 pub(crate) mod postgres;
 pub(crate) mod sqlite;
 
-use std::fmt;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::error::ErrorKind;
 use sqlx::{Sqlite, Transaction};
-use tidegate_registry::store::{Result, StoreError};
+use tidegate_registry::store::{Change, Listener, Result, StoreError};
 
 use self::postgres::{PostgresDb, Session};
 use self::sqlite::SqliteDb;
 use crate::sql::query;
+use crate::wakes::{Changes, Wakes};
 
-/// A database.
-#[derive(Clone)]
-pub(crate) enum Db {
+/// A database, and whom to tell of changes.
+#[derive(Debug, Clone)]
+pub(crate) struct Db {
+    kind: Kind,
+    wakes: Arc<Wakes>,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
     Sqlite(SqliteDb),
     Postgres(PostgresDb),
 }
 
-impl fmt::Debug for Db {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Sqlite(db) => db.fmt(f),
-            Self::Postgres(db) => db.fmt(f),
-        }
-    }
+/// What queries run on.
+pub(crate) struct Conn {
+    pub(crate) link: Link,
+    changes: Changes,
 }
 
-/// What queries run on.
-pub(crate) enum Conn {
+pub(crate) enum Link {
     Sqlite(Transaction<'static, Sqlite>),
     Postgres(Session),
 }
 
 /// The owner of a [`Conn`]: unless it is [`commit`]ted, what was written is taken back.
-pub(crate) struct Tx(Conn);
+pub(crate) struct Tx {
+    conn: Conn,
+    wakes: Arc<Wakes>,
+}
 
 impl Deref for Tx {
     type Target = Conn;
     fn deref(&self) -> &Conn {
-        &self.0
+        &self.conn
     }
 }
 
 impl DerefMut for Tx {
     fn deref_mut(&mut self) -> &mut Conn {
-        &mut self.0
+        &mut self.conn
     }
 }
 
 impl Db {
+    pub(crate) async fn sqlite(path: &Path) -> Result<Self> {
+        Ok(Self { kind: Kind::Sqlite(SqliteDb::open(path).await?), wakes: Arc::new(Wakes::here()) })
+    }
+
+    pub(crate) async fn postgres(url: &str) -> Result<Self> {
+        let (db, wakes) = PostgresDb::open(url).await?;
+        Ok(Self { kind: Kind::Postgres(db), wakes: Arc::new(wakes) })
+    }
+
+    fn tx(&self, link: Link) -> Tx {
+        Tx { conn: Conn::new(link), wakes: Arc::clone(&self.wakes) }
+    }
+
     /// A transaction that will write. On SQLite nobody else writes until it ends; on PostgreSQL it has to lock what its
     /// decisions rest on, see [`postgres`].
     pub(crate) async fn write(&self) -> Result<Tx> {
-        match self {
-            Self::Sqlite(db) => db.write().await.map(|tx| Tx(Conn::Sqlite(tx))),
-            Self::Postgres(db) => db.write().await.map(|session| Tx(Conn::Postgres(session))),
-        }
+        Ok(self.tx(match &self.kind {
+            Kind::Sqlite(db) => Link::Sqlite(db.write().await?),
+            Kind::Postgres(db) => Link::Postgres(db.write().await?),
+        }))
     }
 
     /// The same, one at a time per registry: for what decides by the highest number so far or by what is absent.
     pub(crate) async fn write_alone(&self) -> Result<Tx> {
-        match self {
-            Self::Sqlite(_) => self.write().await,
-            Self::Postgres(db) => db.write_alone().await.map(|session| Tx(Conn::Postgres(session))),
+        match &self.kind {
+            Kind::Sqlite(_) => self.write().await,
+            Kind::Postgres(db) => Ok(self.tx(Link::Postgres(db.write_alone().await?))),
         }
     }
 
     /// For a write of a single statement, which PostgreSQL commits by itself.
     pub(crate) async fn write_one(&self) -> Result<Tx> {
-        match self {
-            Self::Sqlite(_) => self.write().await,
-            Self::Postgres(db) => db.alone().await.map(|session| Tx(Conn::Postgres(session))),
+        match &self.kind {
+            Kind::Sqlite(_) => self.write().await,
+            Kind::Postgres(db) => Ok(self.tx(Link::Postgres(db.alone().await?))),
         }
     }
 
     /// For reading. On SQLite all queries see one state; on PostgreSQL each sees its own, so a query that must agree
     /// with an earlier one needs [`Self::read_together`].
     pub(crate) async fn read(&self) -> Result<Tx> {
-        match self {
-            Self::Sqlite(db) => db.read().await.map(|tx| Tx(Conn::Sqlite(tx))),
-            Self::Postgres(db) => db.alone().await.map(|session| Tx(Conn::Postgres(session))),
-        }
+        Ok(self.tx(match &self.kind {
+            Kind::Sqlite(db) => Link::Sqlite(db.read().await?),
+            Kind::Postgres(db) => Link::Postgres(db.alone().await?),
+        }))
     }
 
     /// For reading with several queries that see one state. Ends with [`commit`].
     pub(crate) async fn read_together(&self) -> Result<Tx> {
-        match self {
-            Self::Sqlite(_) => self.read().await,
-            Self::Postgres(db) => db.read_together().await.map(|session| Tx(Conn::Postgres(session))),
+        match &self.kind {
+            Kind::Sqlite(_) => self.read().await,
+            Kind::Postgres(db) => Ok(self.tx(Link::Postgres(db.read_together().await?))),
         }
+    }
+
+    /// See [`tidegate_registry::store::Store::listen`].
+    pub(crate) fn listen(&self, listener: Listener) {
+        self.wakes.listen(listener);
     }
 
     /// Runs one method of the store: `call` is one whole transaction, begun anew when PostgreSQL gives it up for others'
@@ -105,24 +130,34 @@ impl Db {
         within: Duration,
         call: impl Fn() -> F,
     ) -> Result<T> {
-        match self {
-            Self::Sqlite(_) => call().await,
-            Self::Postgres(_) => postgres::run(within, call).await,
+        match &self.kind {
+            Kind::Sqlite(_) => call().await,
+            Kind::Postgres(_) => postgres::run(within, call).await,
         }
     }
 
     pub(crate) async fn close(&self) {
-        match self {
-            Self::Sqlite(db) => db.close().await,
-            Self::Postgres(db) => db.close().await,
+        self.wakes.close().await;
+        match &self.kind {
+            Kind::Sqlite(db) => db.close().await,
+            Kind::Postgres(db) => db.close().await,
         }
     }
 }
 
 impl Conn {
+    pub(crate) fn new(link: Link) -> Self {
+        Self { link, changes: Changes::default() }
+    }
+
+    /// Tells whoever listens of `change`, once it is committed.
+    pub(crate) fn has_changed(&mut self, change: Change) {
+        self.changes.add(change);
+    }
+
     /// From here on until the transaction ends, one at a time with whoever lines up for the same `what`.
     pub(crate) async fn line_up(&mut self, what: &'static str) -> Result<()> {
-        if matches!(self, Self::Postgres(_)) {
+        if matches!(self.link, Link::Postgres(_)) {
             query("SELECT 1 FROM pg_advisory_xact_lock(hashtext($1), hashtext(current_schema()::text))")
                 .bind(what)
                 .execute(self)
@@ -154,10 +189,13 @@ impl Conn {
 
 /// Ends a transaction for good.
 pub(crate) async fn commit(tx: Tx) -> Result<()> {
-    match tx.0 {
-        Conn::Sqlite(tx) => tx.commit().await.map_err(on("committing")),
-        Conn::Postgres(session) => session.commit().await.map_err(on("committing")),
+    let Conn { link, changes } = tx.conn;
+    match link {
+        Link::Sqlite(tx) => tx.commit().await.map_err(on("committing"))?,
+        Link::Postgres(session) => session.commit().await.map_err(on("committing"))?,
     }
+    tx.wakes.wake(changes).await;
+    Ok(())
 }
 
 /// Gives a database error its meaning: `query.await.map_err(on("planning a DAG"))`.

@@ -41,9 +41,10 @@ use tidegate_registry::store::{Result, StoreError};
 use tracing::debug;
 use url::Url;
 
-use super::{Conn, Tx, commit, on};
+use super::{Conn, Link, on};
 use crate::schema;
 use crate::sql::query;
+use crate::wakes::Wakes;
 
 /// How long a method waits for the database.
 pub(crate) const CALL_MAX: Duration = Duration::from_secs(10);
@@ -195,7 +196,7 @@ enum NoAnswer {
 }
 
 impl PostgresDb {
-    pub(crate) async fn open(url: &str) -> Result<Self> {
+    pub(crate) async fn open(url: &str) -> Result<(Self, Wakes)> {
         let target = Target::parse(url)?;
         let pool = PgPoolOptions::new()
             .max_connections(target.connections)
@@ -217,14 +218,16 @@ impl PostgresDb {
             Ok(session) => session,
             Err(error) => return Err(why_not(&target.options, error).await),
         };
-        if !schema::is_current(&mut Conn::Postgres(session)).await? {
+        if !schema::is_current(&mut Conn::new(Link::Postgres(session))).await? {
             run(BULK_MAX, || db.migrate(&target.schema)).await?;
         }
-        Ok(db)
+        let ears = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_MAX);
+        let wakes = Wakes::everywhere(db.pool.clone(), ears.connect_lazy_with(target.options), target.schema);
+        Ok((db, wakes))
     }
 
     async fn migrate(&self, schema: &str) -> Result<()> {
-        let mut tx = Tx(Conn::Postgres(self.begin(BEGIN).await?));
+        let mut tx = Conn::new(Link::Postgres(self.begin(BEGIN).await?));
         query("SELECT 1 FROM pg_advisory_xact_lock(hashtext('tidegate schema'), hashtext($1))")
             .bind(schema)
             .execute(&mut tx)
@@ -235,7 +238,10 @@ impl PostgresDb {
             make_schema(&mut tx, schema).await.map_err(on("making the registry's schema"))?;
         }
         schema::migrate(&mut tx).await?;
-        commit(tx).await
+        if let Link::Postgres(session) = tx.link {
+            session.commit().await.map_err(on("committing"))?;
+        }
+        Ok(())
     }
 
     pub(crate) async fn write(&self) -> Result<Session> {
@@ -281,7 +287,7 @@ impl PostgresDb {
 
 /// `name` is a plain one: [`schema_name`] saw to that.
 async fn make_schema(tx: &mut Conn, name: &str) -> sqlx::Result<()> {
-    if let Conn::Postgres(session) = tx {
+    if let Link::Postgres(session) = &mut tx.link {
         let answer = sqlx::raw_sql(AssertSqlSafe(format!("CREATE SCHEMA {name}"))).execute(session.ask()).await;
         session.settle(answer)?;
     }

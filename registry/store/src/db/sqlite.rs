@@ -12,7 +12,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteError, SqliteJournalMode, SqliteP
 use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, Transaction};
 use tidegate_registry::store::{Result, StoreError};
 
-use super::{Conn, Tx, commit, on};
+use super::{Conn, Link, on};
 use crate::schema;
 
 /// How long a write waits for another process's write.
@@ -51,9 +51,11 @@ impl SqliteDb {
             .max_connections(READERS)
             .connect_lazy_with(options.read_only(true).create_if_missing(false));
         let db = Self { writer, reader };
-        let mut tx = Tx(Conn::Sqlite(db.write().await?));
-        schema::migrate(&mut tx).await?;
-        commit(tx).await?;
+        let mut conn = Conn::new(Link::Sqlite(db.write().await?));
+        schema::migrate(&mut conn).await?;
+        if let Link::Sqlite(tx) = conn.link {
+            tx.commit().await.map_err(on("committing"))?;
+        }
         Ok(db)
     }
 
