@@ -100,7 +100,9 @@ pub struct ViewRebuild {
     pub delta_version: u64,
     /// The generation that is live online.
     pub online_generation: Option<u64>,
-    /// Intervals that leave the ledger: the table does not hold them.
+    /// Whether the table is another one than before: then no snapshot can give it back, and they no longer name it.
+    pub table_lost: bool,
+    /// Intervals that leave the ledger, whatever was found of them: the table does not hold them as one run made them.
     pub lost: Vec<Interval>,
     /// Publications as the table holds them, in the order in which they landed: the last one of an interval is what the
     /// ledger says.

@@ -13,7 +13,8 @@ use tidegate_registry::run::{Claim, StagedView};
 use tidegate_registry::store::TaskEnd;
 
 use crate::execute::{Parts, execute};
-use crate::publish::discard_other_attempts;
+use crate::lake::CommitError;
+use crate::publish::{discard_other_attempts, require_known};
 
 /// How a task went.
 #[derive(Debug)]
@@ -49,6 +50,11 @@ impl Executor for Parts {
 
     async fn discard(&self, run: RunId, views: &[ViewId]) {
         for view in views {
+            // A registry that is older than the lake may believe of a run that it never published, and be wrong.
+            if is_behind(self, view).await {
+                tracing::warn!(run.id = %run, view = %view, "Staged files stay: the registry is older than the lake.");
+                continue;
+            }
             if let Err(error) = self.lake.discard_staged(view, run, &[]).await {
                 tracing::warn!(run.id = %run, view = %view, "Staged files were left behind: {error:#}");
             }
@@ -60,4 +66,13 @@ impl Executor for Parts {
             tracing::warn!(run.id = %run, view = %view, "Staged files were left behind: {error:#}");
         }
     }
+}
+
+/// Whether the table carries publications of which the registry knows nothing.
+async fn is_behind(parts: &Parts, view: &ViewId) -> bool {
+    // What cannot be asked is not deleted; the janitor comes later.
+    let Ok(states) = parts.store.view_states(std::slice::from_ref(view)).await else { return true };
+    let state = states.get(view).cloned().unwrap_or_default();
+    let Err(error) = require_known(parts, view, &state).await else { return false };
+    matches!(error.downcast_ref::<CommitError>(), Some(CommitError::RegistryBehind { .. }))
 }

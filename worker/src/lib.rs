@@ -13,6 +13,7 @@ pub mod online;
 pub mod preview;
 mod publish;
 pub mod reads;
+pub mod rebuild;
 pub mod serving;
 pub mod session;
 pub mod sources;

@@ -126,7 +126,7 @@ async fn take_intent(parts: &Parts, claim: &Claim, run: &Run) -> Result<Decision
 }
 
 /// Refuses a registry that knows less than the lake while refusing is possible: after the intent the run could only wait.
-async fn require_known(parts: &Parts, id: &ViewId, state: &ViewState) -> Result<()> {
+pub(crate) async fn require_known(parts: &Parts, id: &ViewId, state: &ViewState) -> Result<()> {
     let Err(error) = parts.lake.require_known(id, state.publish_number).await else { return Ok(()) };
     // Another run may have published since the state was read.
     let states = parts.store.view_states(std::slice::from_ref(id)).await?;

@@ -106,7 +106,7 @@ impl World {
         Self::with(DEFINITIONS).await
     }
 
-    async fn with(definitions: &str) -> Self {
+    pub(crate) async fn with(definitions: &str) -> Self {
         Self::over(definitions, None).await
     }
 
@@ -206,7 +206,7 @@ impl World {
     }
 }
 
-fn worker(
+pub(crate) fn worker(
     folder: &tempfile::TempDir,
     store: &Arc<SqliteStore>,
     lake: &Lake,

@@ -206,7 +206,7 @@ async fn written_digest(
     Ok(digest.digest().to_string())
 }
 
-async fn slice_rows(ctx: &SessionContext, table: &DeltaTable, entry: &LedgerEntry) -> Result<DataFrame> {
+pub(super) async fn slice_rows(ctx: &SessionContext, table: &DeltaTable, entry: &LedgerEntry) -> Result<DataFrame> {
     let start = instant_literal(entry.interval.start());
     Ok(scan(ctx, table).await?.filter(column("interval_start").eq(start))?)
 }

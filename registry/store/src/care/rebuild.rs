@@ -190,14 +190,15 @@ async fn snapshot_ensure(tx: &mut Conn, id: RunId, run: &FoundRun, request: &Reb
 
 async fn view_rebuild(tx: &mut Conn, view: &ViewId, what: &ViewRebuild) -> Result<()> {
     let doing = "making a view say what the lake holds";
-    for lost in &what.lost {
-        query("DELETE FROM ledger WHERE view = $1 AND interval_end = $2 AND interval_start = $3")
-            .bind(view.to_string())
-            .bind(micros(lost.end()))
-            .bind(micros(lost.start()))
-            .execute(&mut *tx)
-            .await
-            .map_err(on(doing))?;
+    if what.table_lost {
+        query(
+            "DELETE FROM snapshot_views WHERE view = $1 \
+             AND snapshot IN (SELECT id FROM snapshots WHERE expired_at IS NULL)",
+        )
+        .bind(view.to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(on(doing))?;
     }
     for found in &what.found {
         query(
@@ -215,6 +216,15 @@ async fn view_rebuild(tx: &mut Conn, view: &ViewId, what: &ViewRebuild) -> Resul
         .execute(&mut *tx)
         .await
         .map_err(on(doing))?;
+    }
+    for lost in &what.lost {
+        query("DELETE FROM ledger WHERE view = $1 AND interval_end = $2 AND interval_start = $3")
+            .bind(view.to_string())
+            .bind(micros(lost.end()))
+            .bind(micros(lost.start()))
+            .execute(&mut *tx)
+            .await
+            .map_err(on(doing))?;
     }
     // The greater of two, spelled so that both databases know it.
     let done = query(

@@ -254,6 +254,7 @@ fn from_lake(runs: &[RunId]) -> Rebuild {
                 recorded_number: 3,
                 delta_version: 13,
                 online_generation: Some(3),
+                table_lost: false,
                 lost: Vec::new(),
                 found: vec![found(0, runs[0], 1), found(1, runs[1], 2), found(1, runs[2], 3)],
             },
@@ -347,7 +348,10 @@ pub async fn what_the_lake_lost_leaves_the_ledger(fixture: &Fixture) {
     let mut rebuild = Rebuild { actor: "ana".to_owned(), overtaken: vec![stuck], ..Rebuild::default() };
     for name in ["a@v1", "b@v1"] {
         let lost = vec![interval(1)];
-        rebuild.views.insert(view(name), ViewRebuild { delta_version: 5, lost, ..ViewRebuild::default() });
+        rebuild.views.insert(
+            view(name),
+            ViewRebuild { delta_version: 5, lost, table_lost: name == "b@v1", ..ViewRebuild::default() },
+        );
     }
     world.store.rebuild(&rebuild, day(20)).await.unwrap();
     assert_eq!(world.state(stuck).await, RunState::Superseded);
@@ -355,6 +359,10 @@ pub async fn what_the_lake_lost_leaves_the_ledger(fixture: &Fixture) {
     assert_eq!((state.publish_number, state.delta_version, state.publishing), (3, 5, None), "numbers never fall");
     assert_eq!(state.newest, Some(interval(0)));
     assert_eq!(world.store.ledger(&view("b@v1"), None, 0).await.unwrap().len(), 1);
+    let snapshots = world.store.snapshots(None, None, 0).await.unwrap();
+    let named =
+        |of: &tidegate_registry::store::Snapshot| of.views.iter().map(|of| of.view.to_string()).collect::<Vec<_>>();
+    assert!(snapshots.iter().all(|of| named(of) == ["a@v1"]), "no snapshot gives a lost table back: {snapshots:?}");
     let unknown =
         Rebuild { views: IndexMap::from([(view("nowhere@v1"), ViewRebuild::default())]), ..Rebuild::default() };
     let refused = world.store.rebuild(&unknown, day(20)).await;

@@ -1,0 +1,528 @@
+//! Making a registry say what the lake holds: after it was lost, after an old copy was restored, after tables were.
+//!
+//! The lake is the truth about what was published. A commit notes its run, interval, publish number, rows, digest and
+//! definition; where the log was shortened, a slice's own rows tell. First a [`RebuildPlan`] is made, which changes nothing
+//! and can be shown; [`RebuildPlan::perform`] then writes it. Both may be repeated.
+//!
+//! A run counts when all its tables have its commit. One that committed some of its tables only, and is known to no
+//! registry that could finish it, leaves its interval out of the ledger of all its views: it is missing, and computing it
+//! again makes it whole.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use chrono::DateTime;
+use futures::StreamExt;
+use indexmap::IndexMap;
+use serde::Serialize;
+use tidegate_registry::care::{FoundInterval, FoundRun, Rebuild, ViewRebuild};
+use tidegate_registry::ids::{DagName, RunId, SnapshotId, ViewId};
+use tidegate_registry::model::{FeatureView, Project};
+use tidegate_registry::run::{Cause, RunState};
+use tidegate_registry::store::{LedgerEntry, RunFilter, Store};
+use tidegate_registry::time::{Instant, Interval};
+
+use crate::digest::Digester;
+use crate::engine::{Engine, Joins};
+use crate::lake::Lake;
+use crate::lake::care::{LogEntry, LogListing, TableFile};
+use crate::online::OnlineStore;
+use crate::reads::{column, instant_literal, scan};
+use crate::stage::digest_columns;
+
+/// What a rebuild works with.
+#[derive(Debug, Clone)]
+pub struct RebuildParts {
+    /// The registry, to which the project is applied.
+    pub store: Arc<dyn Store>,
+    /// The lake, claimed for the registry.
+    pub lake: Lake,
+    /// The online store; `None` for batch-only projects.
+    pub online: Option<Arc<dyn OnlineStore>>,
+    /// Reads rows where the log no longer tells.
+    pub engine: Arc<Engine>,
+    /// The definitions in force.
+    pub project: Arc<Project>,
+}
+
+/// What would be made true, and why.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RebuildPlan {
+    /// What is written.
+    pub rebuild: Rebuild,
+    /// Per view, for people.
+    pub findings: Vec<Finding>,
+    /// Views whose table is gone: an empty one is made.
+    pub tables_lost: Vec<ViewId>,
+    /// Snapshots whose files are gone: they expire, pinned ones too.
+    pub snapshots_lost: Vec<SnapshotId>,
+}
+
+/// What was found about one view.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Finding {
+    /// The view.
+    pub view: ViewId,
+    /// The newest version of its table; `None` when the table is gone.
+    pub head: Option<u64>,
+    /// The publish number that the table carries.
+    pub mark: Option<u64>,
+    /// The highest publish number that the registry had given out.
+    pub known: u64,
+    /// Intervals that the ledger did not have, or had from another run.
+    pub adopted: Vec<Interval>,
+    /// Intervals that leave the ledger.
+    pub lost: Vec<Interval>,
+    /// Of these, those of which some tables have the run's rows and others have not.
+    pub half_published: Vec<Interval>,
+    /// The table's last rows were computed by another definition than the project's files hold.
+    pub other_definition: bool,
+}
+
+impl RebuildPlan {
+    /// Whether the registry says already what the lake holds.
+    pub fn is_empty(&self) -> bool {
+        let same = |finding: &Finding| {
+            finding.adopted.is_empty() && finding.lost.is_empty() && finding.mark.unwrap_or(0) <= finding.known
+        };
+        self.findings.iter().all(same)
+            && self.rebuild.overtaken.is_empty()
+            && self.tables_lost.is_empty()
+            && self.snapshots_lost.is_empty()
+    }
+
+    /// The intervals of each DAG that the lake holds.
+    pub fn intervals(&self) -> BTreeMap<DagName, BTreeSet<Interval>> {
+        let mut intervals: BTreeMap<DagName, BTreeSet<Interval>> = BTreeMap::new();
+        for run in self.rebuild.runs.values() {
+            intervals.entry(run.dag.clone()).or_default().insert(run.interval);
+        }
+        intervals
+    }
+
+    /// Writes the plan. `ticks` are the grids of DAGs up to the last interval that was found.
+    ///
+    /// # Errors
+    /// When a table cannot be made or the registry cannot be written: then all of this may be done again.
+    pub async fn perform(
+        mut self,
+        parts: &RebuildParts,
+        ticks: BTreeMap<DagName, Vec<Instant>>,
+        actor: &str,
+        now: Instant,
+    ) -> Result<()> {
+        let made = parts.lake.ensure_tables(&parts.project, &self.tables_lost).await?;
+        for (view, version) in made {
+            self.rebuild.views.entry(view).or_default().delta_version = version;
+        }
+        actor.clone_into(&mut self.rebuild.actor);
+        self.rebuild.ticks = ticks;
+        parts.store.rebuild(&self.rebuild, now).await.context("writing what the lake holds into the registry")?;
+        for lost in &self.snapshots_lost {
+            parts.store.snapshot_unpin(*lost, actor, now).await.context("letting go of a pin")?;
+        }
+        parts.store.snapshots_expire(&self.snapshots_lost, now).await.context("expiring snapshots")?;
+        Ok(())
+    }
+}
+
+/// What was read of one view's table.
+struct Table {
+    head: u64,
+    mark: Option<u64>,
+    log: LogListing,
+    /// The files of the head by slice.
+    slices: BTreeMap<i64, Vec<TableFile>>,
+    /// Publications that the log tells of, in the order in which they landed.
+    commits: Vec<Commit>,
+    /// Versions all of whose files are there.
+    whole: BTreeSet<u64>,
+    ledger: BTreeMap<i64, LedgerEntry>,
+}
+
+struct Commit {
+    found: FoundInterval,
+}
+
+/// Looks at every view of the project and decides what the registry must say.
+///
+/// # Errors
+/// When registry, lake or online store cannot be read.
+pub async fn plan(parts: &RebuildParts) -> Result<RebuildPlan> {
+    let mut plan = RebuildPlan::default();
+    let mut tables: IndexMap<ViewId, Option<Table>> = IndexMap::new();
+    for view in parts.project.views.keys() {
+        let table = read(parts, view, &mut plan.rebuild.runs).await.with_context(|| format!("looking at `{view}`"))?;
+        tables.insert(view.clone(), table);
+    }
+    let open = open_intents(parts).await?;
+    let fates = fates(&plan.rebuild.runs, &tables, &open);
+    plan.rebuild.overtaken = fates.iter().filter(|(_, fate)| **fate == Fate::Overtaken).map(|(run, _)| *run).collect();
+    for (id, table) in &tables {
+        view(parts, id, table.as_ref(), &fates, &mut plan).await.with_context(|| format!("looking at `{id}`"))?;
+    }
+    settle_half_published(&fates, &tables, &mut plan);
+    let named: HashSet<RunId> =
+        plan.rebuild.views.values().flat_map(|view| view.found.iter().map(|found| found.run)).collect();
+    plan.rebuild.runs.retain(|run, _| named.contains(run));
+    Ok(plan)
+}
+
+/// What becomes of a run that the lake or an open intent tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// All its tables have its commit.
+    Whole,
+    /// The registry knows its intent, and it can still finish: it is left to the workers.
+    InFlight,
+    /// The registry knows its intent, and later publications make it impossible to finish.
+    Overtaken,
+    /// Some of its tables have its commit, and nobody will finish it.
+    Half,
+}
+
+/// Runs of the registry between intent and record, with the publish number of each view.
+async fn open_intents(parts: &RebuildParts) -> Result<BTreeMap<RunId, BTreeMap<ViewId, u64>>> {
+    let filter = RunFilter { states: vec![RunState::Publishing], ..RunFilter::default() };
+    let mut open = BTreeMap::new();
+    for run in parts.store.runs(&filter).await.context("reading which runs are publishing")? {
+        if let Some(intent) = parts.store.intent(run.id).await.context("reading an intent")? {
+            let numbers = intent.views.into_iter().map(|(view, intent)| (view, intent.publish_number));
+            open.insert(run.id, numbers.collect());
+        }
+    }
+    Ok(open)
+}
+
+fn fates(
+    runs: &BTreeMap<RunId, FoundRun>,
+    tables: &IndexMap<ViewId, Option<Table>>,
+    open: &BTreeMap<RunId, BTreeMap<ViewId, u64>>,
+) -> BTreeMap<RunId, Fate> {
+    let landed = |run: RunId, view: &ViewId| {
+        let table = tables.get(view).and_then(Option::as_ref);
+        table.is_some_and(|table| table.commits.iter().any(|commit| commit.found.run == run))
+    };
+    let mut fates = BTreeMap::new();
+    for (run, numbers) in open {
+        let whole = numbers.keys().all(|view| landed(*run, view));
+        let overtaken = numbers.iter().any(|(view, number)| {
+            let mark = tables.get(view).and_then(Option::as_ref).and_then(|table| table.mark);
+            !landed(*run, view) && mark.is_some_and(|mark| mark >= *number)
+        });
+        let fate = match (whole, overtaken) {
+            (true, _) => Fate::Whole,
+            (false, true) => Fate::Overtaken,
+            (false, false) => Fate::InFlight,
+        };
+        fates.insert(*run, fate);
+    }
+    for (run, found) in runs {
+        // A log that was shortened since may have held the commit: only one that reaches back further can deny it.
+        let denied = |view: &ViewId| {
+            let Some(table) = tables.get(view).and_then(Option::as_ref) else { return false };
+            let first = table.log.entries.values().next();
+            !landed(*run, view) && first.is_some_and(|first| first.modified < found.committed_at)
+        };
+        let fate = if found.views.iter().any(denied) { Fate::Half } else { Fate::Whole };
+        fates.entry(*run).or_insert(fate);
+    }
+    fates
+}
+
+/// Reads one view's table; `None` when it is gone. Runs that its log tells of are noted in `runs`.
+async fn read(parts: &RebuildParts, id: &ViewId, runs: &mut BTreeMap<RunId, FoundRun>) -> Result<Option<Table>> {
+    let log = parts.lake.log_listing(id).await?;
+    let Some(head) = log.head() else { return Ok(None) };
+    parts.lake.forget(id);
+    let table = parts.lake.load(id, None).await?;
+    let mut slices: BTreeMap<i64, Vec<TableFile>> = BTreeMap::new();
+    for file in Lake::files_of(&table)? {
+        slices.entry(file.slice).or_default().push(file);
+    }
+    let entries = parts.lake.log_entries(id, log.entries.keys().copied().collect()).await?;
+    let mut commits = Vec::new();
+    for (version, entry) in &entries {
+        if let Some(commit) = commit_of(*version, entry, &log, runs) {
+            commits.push(commit);
+        }
+    }
+    let ledger = parts.store.ledger(id, None, 0).await?;
+    let ledger = ledger.into_iter().map(|entry| (entry.interval.start().timestamp_micros(), entry)).collect();
+    let mark = parts.lake.mark_of(&table, id).await?;
+    let whole = whole_versions(parts, id, &log, &entries).await?;
+    Ok(Some(Table { head, mark, log, slices, commits, whole, ledger }))
+}
+
+fn commit_of(version: u64, entry: &LogEntry, log: &LogListing, runs: &mut BTreeMap<RunId, FoundRun>) -> Option<Commit> {
+    let (note, publish_number) = (entry.note.as_ref()?, entry.publish?);
+    let run: RunId = entry.run.as_deref()?.parse().ok()?;
+    let at = log.entries.get(&version)?.modified;
+    let known = runs.entry(run).or_insert_with(|| FoundRun {
+        dag: note.dag.clone(),
+        interval: note.interval,
+        views: note.views.clone(),
+        cause: note.cause.parse::<Cause>().ok(),
+        revision: note.revision,
+        committed_at: at,
+        restorable: true,
+    });
+    known.committed_at = known.committed_at.max(at);
+    let found = FoundInterval {
+        interval: note.interval,
+        run,
+        delta_version: version,
+        publish_number,
+        fingerprint: note.fingerprint.clone(),
+        rows: note.rows,
+        digest: note.digest.clone(),
+    };
+    Some(Commit { found })
+}
+
+/// The versions that can be read with all their files.
+async fn whole_versions(
+    parts: &RebuildParts,
+    id: &ViewId,
+    log: &LogListing,
+    entries: &[(u64, LogEntry)],
+) -> Result<BTreeSet<u64>> {
+    let there: HashSet<String> = parts.lake.data_listing(id).await?.into_iter().map(|object| object.path).collect();
+    let first = if log.entries.contains_key(&0) { Some(0) } else { log.checkpoints.first().copied() };
+    let Some(first) = first else { return Ok(BTreeSet::new()) };
+    let base = parts.lake.load(id, Some(first)).await?;
+    let files = Lake::files_of(&base)?.into_iter().map(|file| file.path);
+    let mut missing: BTreeSet<String> = files.filter(|path| !there.contains(path)).collect();
+    let mut whole = BTreeSet::new();
+    if missing.is_empty() {
+        whole.insert(first);
+    }
+    for (version, entry) in entries.iter().filter(|(version, _)| *version > first) {
+        missing.retain(|path| !entry.removes.contains(path));
+        missing.extend(entry.adds.keys().filter(|path| !there.contains(*path)).cloned());
+        if missing.is_empty() {
+            whole.insert(*version);
+        }
+    }
+    Ok(whole)
+}
+
+/// Decides about one view.
+async fn view(
+    parts: &RebuildParts,
+    id: &ViewId,
+    table: Option<&Table>,
+    fates: &BTreeMap<RunId, Fate>,
+    plan: &mut RebuildPlan,
+) -> Result<()> {
+    let definition = parts.project.views.get(id).context("it is not defined")?;
+    let keep = parts.store.keep(std::slice::from_ref(id)).await?.shift_remove(id);
+    let keep = keep.with_context(|| format!("the registry knows nothing of `{id}`: run `tidegate apply` first"))?;
+    let live = match &parts.online {
+        Some(online) => online.live(id).await.context("asking what is live online")?,
+        None => None,
+    };
+    let live_number = live.as_ref().map_or(0, |live| live.publish_number);
+    let mut finding = Finding {
+        view: id.clone(),
+        head: table.map(|table| table.head),
+        mark: table.and_then(|table| table.mark),
+        known: keep.publish_number,
+        adopted: Vec::new(),
+        lost: Vec::new(),
+        half_published: Vec::new(),
+        other_definition: false,
+    };
+    let mut what = ViewRebuild { publish_number: live_number.max(finding.mark.unwrap_or(0)), ..ViewRebuild::default() };
+    // A table that the registry has published to and that carries no mark is another one, made since.
+    match table.filter(|table| table.mark.is_some() || table.ledger.is_empty()) {
+        Some(table) => {
+            let in_flight = |commit: &&Commit| fates.get(&commit.found.run) == Some(&Fate::InFlight);
+            let first_in_flight = table.commits.iter().find(in_flight);
+            what.delta_version = first_in_flight.map_or(table.head, |commit| commit.found.delta_version - 1);
+            let recorded = table.commits.iter().rfind(|commit| !in_flight(commit));
+            what.recorded_number = match first_in_flight {
+                Some(_) => recorded.map_or(0, |commit| commit.found.publish_number),
+                None => table.mark.unwrap_or(0),
+            };
+            what.online_generation = live.map(|live| live.generation);
+            let done = table.commits.iter().filter(|commit| fates.get(&commit.found.run) == Some(&Fate::Whole));
+            what.found = done.map(|commit| commit.found.clone()).collect();
+            for found in content_only(parts, definition, table, &mut plan.rebuild.runs).await? {
+                what.found.insert(0, found);
+            }
+            for found in &what.found {
+                if !table.whole.contains(&found.delta_version)
+                    && let Some(run) = plan.rebuild.runs.get_mut(&found.run)
+                {
+                    run.restorable = false;
+                }
+            }
+            // Empty slices have no files, so only those with rows can be missed.
+            let gone = table.ledger.values().filter(|entry| {
+                entry.rows > 0 && !table.slices.contains_key(&entry.interval.start().timestamp_micros())
+            });
+            what.lost = gone.map(|entry| entry.interval).collect();
+            let last: BTreeMap<Interval, RunId> = what.found.iter().map(|found| (found.interval, found.run)).collect();
+            let known = |interval: &Interval, run: &RunId| {
+                table.ledger.get(&interval.start().timestamp_micros()).is_some_and(|entry| entry.run == *run)
+            };
+            let new = last.iter().filter(|(interval, run)| !known(interval, run));
+            finding.adopted = new.map(|(interval, _)| *interval).collect();
+            let newest =
+                what.found.iter().max_by_key(|found| found.delta_version).filter(|_| !table.commits.is_empty());
+            finding.other_definition = newest.is_some_and(|found| found.fingerprint != definition.fingerprint);
+            // A live one cannot expire: that its files are gone is for the janitor to say, again and again.
+            let unreadable = keep
+                .snapshots
+                .iter()
+                .filter(|snapshot| !snapshot.live && !table.whole.contains(&snapshot.delta_version));
+            plan.snapshots_lost.extend(unreadable.map(|snapshot| snapshot.id));
+        }
+        None => {
+            let ledger = parts.store.ledger(id, None, 0).await?;
+            what.lost = ledger.into_iter().map(|entry| entry.interval).collect();
+            what.delta_version = table.map_or(0, |table| table.head);
+            what.table_lost = true;
+            if table.is_none() {
+                plan.tables_lost.push(id.clone());
+            }
+        }
+    }
+    finding.lost.clone_from(&what.lost);
+    plan.snapshots_lost.sort_unstable();
+    plan.snapshots_lost.dedup();
+    plan.rebuild.views.insert(id.clone(), what);
+    plan.findings.push(finding);
+    Ok(())
+}
+
+/// Intervals that only some of a run's tables have leave the ledger of all of them.
+fn settle_half_published(
+    fates: &BTreeMap<RunId, Fate>,
+    tables: &IndexMap<ViewId, Option<Table>>,
+    plan: &mut RebuildPlan,
+) {
+    for (run, fate) in fates {
+        if !matches!(fate, Fate::Half | Fate::Overtaken) {
+            continue;
+        }
+        let Some(found) = plan.rebuild.runs.get(run).cloned() else { continue };
+        for view in &found.views {
+            let Some(what) = plan.rebuild.views.get_mut(view) else { continue };
+            // Whoever published the interval after it has made it whole again.
+            let later = what.found.iter().any(|other| {
+                other.interval == found.interval
+                    && plan.rebuild.runs.get(&other.run).is_some_and(|other| other.committed_at > found.committed_at)
+            });
+            if later {
+                continue;
+            }
+            if !what.lost.contains(&found.interval) {
+                what.lost.push(found.interval);
+            }
+            if let Some(finding) = plan.findings.iter_mut().find(|finding| finding.view == *view) {
+                finding.half_published.push(found.interval);
+                let table = tables.get(view).and_then(Option::as_ref);
+                let known = table.and_then(|table| table.ledger.get(&found.interval.start().timestamp_micros()));
+                if known.is_some_and(|entry| entry.interval == found.interval) {
+                    finding.lost.push(found.interval);
+                }
+                finding.adopted.retain(|interval| *interval != found.interval);
+            }
+        }
+    }
+}
+
+/// Slices of which the log no longer tells and the registry does not know: their own rows tell.
+async fn content_only(
+    parts: &RebuildParts,
+    view: &FeatureView,
+    table: &Table,
+    runs: &mut BTreeMap<RunId, FoundRun>,
+) -> Result<Vec<FoundInterval>> {
+    let told: HashSet<i64> =
+        table.commits.iter().map(|commit| commit.found.interval.start().timestamp_micros()).collect();
+    let mut found = Vec::new();
+    for (slice, files) in table.slices.iter().filter(|(slice, _)| !told.contains(slice)) {
+        let is_known = table.ledger.get(slice).is_some_and(|entry| {
+            let run = entry.run.to_string();
+            files.iter().any(|file| file.path.split('/').nth(1) == Some(run.as_str()))
+        });
+        if is_known {
+            continue;
+        }
+        let interval = read_slice(parts, view, table.head, *slice).await?;
+        if table.ledger.get(slice).is_some_and(|entry| entry.digest == interval.digest) {
+            continue;
+        }
+        let dag = parts.project.dags.values().find(|dag| dag.views.contains(&view.id));
+        let run = runs.entry(interval.run).or_insert_with(|| FoundRun {
+            dag: dag.map_or_else(unknown_dag, |dag| dag.name.clone()),
+            interval: interval.interval,
+            views: Vec::new(),
+            cause: None,
+            revision: 0,
+            committed_at: DateTime::UNIX_EPOCH,
+            restorable: false,
+        });
+        if !run.views.contains(&view.id) {
+            run.views.push(view.id.clone());
+        }
+        found.push(interval);
+    }
+    Ok(found)
+}
+
+fn unknown_dag() -> DagName {
+    DagName::new("unknown").expect("a narrow name")
+}
+
+async fn read_slice(parts: &RebuildParts, view: &FeatureView, head: u64, slice: i64) -> Result<FoundInterval> {
+    let start = DateTime::from_timestamp_micros(slice).context("a slice is out of range")?;
+    let (parts, view) = (parts.clone(), view.clone());
+    let engine = Arc::clone(&parts.engine);
+    let work = async move {
+        let ctx = parts.engine.context(Joins::Hash)?;
+        let table = parts.lake.load(&view.id, Some(head)).await?;
+        let rows = scan(&ctx, &table).await?.filter(column("interval_start").eq(instant_literal(start)))?;
+        let mut digest = Digester::new(digest_columns(&parts.project, &view));
+        let (mut count, mut about) = (0, None);
+        let mut stream = rows.execute_stream().await?;
+        while let Some(batch) = stream.next().await {
+            let batch = batch?;
+            if about.is_none() && batch.num_rows() > 0 {
+                about = Some((text_of(&batch, "interval_end")?, text_of(&batch, "run_id")?));
+            }
+            digest.update(&batch)?;
+            count += batch.num_rows() as u64;
+        }
+        let (end, run) = about.context("a slice has no rows")?;
+        let end: Instant = end.parse().context("reading the end of an interval")?;
+        anyhow::Ok(FoundInterval {
+            interval: Interval::new(start, end)?,
+            run: run.parse().context("reading the id of a run")?,
+            delta_version: head,
+            publish_number: 0,
+            fingerprint: view.fingerprint.clone(),
+            rows: count,
+            digest: digest.digest().to_string(),
+        })
+    };
+    engine.run(work).await?
+}
+
+/// The first value of a column as text.
+fn text_of(batch: &datafusion::arrow::array::RecordBatch, name: &str) -> Result<String> {
+    let column = batch.column_by_name(name).with_context(|| format!("the rows have no column `{name}`"))?;
+    ensure!(!column.is_null(0), "the column `{name}` holds a null");
+    let text = crate::text::TextColumn::new(column).with_context(|| format!("reading the column `{name}`"))?;
+    let mut bytes = Vec::new();
+    text.write(0, &mut bytes);
+    String::from_utf8(bytes).with_context(|| format!("reading the column `{name}`"))
+}
+
+#[cfg(test)]
+#[path = "rebuild_tests.rs"]
+mod tests;
