@@ -92,6 +92,8 @@ commands! {
     Status => status,
     Checks => checks,
     Online => online,
+    Janitor => janitor,
+    Registry => registry,
 }
 
 impl Command {

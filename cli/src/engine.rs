@@ -6,9 +6,12 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tidegate_registry::definitions::Settings;
 use tidegate_registry::definitions::settings::LakeLocation;
+use tidegate_worker::engine::Engine;
+use tidegate_worker::janitor::{Janitor, JanitorParts};
 use tidegate_worker::lake::Lake;
 use tidegate_worker::objects::Stores;
 use tidegate_worker::online::OnlineStore;
+use tidegate_worker::rebuild::RebuildParts;
 use tidegate_worker::sources::Sources;
 use tidegate_worker::{Worker, WorkerOptions, WorkerParts};
 use tokio::sync::Notify;
@@ -58,6 +61,46 @@ pub async fn worker(settings: &Settings, registry: &Registry, slots: Slots, bell
         progress: Arc::clone(&bells.progress),
     })
     .context("starting a worker")
+}
+
+/// The janitor of this process.
+///
+/// # Errors
+/// When the lake or the online store cannot be opened, or belongs to another registry.
+pub async fn janitor(settings: &Settings, registry: &Registry) -> anyhow::Result<Janitor> {
+    let online = online(settings).await?;
+    if let Some(online) = &online {
+        online.claim_owner(&settings.project, registry.id).await.context("claiming the online store")?;
+    }
+    Ok(Janitor::new(JanitorParts {
+        store: Arc::clone(&registry.store),
+        clock: Arc::clone(&registry.clock),
+        lake: claimed_lake(settings, registry).await?,
+        online,
+        engine: Some(care_engine(settings)?),
+        retention: settings.retention,
+        owner: process::owner(),
+    }))
+}
+
+/// What makes a registry anew from the lake.
+///
+/// # Errors
+/// As [`janitor`].
+pub async fn rebuild(settings: &Settings, registry: &Registry) -> anyhow::Result<RebuildParts> {
+    Ok(RebuildParts {
+        store: Arc::clone(&registry.store),
+        lake: claimed_lake(settings, registry).await?,
+        online: online(settings).await?,
+        engine: care_engine(settings)?,
+        project: Arc::new(registry.project.clone()),
+    })
+}
+
+/// An engine for care, beside that of a worker: a share of the memory, since both may be at work.
+fn care_engine(settings: &Settings) -> anyhow::Result<Arc<Engine>> {
+    let engine = Engine::new(settings.memory_bytes / 4, &settings.spill_dir).context("starting an engine")?;
+    Ok(Arc::new(engine))
 }
 
 /// How this process reaches object stores.

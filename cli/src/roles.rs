@@ -62,6 +62,14 @@ pub async fn play(roles: Roles, slots: Slots, listen: Listen, context: &Context)
             Ok(())
         });
     }
+    if let Some(every) = settings.janitor_every.filter(|_| roles.scheduler) {
+        let janitor = engine::janitor(&settings, &registry).await?;
+        let cancel = cancel.clone();
+        tasks.spawn(async move {
+            janitor.run(every, cancel).await;
+            Ok(())
+        });
+    }
     if roles.worker {
         let worker = engine::worker(&settings, &registry, slots, &bells).await?;
         pulses.push(("worker", worker.pulse()));

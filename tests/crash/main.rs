@@ -9,6 +9,7 @@
 
 mod frozen;
 mod kills;
+mod lost;
 mod points;
 mod readers;
 mod world;

@@ -1,11 +1,15 @@
 //! `tidegate snapshots`: what each recorded run left behind.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
+use tidegate_registry::care::Pin;
 use tidegate_registry::ids::SnapshotId;
 use tidegate_registry::store::{Snapshot, Store};
 use tidegate_registry::time::format_instant;
 
-use crate::context::Context;
+use crate::context::{Context, Registry};
+use crate::engine;
 use crate::error::{Exit, UserError};
 use crate::output::{Row, grid};
 use crate::progress::note;
@@ -27,6 +31,19 @@ enum Action {
     List(Filter),
     /// Show one snapshot with its views
     Show {
+        /// The snapshot's id, or its beginning
+        snapshot: String,
+    },
+    /// Keep a snapshot, whatever retention says
+    Pin {
+        /// The snapshot's id, or its beginning
+        snapshot: String,
+        /// Why, for whoever finds it later
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// Leave a snapshot to retention again
+    Unpin {
         /// The snapshot's id, or its beginning
         snapshot: String,
     },
@@ -54,7 +71,23 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     let filter = match arguments.action {
         Some(Action::Show { snapshot }) => {
             let report = Report::from(find(&*registry.store, &snapshot).await?);
-            context.output.one(&report, &report.lines())?;
+            let mut lines = report.lines();
+            if let Some(pin) = registry.store.pins().await?.get(&report.id.parse()?) {
+                let at = format_instant(pin.pinned_at);
+                lines.push(("pinned", format!("{} (by {}, {at})", pin.reason, pin.actor)));
+            }
+            context.output.one(&report, &lines)?;
+            return Ok(Exit::Done);
+        }
+        Some(Action::Pin { snapshot, reason }) => {
+            let snapshot = find(&*registry.store, &snapshot).await?;
+            pin(&snapshot, reason, &registry, context).await?;
+            return Ok(Exit::Done);
+        }
+        Some(Action::Unpin { snapshot }) => {
+            let snapshot = find(&*registry.store, &snapshot).await?;
+            registry.store.snapshot_unpin(snapshot.id, &context.actor(), registry.clock.now()).await?;
+            note(format!("snapshot {} is left to retention", snapshot.id));
             return Ok(Exit::Done);
         }
         Some(Action::List(filter)) => filter,
@@ -65,6 +98,20 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     let snapshots = registry.store.snapshots(dag.map(|dag| &dag.name), view.map(|view| &view.id), filter.limit).await?;
     list(snapshots, context)?;
     Ok(Exit::Done)
+}
+
+/// Pins a snapshot with the list of the files that make it up.
+async fn pin(snapshot: &Snapshot, reason: String, registry: &Registry, context: &Context) -> anyhow::Result<()> {
+    let lake = engine::lake(&context.settings()?)?;
+    let mut files = BTreeMap::new();
+    for view in &snapshot.views {
+        files.insert(view.view.clone(), lake.pinned_files(&view.view, view.delta_version).await?);
+    }
+    let count: usize = files.values().map(Vec::len).sum();
+    let pin = Pin { pinned_at: registry.clock.now(), actor: context.actor(), reason, files };
+    registry.store.snapshot_pin(snapshot.id, pin).await?;
+    note(format!("snapshot {} with its {count} files is kept until `tidegate snapshots unpin`", snapshot.id));
+    Ok(())
 }
 
 /// Prints `snapshots`.
