@@ -143,7 +143,8 @@ pub async fn online(settings: &Settings) -> anyhow::Result<Option<Arc<dyn Online
 /// The project's sources.
 ///
 /// # Errors
-/// When one of the allowed folders does not exist.
+/// When one of the allowed folders does not exist, or one of the allowed stores cannot be one.
 pub fn sources(settings: &Settings) -> anyhow::Result<Sources> {
-    Sources::new(&settings.root, &settings.allowed_roots).context("opening the folders of sources")
+    Sources::with_stores(&settings.root, &settings.allowed_roots, stores(settings))
+        .context("opening the folders of sources")
 }

@@ -158,7 +158,6 @@ impl Stores {
 
     /// The same with a given environment and patience.
     pub fn with(settings: StorageSettings, environment: Environment, patience: Patience) -> Self {
-        register_schemes();
         Self { settings, environment, patience, opened: Arc::default() }
     }
 
@@ -178,6 +177,7 @@ impl Stores {
             "gs" => self.google(url).with_context(opening)?,
             _ => self.azure(url).with_context(opening)?,
         };
+        register_schemes();
         let store: Arc<dyn ObjectStore> = Arc::new(Remote::new(name.clone(), client));
         if let Ok(mut opened) = self.opened.lock() {
             opened.insert(name, Arc::clone(&store));
