@@ -1,5 +1,7 @@
 //! Whole runs on embedded parts: what becomes visible, when, and what does not.
 
+mod objects;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,9 +20,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::entity_key;
 use crate::lake::Lake;
+use crate::objects::Stores;
 use crate::online::{self, OnlineStore};
 use crate::sources::Sources;
 use crate::{Worker, WorkerOptions, WorkerParts};
+
+/// What sources outside of the project may lie in.
+const ROOT: &str = "s3://lake";
 
 /// Sales of two shops; what each view makes of them is easy to work out by hand.
 pub(crate) const DEFINITIONS: &str = r"
@@ -112,14 +118,27 @@ impl World {
 
     /// With this online store instead of SQLite.
     pub(crate) async fn over(definitions: &str, online: Option<Arc<dyn OnlineStore>>) -> Self {
+        Self::on(definitions, online, None, Stores::default()).await
+    }
+
+    /// With a lake in an object store, unless it is to lie in a folder.
+    async fn on(
+        definitions: &str,
+        online: Option<Arc<dyn OnlineStore>>,
+        lake: Option<Lake>,
+        stores: Stores,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("tidegate.yaml"), "project: shop\nonline: sqlite://online.db\n").unwrap();
+        let settings = format!("project: shop\nonline: sqlite://online.db\nallowed_roots: ['{ROOT}']\n");
+        std::fs::write(folder.path().join("tidegate.yaml"), settings).unwrap();
         std::fs::write(folder.path().join("shop.yaml"), definitions).unwrap();
         std::fs::write(folder.path().join("receipts.csv"), RECEIPTS).unwrap();
         let loaded = load(folder.path(), &LoadOptions::default());
         let project = loaded.project.unwrap_or_else(|| panic!("{:#?}", loaded.diagnostics));
         let store = Arc::new(SqliteStore::open(&folder.path().join("registry.db")).await.unwrap());
-        let lake = Lake::open(folder.path().join("lake").to_str().unwrap(), "shop").unwrap();
+        let in_folder = || Lake::open(folder.path().join("lake").to_str().unwrap(), "shop").unwrap();
+        let lake = lake.unwrap_or_else(in_folder);
+        let sources = Sources::with_stores(folder.path(), &[ROOT.to_owned()], stores).unwrap();
         let settings = loaded.settings.unwrap();
         let sqlite =
             online::open(&settings.online[0].location, &settings.project, settings.clock.is_some()).await.unwrap();
@@ -137,7 +156,7 @@ impl World {
             now: at("2024-01-05T00:00:00Z"),
         };
         store.apply(request).await.unwrap();
-        let worker = worker(&folder, &store, &lake, &online, "one");
+        let worker = worker_with(&folder, &store, &lake, &online, "one", sources);
         Self { folder, store, lake, online, project: Arc::new(project), worker }
     }
 
@@ -213,13 +232,25 @@ pub(crate) fn worker(
     online: &Arc<dyn OnlineStore>,
     owner: &str,
 ) -> Worker {
+    let sources = Sources::new(folder.path(), &[]).unwrap();
+    worker_with(folder, store, lake, online, owner, sources)
+}
+
+fn worker_with(
+    folder: &tempfile::TempDir,
+    store: &Arc<SqliteStore>,
+    lake: &Lake,
+    online: &Arc<dyn OnlineStore>,
+    owner: &str,
+    sources: Sources,
+) -> Worker {
     let store: Arc<dyn Store> = Arc::<SqliteStore>::clone(store);
     Worker::new(WorkerParts {
         store,
         clock: Arc::new(FixedClock(at("2024-01-05T00:00:00Z"))),
         lake: lake.clone(),
         online: Some(Arc::clone(online)),
-        sources: Sources::new(folder.path(), &[]).unwrap(),
+        sources,
         options: WorkerOptions {
             owner: owner.to_owned(),
             lease: Duration::from_millis(1500),

@@ -1,0 +1,139 @@
+//! Whole runs whose lake and source lie in an object store: the same rows as on folders, whatever happens on the way.
+
+use object_store::ObjectStoreExt;
+use object_store::path::Path;
+use tidegate_servers::{Fault, Mode, S3Endpoint, S3Fake};
+
+use super::*;
+use crate::objects::Patience;
+use crate::objects::testing::{self, BUCKET};
+
+/// A world with everything in a place of its own in the store.
+async fn in_store(endpoint: &S3Endpoint, patience: Patience, definitions: &str) -> World {
+    let place = testing::place();
+    let stores = testing::stores(endpoint, patience);
+    let lake = Lake::open_in(&place.join("lake").unwrap(), &stores, "shop").unwrap();
+    lake.claim(tidegate_registry::ids::RegistryId::generate()).await.unwrap();
+    let receipts = place.join("receipts.csv").unwrap();
+    let at = Path::from_url_path(receipts.path()).unwrap();
+    stores.get(&place).unwrap().put(&at, RECEIPTS.into()).await.unwrap();
+    World::on(&definitions.replace("csv: receipts.csv", &format!("csv: '{receipts}'")), None, Some(lake), stores).await
+}
+
+/// All rows of all tables, but for the names of runs.
+async fn everything(world: &World) -> Vec<String> {
+    let mut tables = Vec::new();
+    for view in world.project.views.keys() {
+        let rows = world.lake(&view.to_string(), "SELECT * EXCEPT (run_id) FROM t ORDER BY interval_start, shop").await;
+        tables.push(format!("{view}\n{rows}"));
+    }
+    let snapshots = world.store.snapshots(None, None, 0).await.unwrap();
+    tables.extend(
+        snapshots.iter().flat_map(|snapshot| {
+            snapshot.views.iter().map(|view| format!("{} {} {}", view.view, view.rows, view.digest))
+        }),
+    );
+    tables
+}
+
+async fn three_days(world: &World) -> Vec<String> {
+    for day in 1..=3 {
+        world.succeed(day, 0).await;
+    }
+    everything(world).await
+}
+
+#[tokio::test]
+async fn runs_over_an_object_store_give_the_same_rows_as_over_a_folder() {
+    let expected = three_days(&World::new().await).await;
+    let fake = testing::fake();
+    fake.set_page_size(3);
+    for endpoint in [fake.endpoint(), testing::moto()] {
+        let world = in_store(&endpoint, Patience::default(), DEFINITIONS).await;
+        assert_eq!(three_days(&world).await, expected, "{}", endpoint.url);
+        let now = "2024-01-04T00:00:00Z";
+        assert_eq!(world.online("last_receipt@v1", "a", now).await, features(&[("largest", "50")]));
+        // the fourth day's receipts are refused by a check
+        assert_eq!(world.execute(4, 0).await.state, RunState::Blocked);
+        assert_eq!(everything(&world).await, expected);
+    }
+    assert_eq!((named_files(&fake), fake.open_uploads()), (parquet_files(&fake), 0), "nothing of the refused is left");
+}
+
+#[tokio::test]
+async fn a_source_in_a_store_that_changes_during_a_run_starts_it_again() {
+    let fake = testing::fake();
+    let world = in_store(&fake.endpoint(), Patience::default(), DEFINITIONS).await;
+    let id = world.plan(1, 0).await;
+    let key = fake.keys(BUCKET, "").into_iter().find(|key| key.ends_with("receipts.csv")).unwrap();
+    let change = async {
+        while world.store.run(id).await.unwrap().1[0].output.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        fake.put(BUCKET, &key, RECEIPTS.replace("11:00:00Z,20", "11:00:00Z,25").as_bytes());
+    };
+    let ids = [id];
+    let (done, ()) = tokio::join!(world.worker.run_only(&ids, CancellationToken::new()), change);
+    done.unwrap();
+    let (run, _) = world.store.run(id).await.unwrap();
+    assert_eq!((run.state, run.restarts), (RunState::Succeeded, 1), "{:?}", run.reason);
+    let now = "2024-01-02T00:00:00Z";
+    assert_eq!(world.online("revenue@v1", "a", now).await, features(&[("total", "35.0"), ("receipts", "2")]));
+}
+
+/// Data files in the store.
+fn parquet_files(fake: &S3Fake) -> usize {
+    fake.keys(BUCKET, "").iter().filter(|key| key.ends_with(".parquet")).count()
+}
+
+/// Data files that some log names; each entry that adds one counts, so one that is added twice shows.
+fn named_files(fake: &S3Fake) -> usize {
+    let logs = fake.keys(BUCKET, "").into_iter().filter(|key| key.contains("_delta_log/") && key.ends_with(".json"));
+    logs.map(|key| String::from_utf8(fake.get(BUCKET, &key).unwrap()).unwrap().matches("{\"add\":").count()).sum()
+}
+
+fn log_entries(fake: &S3Fake) -> usize {
+    fake.keys(BUCKET, "").iter().filter(|key| key.contains("_delta_log/") && key.ends_with(".json")).count()
+}
+
+/// SQLite's method: the fault at the first request of a run, at the second, and so on until a run meets none; and each
+/// time the end is that of an undisturbed run. The modes take turns, so that a few passes over the requests meet each
+/// mode at each kind of request.
+#[tokio::test]
+async fn a_run_ends_the_same_whichever_request_goes_wrong() {
+    let modes = [
+        Mode::ApplyThenRefuse(500),
+        Mode::CutBody(10),
+        Mode::ApplyThenCut,
+        Mode::Refuse(503),
+        Mode::Refuse(403),
+        Mode::ApplyThenHang(Duration::from_secs(60)),
+        Mode::Refuse(409),
+    ];
+    let definitions = DEFINITIONS.replace("{max: 0,", "{max: 5,");
+    let undisturbed = {
+        let fake = testing::fake();
+        let world = in_store(&fake.endpoint(), testing::short(), &definitions).await;
+        let before = fake.requests();
+        world.succeed(1, 0).await;
+        eprintln!("a run makes {} requests", fake.requests() - before);
+        (everything(&world).await, log_entries(&fake), parquet_files(&fake))
+    };
+    for n in 0.. {
+        let mode = modes[usize::try_from(n).unwrap() % modes.len()];
+        let fake = testing::fake();
+        let world = in_store(&fake.endpoint(), testing::short(), &definitions).await;
+        fake.inject(Fault::new(mode).after(n).times(1));
+        let begun = std::time::Instant::now();
+        world.succeed(1, 0).await;
+        let met = fake.strikes() > 0;
+        eprintln!("{n} {mode:?} {:?}", begun.elapsed());
+        fake.heal();
+        let what = format!("{mode:?} at request {n}");
+        assert_eq!((everything(&world).await, log_entries(&fake), named_files(&fake)), undisturbed, "{what}");
+        if !met {
+            assert!(n > 20, "a run makes more requests than {n}");
+            break;
+        }
+    }
+}
