@@ -106,22 +106,32 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
     let mut judging = JoinSet::new();
     judging.spawn(judge.all(batches));
     let mut writable = true;
-    let mut stream = rows.execute_stream().await.with_context(computing)?;
-    while let Some(batch) = stream.next().await {
-        let batch = batch.with_context(computing)?;
-        // Rows with a null key cannot be stored, and are never published: their check blocks.
-        let storable = RecordBatch::try_new(Arc::clone(&schema.file), batch.columns().to_vec());
-        // A judge that is gone has failed; why is asked below.
-        if judged.send(batch).await.is_err() {
-            break;
-        }
-        match storable {
-            Ok(batch) if writable => {
-                writer.write(&batch).await.with_context(|| format!("staging `{}`", view.id))?;
-                fail::fail_point!("stage.between");
+    let writing = async {
+        let mut stream = rows.execute_stream().await.with_context(computing)?;
+        while let Some(batch) = stream.next().await {
+            let batch = batch.with_context(computing)?;
+            // Rows with a null key cannot be stored, and are never published: their check blocks.
+            let storable = RecordBatch::try_new(Arc::clone(&schema.file), batch.columns().to_vec());
+            // A judge that is gone has failed; why is asked below.
+            if judged.send(batch).await.is_err() {
+                break;
             }
-            _ => writable = false,
+            match storable {
+                Ok(batch) if writable => {
+                    writer.write(&batch).await.with_context(|| format!("staging `{}`", view.id))?;
+                    fail::fail_point!("stage.between");
+                }
+                _ => writable = false,
+            }
         }
+        anyhow::Ok(())
+    };
+    if let Err(error) = writing.await {
+        // An upload that is not aborted is invisible and costs space for good.
+        if let Err(left) = writer.abort().await {
+            tracing::debug!(view = %view.id, "What was staged so far was not dropped: {left}");
+        }
+        return Err(error);
     }
     drop(judged);
     let judge = judging.join_next().await.context("the checks were not begun")?.context("the checks were stopped")?;

@@ -18,7 +18,7 @@ use object_store::local::LocalFileSystem;
 use tidegate_registry::diagnostics::Origin;
 use tidegate_registry::ids::{EntityName, OwnerName, ProjectName, RunId, ViewId};
 use tidegate_registry::model::{ColumnType, Entity, Feature, FeatureView, Key, Output, Project, SqlText};
-use tidegate_registry::run::{Pins, ViewPin};
+use tidegate_registry::run::{Pins, StagedView, ViewPin};
 use tidegate_registry::time::{Instant, Interval};
 use tidegate_servers::{S3Endpoint, S3Fake};
 use url::Url;
@@ -144,11 +144,21 @@ impl World {
     }
 
     async fn try_stage(&self, run: RunId, interval: Interval, flights: i64) -> anyhow::Result<Vec<Add>> {
+        let project = project(flights);
+        let staged = self.stage_sql(run, interval, &project.views[&view()].sql.text).await?;
+        assert_eq!(staged.rows, 2);
+        assert!(staged.checks.iter().all(|check| !check.blocks()), "{:?}", staged.checks);
+        Ok(staged.adds.into_iter().map(|add| serde_json::from_value(add).unwrap()).collect())
+    }
+
+    async fn stage_sql(&self, run: RunId, interval: Interval, sql: &str) -> anyhow::Result<StagedView> {
+        let mut project = project(0);
+        sql.clone_into(&mut project.views[&view()].sql.text);
         let pins =
             Pins { views: IndexMap::from([(view(), ViewPin { delta_version: 0, state: None })]), ..Pins::default() };
         let request = StageRequest {
             reads: RunReads {
-                project: Arc::new(project(flights)),
+                project: Arc::new(project),
                 lake: self.lake.clone(),
                 sources: Sources::new(self.folder.path(), &[]).unwrap(),
                 interval,
@@ -159,10 +169,7 @@ impl World {
             run,
             attempt: "0-1".to_owned(),
         };
-        let staged = stage(&self.engine, &request).await?;
-        assert_eq!(staged.rows, 2);
-        assert!(staged.checks.iter().all(|check| !check.blocks()), "{:?}", staged.checks);
-        Ok(staged.adds.into_iter().map(|add| serde_json::from_value(add).unwrap()).collect())
+        stage(&self.engine, &request).await
     }
 
     async fn commit(&self, number: u64, interval: Interval, adds: &[Add]) -> Result<Committed, CommitError> {

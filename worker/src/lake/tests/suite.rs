@@ -1,5 +1,6 @@
 //! The promises of a lake, kept on a folder and on object stores alike.
 
+use datafusion::arrow::array::AsArray;
 use datafusion::prelude::SessionContext;
 use tidegate_registry::ids::RunId;
 
@@ -38,6 +39,7 @@ on_every_store!(
     an_overlay_shows_the_future_of_an_old_version_and_moves_nothing,
     a_lake_has_one_registry,
     a_table_is_made_once_and_an_empty_one_may_change_its_columns,
+    a_file_that_is_uploaded_in_parts_is_read_whole,
 );
 
 async fn staged_rows_are_invisible_until_they_are_committed_and_then_stand_once(on: On) {
@@ -208,4 +210,30 @@ async fn a_table_is_made_once_and_an_empty_one_may_change_its_columns(on: On) {
     world.commit(1, day(8), &adds).await.unwrap();
     let error = world.lake.ensure_tables(&changed, &[view()]).await.unwrap_err();
     assert!(error.to_string().contains("give the changed view a new `version:`"), "{error}");
+}
+
+async fn a_file_that_is_uploaded_in_parts_is_read_whole(on: On) {
+    let world = World::new(on).await;
+    // keys that do not compress: 2^18 of 32 digits are more than a part of an upload, which has 10 MiB
+    let eight = (0..8).map(|n| format!("({n})")).collect::<Vec<_>>().join(", ");
+    let joined = (0..6).map(|n| format!("(VALUES {eight}) AS t{n} (n)")).collect::<Vec<_>>().join(" CROSS JOIN ");
+    let digits = (0..6).map(|n| format!("CAST(t{n}.n AS TEXT)")).collect::<Vec<_>>().join(" || ");
+    let sql =
+        format!("SELECT md5({digits}) || md5({digits} || 'x') AS carrier, 1 AS flights, 0.5 AS half FROM {joined}");
+    let staged = world.stage_sql(RunId::generate(), day(8), &sql).await.unwrap();
+    assert_eq!(staged.rows, 1 << 18);
+    let adds: Vec<_> = staged.adds.into_iter().map(|add| serde_json::from_value(add).unwrap()).collect();
+    let bytes: i64 = adds.iter().map(|add: &deltalake::kernel::Add| add.size).sum();
+    assert!(bytes > 8 << 20, "{bytes} bytes are one part");
+    world.commit(1, day(8), &adds).await.unwrap();
+    let ctx = SessionContext::new();
+    let table = crate::reads::scan(&ctx, &world.fresh_lake().load(&view(), None).await.unwrap()).await.unwrap();
+    let distinct = datafusion::functions_aggregate::expr_fn::count_distinct(crate::reads::column("carrier"));
+    let counted = table.aggregate(Vec::new(), vec![distinct]).unwrap().collect().await.unwrap();
+    let counted = counted[0].column(0).as_primitive::<datafusion::arrow::datatypes::Int64Type>().value(0);
+    assert_eq!(counted, 1 << 18);
+    if let Some(fake) = &world.fake {
+        assert!(fake.seen().iter().any(|seen| seen.target.contains("partNumber=2")), "it went in one part");
+        assert_eq!(fake.open_uploads(), 0);
+    }
 }
