@@ -122,12 +122,7 @@ impl World {
     }
 
     /// With a lake in an object store, unless it is to lie in a folder.
-    async fn on(
-        definitions: &str,
-        online: Option<Arc<dyn OnlineStore>>,
-        lake: Option<Lake>,
-        stores: Stores,
-    ) -> Self {
+    async fn on(definitions: &str, online: Option<Arc<dyn OnlineStore>>, lake: Option<Lake>, stores: Stores) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let settings = format!("project: shop\nonline: sqlite://online.db\nallowed_roots: ['{ROOT}']\n");
         std::fs::write(folder.path().join("tidegate.yaml"), settings).unwrap();

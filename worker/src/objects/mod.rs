@@ -271,6 +271,9 @@ impl Stores {
         for (key, value) in self.environment.keys::<AzureConfigKey>("AZURE_") {
             builder = builder.with_config(key, value);
         }
+        if let Some(endpoint) = self.environment.get("IDENTITY_ENDPOINT") {
+            builder = builder.with_msi_endpoint(endpoint);
+        }
         for (key, value) in self.patience.client() {
             builder = builder.with_config(AzureConfigKey::Client(key), value);
         }

@@ -172,7 +172,19 @@ impl Sources {
             metas.push(pinned.head(&Path::from_url_path(url.path())?).await?);
         }
         let state = ctx.state();
-        let schema = format.infer_schema(&state, &pinned, &metas).await?;
+        let schema = match format.infer_schema(&state, &pinned, &metas).await {
+            Ok(schema) => schema,
+            Err(error) => {
+                let error = anyhow::Error::new(error);
+                // Of several files the reader does not say which one is broken.
+                for (meta, file) in metas.iter().zip(files).filter(|_| files.len() > 1) {
+                    if format.infer_schema(&state, &pinned, std::slice::from_ref(meta)).await.is_err() {
+                        return Err(error.context(format!("the file `{}` cannot be read", file.url)));
+                    }
+                }
+                return Err(error);
+            }
+        };
         if schema.fields().is_empty() {
             bail!("it has no columns (a CSV file needs a header line)");
         }

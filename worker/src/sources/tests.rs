@@ -84,6 +84,17 @@ mod in_a_store {
     }
 
     #[tokio::test]
+    async fn of_several_files_the_broken_one_is_named() {
+        let fake = testing::fake();
+        fake.put(BUCKET, "data/1.csv", ORDERS);
+        fake.put(BUCKET, "data/2.csv", b"a,b\n1,2,3\n");
+        let (_folder, source, sources) = source("s3://lake/data/", "csv", &fake, &["s3://lake"]);
+        let pin = sources.pin(&source).await.unwrap();
+        let error = chain(&rows(&source, &sources, &pin).await.unwrap_err());
+        assert!(error.contains("the file `s3://lake/data/2.csv` cannot be read"), "{error}");
+    }
+
+    #[tokio::test]
     async fn a_place_that_nobody_allowed_is_refused() {
         let fake = testing::fake();
         for (place, root) in [
