@@ -60,26 +60,42 @@ pub fn encode(view: &FeatureView, keys: &[Key], batch: &RecordBatch) -> Result<V
     let mut text = Vec::new();
     for row in 0..batch.num_rows() {
         let null = |column: &str| EncodeError::Null { column: column.to_owned(), row };
-        let mut entity_key = Vec::new();
-        for (position, (name, key)) in keys.iter().enumerate() {
-            if key.is_null(row) {
-                return Err(null(name));
-            }
-            text.clear();
-            key.write(row, &mut text);
-            entity_key::push_value(&text, position == 0, &mut entity_key);
-        }
+        let entity_key = entity_key(&keys, row, &mut text)?;
         let micros = times.is_valid(row).then(|| times.value(row));
         let event_timestamp = micros.and_then(DateTime::from_timestamp_micros).ok_or_else(|| null(EVENT_TIMESTAMP))?;
         let features = features.iter().filter_map(|(name, values)| Some(((*name).to_owned(), values.text(row)?)));
         rows.push(EncodedRow {
-            entity_key: into_text(entity_key),
+            entity_key,
             event_timestamp,
             expires_at: ttl.and_then(|ttl| event_timestamp.checked_add_signed(ttl)),
             features: features.collect(),
         });
     }
     Ok(rows)
+}
+
+/// The keys of the entities in `batch`, which must have the columns `keys`.
+///
+/// # Errors
+/// When a column is missing or cannot be written as text, or a key is null.
+pub fn encode_keys(keys: &[Key], batch: &RecordBatch) -> Result<Vec<String>, EncodeError> {
+    let columns = keys.iter().map(|key| text_column(batch, &key.name)).collect::<Result<Vec<_>, _>>()?;
+    let mut text = Vec::new();
+    (0..batch.num_rows()).map(|row| entity_key(&columns, row, &mut text)).collect()
+}
+
+/// The key of the entity in `row`; `text` is for use inside.
+fn entity_key(keys: &[(&str, TextColumn)], row: usize, text: &mut Vec<u8>) -> Result<String, EncodeError> {
+    let mut joined = Vec::new();
+    for (position, (name, key)) in keys.iter().enumerate() {
+        if key.is_null(row) {
+            return Err(EncodeError::Null { column: (*name).to_owned(), row });
+        }
+        text.clear();
+        key.write(row, text);
+        entity_key::push_value(text, position == 0, &mut joined);
+    }
+    Ok(into_text(joined))
 }
 
 fn text_column<'a>(batch: &RecordBatch, name: &'a str) -> Result<(&'a str, TextColumn), EncodeError> {

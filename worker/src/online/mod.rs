@@ -28,7 +28,7 @@ use tidegate_registry::definitions::settings::{OnlineLocation, OnlineTarget};
 use tidegate_registry::ids::{ProjectName, RegistryId, ViewId};
 use tidegate_registry::time::Instant;
 
-pub use self::encode::{EncodeError, encode};
+pub use self::encode::{EncodeError, encode, encode_keys};
 pub use self::redis::RedisOnline;
 pub use self::several::SeveralOnline;
 pub use self::sqlite::SqliteOnline;

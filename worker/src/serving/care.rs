@@ -145,6 +145,11 @@ impl Serving {
     /// # Errors
     /// When the registry, the lake or the online store cannot be reached, or the lake no longer has the version.
     pub async fn rebuild(&self, view: &ViewId) -> Result<Rebuilt> {
+        let (serving, view) = (self.clone(), view.clone());
+        self.engine.run(async move { serving.rebuild_here(&view).await }).await?
+    }
+
+    async fn rebuild_here(&self, view: &ViewId) -> Result<Rebuilt> {
         let Some(recorded) = self.recorded(view).await? else { return Ok(Rebuilt::NeverPublished) };
         let standing = self.online.check(view, recorded.expected).await?;
         let lost = match standing {
@@ -202,6 +207,11 @@ impl Serving {
     /// When something else is live than the registry says (rebuild first; or a run is publishing: try again), or the
     /// registry, the lake or the online store cannot be reached.
     pub async fn audit(&self, view: &ViewId, options: AuditOptions) -> Result<Audit> {
+        let (serving, view) = (self.clone(), view.clone());
+        self.engine.run(async move { serving.audit_here(&view, options).await }).await?
+    }
+
+    async fn audit_here(&self, view: &ViewId, options: AuditOptions) -> Result<Audit> {
         let Some(recorded) = self.recorded(view).await? else {
             return Ok(Audit {
                 view: view.clone(),

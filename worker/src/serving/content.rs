@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::prelude::DataFrame;
 use tidegate_registry::ids::ViewId;
 use tidegate_registry::model::{FeatureView, Key, Output, Project};
 use tidegate_registry::time::{Instant, Interval};
 
 use crate::engine::{Engine, Joins};
 use crate::lake::Lake;
-use crate::reads::{living, slice, state_schema};
+use crate::reads::{column, living, slice, state_schema};
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -36,6 +37,18 @@ impl Content {
 
     /// Its rows: keys, `event_timestamp`, features.
     pub(crate) async fn rows(&self, engine: &Engine, lake: &Lake) -> Result<SendableRecordBatchStream> {
+        let frame = self.frame(engine, lake).await?;
+        frame.execute_stream().await.with_context(|| format!("reading the rows of `{}`", self.view))
+    }
+
+    /// The keys of its rows.
+    pub(crate) async fn entities(&self, engine: &Engine, lake: &Lake) -> Result<SendableRecordBatchStream> {
+        let keys: Vec<_> = self.keys()?.iter().map(|key| column(&key.name)).collect();
+        let frame = self.frame(engine, lake).await?.select(keys)?;
+        frame.execute_stream().await.with_context(|| format!("reading the keys of `{}`", self.view))
+    }
+
+    async fn frame(&self, engine: &Engine, lake: &Lake) -> Result<DataFrame> {
         let ctx = engine.context(Joins::Hash)?;
         let view = self.view()?;
         let table = lake.load(&self.view, Some(self.version)).await?;
@@ -47,7 +60,6 @@ impl Content {
                 living(&ctx, &table, &names, self.at, ttl, &schema).await?
             }
         };
-        let reading = || format!("reading the rows of `{}`", self.view);
-        ctx.read_table(provider)?.execute_stream().await.with_context(reading)
+        Ok(ctx.read_table(provider)?)
     }
 }

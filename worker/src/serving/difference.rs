@@ -23,7 +23,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::Serving;
 use super::content::Content;
-use crate::online::{Changes, encode};
+use crate::online::{Changes, EncodedRow, encode, encode_keys};
 use crate::types::{EVENT_TIMESTAMP, timestamp};
 
 /// Entities of one pass.
@@ -88,15 +88,15 @@ pub(super) async fn upsert(
         if old.is_empty() {
             continue;
         }
-        let mut rows = from.rows(&serving.engine, &serving.lake).await?;
+        let mut rows = from.entities(&serving.engine, &serving.lake).await?;
         while let Some(batch) = rows.next().await {
             let batch = batch?;
-            let keys = hashing.keys(from, &batch)?;
-            let gone: Vec<Was> =
-                keys.iter().map(|key| if old.contains_key(key) { Was::Other } else { Was::Same }).collect();
-            let gone = picked(from, &batch, &gone, Was::Other)?;
+            let gone: BooleanArray =
+                hashing.keys(from, &batch)?.iter().map(|key| Some(old.contains_key(key))).collect();
+            let batch = filter_record_batch(&batch, &gone).context("picking rows that are gone")?;
+            let gone = encode_keys(from.keys()?, &batch)?;
             found.removed += gone.len() as u64;
-            sink.changes.removed.extend(gone.into_iter().map(|row| row.entity_key));
+            sink.changes.removed.extend(gone);
             sink.send(CHANGES_PER_STEP).await?;
         }
     }
@@ -112,7 +112,7 @@ enum Was {
     Same,
 }
 
-fn picked(content: &Content, batch: &RecordBatch, was: &[Was], which: Was) -> Result<Vec<crate::online::EncodedRow>> {
+fn picked(content: &Content, batch: &RecordBatch, was: &[Was], which: Was) -> Result<Vec<EncodedRow>> {
     if !was.contains(&which) {
         return Ok(Vec::new());
     }
@@ -167,11 +167,10 @@ impl Hashing {
         Ok(hashed.collect())
     }
 
-    /// Per row the hash of its key.
+    /// Per row the hash of its key, where the batch may have nothing else.
     fn keys(&mut self, content: &Content, batch: &RecordBatch) -> Result<Vec<u128>> {
-        let (keys, values) = columns(content, batch)?;
-        let (of_keys, _) = self.converters(&keys, &values)?;
-        let keys = of_keys.convert_columns(&keys).context("comparing keys")?;
+        let (of_keys, _) = self.converters.as_ref().context("keys are read after rows")?;
+        let keys = of_keys.convert_columns(&key_columns(content, batch)?).context("comparing keys")?;
         Ok(keys.iter().map(|key| xxh3_128(key.as_ref())).collect())
     }
 
@@ -195,13 +194,18 @@ impl Hashing {
 /// The columns of the key, and those whose change is a change. A row whose time is only that of its interval's end has none
 /// of its own: it did not change because time went on.
 fn columns(content: &Content, batch: &RecordBatch) -> Result<(Vec<ArrayRef>, Vec<ArrayRef>)> {
-    let named = |name: &str| {
-        batch.column_by_name(name).map(Arc::clone).with_context(|| format!("the rows have no column `{name}`"))
-    };
-    let keys = content.keys()?.iter().map(|key| named(&key.name)).collect::<Result<Vec<_>>>()?;
-    let mut values = content.view()?.features.iter().map(|feature| named(&feature.name)).collect::<Result<Vec<_>>>()?;
-    values.push(own_times(&named(EVENT_TIMESTAMP)?, content.interval.end())?);
-    Ok((keys, values))
+    let features = content.view()?.features.iter();
+    let mut values = features.map(|feature| named(batch, &feature.name)).collect::<Result<Vec<_>>>()?;
+    values.push(own_times(&named(batch, EVENT_TIMESTAMP)?, content.interval.end())?);
+    Ok((key_columns(content, batch)?, values))
+}
+
+fn key_columns(content: &Content, batch: &RecordBatch) -> Result<Vec<ArrayRef>> {
+    content.keys()?.iter().map(|key| named(batch, &key.name)).collect()
+}
+
+fn named(batch: &RecordBatch, name: &str) -> Result<ArrayRef> {
+    batch.column_by_name(name).map(Arc::clone).with_context(|| format!("the rows have no column `{name}`"))
 }
 
 fn own_times(times: &ArrayRef, interval_end: Instant) -> Result<ArrayRef> {

@@ -33,6 +33,11 @@ fn snapshot_of(tag: &str) -> Option<SnapshotId> {
 impl Serving {
     /// Brings `content` into the store, to go live under `publish_number`. May be repeated, by any process.
     pub(crate) async fn publish(&self, content: &Content, publish_number: u64) -> Result<Published> {
+        let (serving, content) = (self.clone(), content.clone());
+        self.engine.run(async move { serving.publish_here(&content, publish_number).await }).await?
+    }
+
+    async fn publish_here(&self, content: &Content, publish_number: u64) -> Result<Published> {
         let view = content.view()?;
         let in_place = view.online.as_ref().is_some_and(|online| online.strategy == Strategy::Upsert);
         if in_place

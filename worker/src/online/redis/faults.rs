@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use chrono::DateTime;
-use tidegate_servers::{Redis, RedisOptions, RedisSentinel};
+use tidegate_servers::{Redis, RedisCluster, RedisOptions, RedisSentinel};
 use tokio::task::JoinSet;
 
 use super::tests::{open, project};
@@ -254,6 +254,38 @@ async fn a_failover_in_the_middle_is_followed() {
     fill(&store, 2, &rows(1_000, "2")).await.unwrap();
     cut_over(&store, 2).await.unwrap();
     assert_eq!(value(&store).await.as_deref(), Some("2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_that_move_between_nodes_are_followed() {
+    let mut cluster = RedisCluster::start().unwrap();
+    let url = cluster.url();
+    let store = open(&url, &project()).await;
+    fill(&store, 1, &rows(2_000, "1")).await.unwrap();
+    cut_over(&store, 1).await.unwrap();
+    let nodes = cluster.nodes();
+    let ids: Vec<String> = nodes.iter().map(|node| node.cli(&["cluster", "myid"]).unwrap()).collect();
+    // The slot of one row of the next generation, from whichever node has it to the next.
+    let key = store.keys.row_prefix(&view(), 2) + "k77";
+    let slot = keys::slot(key.as_bytes());
+    let from = [5_460, 10_922].iter().filter(|last| slot > **last).count();
+    let to = (from + 1) % 3;
+    let number = slot.to_string();
+    nodes[to].cli(&["cluster", "setslot", &number, "importing", &ids[from]]).unwrap();
+    nodes[from].cli(&["cluster", "setslot", &number, "migrating", &ids[to]]).unwrap();
+    // Half way the old node sends what it does not have to the new one (ASK).
+    fill(&store, 2, &rows(2_000, "2")).await.unwrap();
+    assert_eq!(nodes[from].cli(&["cluster", "countkeysinslot", &number]).unwrap(), "0");
+    for node in [to, from, 3 - from - to] {
+        nodes[node].cli(&["cluster", "setslot", &number, "node", &ids[to]]).unwrap();
+    }
+    // Now it is the new one's (MOVED).
+    cut_over(&store, 2).await.unwrap();
+    assert_eq!(store.count(&view(), 2).await.unwrap(), 2_000);
+    fill(&store, 3, &rows(2_000, "3")).await.unwrap();
+    cut_over(&store, 3).await.unwrap();
+    assert_eq!(value(&store).await.as_deref(), Some("3"));
+    assert_eq!(store.prune(&view(), 0, Duration::ZERO, 3).await.unwrap(), [1, 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
