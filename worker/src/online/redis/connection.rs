@@ -33,6 +33,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 const TRIES: u32 = 3;
 /// The pause before the second try; doubled for each further one.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often the library sends something after a slot that moves.
+const REDIRECTS_MAX: u32 = 5;
 /// How many commands that a cluster moved are under way at once.
 const MOVED_IN_FLIGHT: usize = 64;
 
@@ -260,6 +262,7 @@ impl Connections {
         let mut builder = ClusterClient::builder(nodes)
             .connection_timeout(CONNECT_MAX)
             .response_timeout(self.answer_max)
+            .retries(REDIRECTS_MAX)
             .overall_response_timeout(Some(2 * self.answer_max));
         if let Some(certificates) = self.certificates.clone().filter(|_| self.location.tls) {
             builder = builder.certs(certificates);
@@ -389,14 +392,23 @@ async fn pipeline_of_nodes(
         let mut connection = connection.clone();
         async move {
             let route = SingleNodeRoutingInfo::SpecificNode(route);
-            let answers = connection.route_pipeline(pipeline, 0, group.len(), route).await?;
-            RedisResult::Ok((group, answers))
+            let answers = connection.route_pipeline(pipeline, 0, group.len(), route).await;
+            (group, answers)
         }
     });
     let mut values = vec![Value::Nil; batch.slots.len()];
     let mut moved = Vec::new();
     for answered in futures::future::join_all(asked).await {
-        let (group, answers) = answered?;
+        let (group, answers) = answered;
+        let answers = match answers {
+            Ok(answers) => answers,
+            // One command that was moved sends the library's whole pipeline after it, and the others back again.
+            Err(error) if is_moved(&error) => {
+                moved.extend(group);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         if answers.len() != group.len() {
             return Err(not_understood(format!("{} answers to {} commands", answers.len(), group.len())));
         }
