@@ -212,6 +212,7 @@ impl World {
             cause: Cause::Manual(0),
             definitions: 1,
             attempts_max: 1,
+            priority: 0,
         };
         let id = self.store.runs_create(vec![run], SystemClock.now()).await.unwrap()[0];
         self.store.run_admit(id).await.unwrap();
@@ -224,6 +225,8 @@ impl World {
             sources: Sources::new(&self.folder, &[]).unwrap(),
             options: WorkerOptions {
                 owner: format!("bench:{}", std::process::id()),
+                host: "here".to_owned(),
+                queues: Vec::new(),
                 lease: Duration::from_secs(60),
                 slots: 1,
                 memory_bytes: MEMORY,
