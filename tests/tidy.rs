@@ -148,7 +148,7 @@ fn crates_know_only_what_they_may() {
 }
 
 /// Faults of the catalogue for which a test is still to be written. Only ever lower this.
-const FAULTS_UNTESTED_MAX: usize = 14;
+const FAULTS_UNTESTED_MAX: usize = 13;
 
 #[test]
 fn every_fault_of_the_catalogue_names_tests_that_exist() {
