@@ -92,6 +92,9 @@ commands! {
     Status => status,
     Checks => checks,
     Online => online,
+    Workers => workers,
+    Pools => pools,
+    Queue => queue,
     Janitor => janitor,
     Registry => registry,
 }

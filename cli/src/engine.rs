@@ -16,7 +16,7 @@ use tidegate_worker::sources::Sources;
 use tidegate_worker::{Worker, WorkerOptions, WorkerParts};
 use tokio::sync::Notify;
 
-use crate::commands::up::Slots;
+use crate::commands::up::{Serving, Slots};
 use crate::context::Registry;
 use crate::process;
 
@@ -36,7 +36,13 @@ pub struct Bells {
 ///
 /// # Errors
 /// When the lake or the online store cannot be opened, or belongs to another registry.
-pub async fn worker(settings: &Settings, registry: &Registry, slots: Slots, bells: &Bells) -> anyhow::Result<Worker> {
+pub async fn worker(
+    settings: &Settings,
+    registry: &Registry,
+    slots: Slots,
+    serving: Serving,
+    bells: &Bells,
+) -> anyhow::Result<Worker> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let online = online(settings).await?;
     if let Some(online) = &online {
@@ -52,7 +58,7 @@ pub async fn worker(settings: &Settings, registry: &Registry, slots: Slots, bell
             owner: process::owner(),
             lease: slots.lease.unwrap_or(LEASE),
             slots: slots.slots.unwrap_or(cores.clamp(1, 4)),
-            queues: Vec::new(),
+            queues: serving.queues,
             host: process::host(),
             memory_bytes: settings.memory_bytes,
             spill_dir: settings.spill_dir.clone(),

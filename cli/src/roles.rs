@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::commands::up::Slots;
+use crate::commands::up::{Serving, Slots};
 use crate::context::{Context, Registry, release_dead_leases};
 use crate::engine::{self, Bells};
 use crate::error::UserError;
@@ -26,25 +26,25 @@ use crate::process;
 use crate::shutdown::Stopped;
 
 /// A worker that was not heard of for longer is taken for gone. Heartbeats come every third of a lease.
-const WORKER_SILENCE_MAX: Duration = Duration::from_secs(60);
+pub const WORKER_SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// How often a waiting command looks at its runs.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Which roles a process plays.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Roles {
     /// Decide when.
     pub scheduler: bool,
-    /// Compute.
-    pub worker: bool,
+    /// Compute: how much, and what.
+    pub worker: Option<(Slots, Serving)>,
 }
 
 /// Plays `roles` until the process is asked to stop; then finishes or hands back what is running.
 ///
 /// # Errors
 /// When nothing was applied, or a part cannot be opened.
-pub async fn play(roles: Roles, slots: Slots, listen: Listen, context: &Context) -> anyhow::Result<()> {
+pub async fn play(roles: Roles, listen: Listen, context: &Context) -> anyhow::Result<()> {
     let settings = context.settings()?;
     let registry = context.registry().await?;
     release_dead_leases(&*registry.store).await?;
@@ -70,8 +70,8 @@ pub async fn play(roles: Roles, slots: Slots, listen: Listen, context: &Context)
             Ok(())
         });
     }
-    if roles.worker {
-        let worker = engine::worker(&settings, &registry, slots, &bells).await?;
+    if let Some((slots, serving)) = roles.worker {
+        let worker = engine::worker(&settings, &registry, slots, serving, &bells).await?;
         pulses.push(("worker", worker.pulse()));
         let cancel = cancel.clone();
         tasks.spawn(async move { worker.run(cancel).await });
@@ -163,7 +163,7 @@ pub async fn see_through(
         }
         if working.is_empty() && workers_alive(&*registry.store).await?.is_empty() {
             release_dead_leases(&*registry.store).await?;
-            let worker = engine::worker(settings, registry, slots, &bells).await?;
+            let worker = engine::worker(settings, registry, slots, Serving::default(), &bells).await?;
             let hands = hands.clone();
             working.spawn(async move { worker.run(hands).await });
         }

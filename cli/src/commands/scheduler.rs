@@ -1,6 +1,5 @@
 //! `tidegate scheduler`: decide when, and leave the computing to workers.
 
-use crate::commands::up::Slots;
 use crate::context::Context;
 use crate::error::Exit;
 use crate::health::Listen;
@@ -18,6 +17,6 @@ pub struct Arguments {
 /// # Errors
 /// When nothing was applied, or the registry cannot be opened.
 pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
-    roles::play(Roles { scheduler: true, worker: false }, Slots::default(), arguments.listen, context).await?;
+    roles::play(Roles { scheduler: true, worker: None }, arguments.listen, context).await?;
     Ok(Exit::Done)
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tidegate_registry::ids::QueueName;
+
 use crate::context::Context;
 use crate::error::Exit;
 use crate::health::Listen;
@@ -12,6 +14,8 @@ use crate::roles::{self, Roles};
 pub struct Arguments {
     #[command(flatten)]
     slots: Slots,
+    #[command(flatten)]
+    serving: Serving,
     #[command(flatten)]
     listen: Listen,
 }
@@ -26,6 +30,14 @@ pub struct Slots {
     // Hidden, for nobody needs it: too short costs work done twice, never a wrong result.
     #[arg(long, value_name = "DURATION", value_parser = lease, env = "TIDEGATE_LEASE", hide = true)]
     pub lease: Option<Duration>,
+}
+
+/// Which tasks a worker takes.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Serving {
+    /// Take only tasks of these queues, separated by commas; `default` is that of views which name none [default: all]
+    #[arg(long, value_name = "QUEUES", value_delimiter = ',', env = "TIDEGATE_QUEUES", hide_env_values = true)]
+    pub queues: Vec<QueueName>,
 }
 
 /// Short enough to be waited for, long enough for three heartbeats.
@@ -50,6 +62,7 @@ fn slots(text: &str) -> Result<usize, String> {
 /// # Errors
 /// When nothing was applied, or a part cannot be opened.
 pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
-    roles::play(Roles { scheduler: true, worker: true }, arguments.slots, arguments.listen, context).await?;
+    let Arguments { slots, serving, listen } = arguments;
+    roles::play(Roles { scheduler: true, worker: Some((slots, serving)) }, listen, context).await?;
     Ok(Exit::Done)
 }

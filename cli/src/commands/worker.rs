@@ -1,6 +1,6 @@
 //! `tidegate worker`: compute what a scheduler has let in.
 
-use crate::commands::up::Slots;
+use crate::commands::up::{Serving, Slots};
 use crate::context::Context;
 use crate::error::Exit;
 use crate::health::Listen;
@@ -12,6 +12,8 @@ pub struct Arguments {
     #[command(flatten)]
     slots: Slots,
     #[command(flatten)]
+    serving: Serving,
+    #[command(flatten)]
     listen: Listen,
 }
 
@@ -20,6 +22,7 @@ pub struct Arguments {
 /// # Errors
 /// When nothing was applied, or a part cannot be opened.
 pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
-    roles::play(Roles { scheduler: false, worker: true }, arguments.slots, arguments.listen, context).await?;
+    let Arguments { slots, serving, listen } = arguments;
+    roles::play(Roles { scheduler: false, worker: Some((slots, serving)) }, listen, context).await?;
     Ok(Exit::Done)
 }

@@ -215,7 +215,7 @@ pub(super) fn suggestion<'a>(wanted: &str, known: impl IntoIterator<Item = &'a s
         return Some(format!("did you mean `{name}`?"));
     }
     let list = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    (!known.is_empty() && known.len() <= 16).then(|| format!("choose from {list}"))
+    (!known.is_empty() && known.len() <= 24).then(|| format!("choose from {list}"))
 }
 
 /// Reports the keys of `node` that are not among `known`. Gives the known keys that those seem to mean, so that they are
