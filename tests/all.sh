@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs every test: those in Rust, with private servers on free ports, and the comparison of the example project's lake with
-# DuckDB and deltalake.
+# Runs every test: those in Rust, with private servers on free ports; the comparison of the example project's lake with
+# DuckDB and deltalake; and the checks of what operators deploy (infra/).
 #
-# Needs Rust, a C compiler, git, PostgreSQL, Redis and Python 3.10 or newer with venv. As root on Debian and
+# Needs Rust, a C compiler, git, PostgreSQL, Redis, systemd's tools and Python 3.10 or newer with venv. As root on Debian and
 # its kin it installs what is missing of these, without starting any service; elsewhere it says what to install. Python
 # packages go into the target folder. Leaves nothing else behind, and talks to no server that happens to run.
 set -euo pipefail
@@ -35,6 +35,8 @@ missing_packages() {
     postgres="$(compgen -G '/usr/lib/postgresql/*/bin/initdb' || command -v initdb || true)"
     [ -n "$postgres" ] || echo postgresql
     command -v redis-server >/dev/null && command -v redis-cli >/dev/null || echo redis-server
+    # Verifies the units in infra/systemd; other systems than Linux do without.
+    [ "$(uname)" != Linux ] || command -v systemd-analyze >/dev/null || echo systemd
     python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || echo python3-venv
 }
 
@@ -68,7 +70,7 @@ install_missing() {
 # A virtual environment with every Python package that tests use, kept between runs and made anew when they change.
 make_python() {
     local venv="$target/test-venv" wanted="$work/requirements.txt"
-    cat tests/oracle/requirements.txt tests/servers/requirements.txt >"$wanted"
+    cat tests/oracle/requirements.txt tests/servers/requirements.txt tests/infra/requirements.txt >"$wanted"
     if ! cmp -s "$wanted" "$venv/requirements.txt" || ! "$venv/bin/python" -c '' 2>/dev/null; then
         say "Installing Python packages into $venv"
         rm -rf "$venv"
@@ -105,5 +107,8 @@ say "… and a second time by DuckDB, row by row against the Delta tables as Duc
 python tests/oracle/compare.py --self-test
 python tests/oracle/checks.py dags
 python tests/oracle/compare.py "$work/example/.tidegate/lake" "$work/example" --intervals "$work/snapshots.json"
+
+say "What operators deploy: compose file, Containerfile, Kubernetes manifests, systemd units"
+python tests/infra/lint.py "$tidegate" --self-test
 
 say "All tests passed"
