@@ -35,6 +35,7 @@ pub(super) const TABLES: &[(&str, &str)] = &[
     ("ledger", "view, interval_end, interval_start"),
     ("checks", "run, seq, position"),
     ("audit_events", "id"),
+    ("pools", "name"),
     ("workers", "owner"),
     ("duties", "name"),
 ];
@@ -238,4 +239,20 @@ fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(suffix);
     name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TABLES;
+
+    #[test]
+    fn every_table_is_copied() {
+        let made = include_str!("../../schema.sql").lines().filter_map(|line| line.strip_prefix("CREATE TABLE "));
+        let mut made: Vec<&str> = made.filter_map(|rest| rest.split([' ', '(']).next()).collect();
+        made.retain(|table| *table != "schema_steps");
+        made.sort_unstable();
+        let mut copied: Vec<&str> = TABLES.iter().map(|(table, _)| *table).collect();
+        copied.sort_unstable();
+        assert_eq!(copied, made, "a table that a backup would lose");
+    }
 }
