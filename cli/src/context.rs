@@ -179,11 +179,6 @@ impl Context {
     }
 }
 
-/// For parts that settings can name and this version lacks.
-pub fn not_built_in(what: &str) -> anyhow::Error {
-    UserError::new(format!("{what} is not available in this version")).into()
-}
-
 /// Project time: real, or simulated from the instant at which somebody first asked this registry.
 async fn clock(settings: &Settings, store: &dyn Store) -> anyhow::Result<Arc<dyn Clock>> {
     let Some(simulated) = settings.clock else { return Ok(Arc::new(SystemClock)) };

@@ -45,7 +45,6 @@ ids! {
     BAD_SETTING = "bad-setting",
     UNSET_VARIABLE = "unset-variable",
     UNKNOWN_PROFILE = "unknown-profile",
-    NOT_AVAILABLE = "not-available",
     // Names and references
     DUPLICATE_NAME = "duplicate-name",
     UNKNOWN_OWNER = "unknown-owner",
