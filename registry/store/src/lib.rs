@@ -5,7 +5,7 @@
 //! publishing, snapshots, workers, pools, queues; `moves` holds what runs and tasks may become, `wakes` who is told. `sql` is how one text of a query serves
 //! both databases, `db` is how each is opened and why what runs side by side stays right, `schema` the steps of the
 //! schema. Rows are turned into domain types where they are read and never leave the crate. [`mod@conformance`] is what
-//! every implementation of the trait must pass, these two included.
+//! every implementation of the trait must pass, these two included; [`faults`] breaks one on purpose.
 //!
 //! May not know: what a definition means beyond the tables it reads, the lake, HTTP.
 
@@ -16,6 +16,7 @@ mod codec;
 pub mod conformance;
 mod db;
 mod definitions;
+pub mod faults;
 mod moves;
 mod planning;
 mod pools;
