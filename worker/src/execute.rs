@@ -161,7 +161,7 @@ fn is_hopeless(error: &anyhow::Error) -> bool {
 }
 
 /// Whether the registry could not be reached: nothing is wrong with the task, so that costs it no attempt.
-fn is_registry_outage(error: &anyhow::Error) -> bool {
+pub(crate) fn is_registry_outage(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| matches!(cause.downcast_ref::<StoreError>(), Some(StoreError::Unavailable(_))))
 }
 

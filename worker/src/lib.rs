@@ -16,12 +16,15 @@ pub mod reads;
 pub mod rebuild;
 pub mod serving;
 pub mod session;
+#[cfg(test)]
+mod simulation;
 pub mod sources;
 pub mod sqlcheck;
 pub mod stage;
 #[cfg(test)]
 mod tests;
 pub mod text;
+mod timing;
 pub mod types;
 mod worker;
 

@@ -26,6 +26,7 @@ use crate::lake::Lake;
 use crate::online::OnlineStore;
 use crate::serving::{Serving, reconcile};
 use crate::sources::Sources;
+use crate::timing::{interval, sleep, timeout};
 
 /// How long a stopping worker lets its tasks finish before it hands them back.
 const GRACE: Duration = Duration::from_secs(8);
@@ -184,7 +185,7 @@ impl Worker {
         let mut tasks: JoinSet<()> = JoinSet::new();
         // Tasks outlive the loop by the grace period, so they have their own stop.
         let stop = CancellationToken::new();
-        let mut heard = tokio::time::interval(self.options.lease / 3);
+        let mut heard = interval(self.options.lease / 3);
         loop {
             self.pulse.beat();
             // Interest is registered before looking, so that nothing is missed in between.
@@ -205,11 +206,13 @@ impl Worker {
                 break;
             }
             tokio::select! {
+                // What has to be done goes before reasons to look.
+                biased;
                 () = cancel.cancelled() => {}
-                () = woken => {}
-                () = tokio::time::sleep(POLL) => {}
-                Some(ended) = tasks.join_next(), if !tasks.is_empty() => report(ended),
                 _ = heard.tick() => self.say_alive(tasks.len()).await,
+                Some(ended) = tasks.join_next(), if !tasks.is_empty() => report(ended),
+                () = woken => {}
+                () = sleep(POLL) => {}
             }
         }
         let finish = async {
@@ -217,7 +220,7 @@ impl Worker {
                 report(ended);
             }
         };
-        if tokio::time::timeout(GRACE, finish).await.is_err() {
+        if timeout(GRACE, finish).await.is_err() {
             stop.cancel();
             while let Some(ended) = tasks.join_next().await {
                 report(ended);
@@ -342,6 +345,8 @@ async fn attend(
         Ok(project) => {
             let timeout = project.dags.get(&claim.run.dag).and_then(|dag| dag.timeout);
             tokio::select! {
+                // Who is done is not late.
+                biased;
                 outcome = hands.executor.execute(claim, project) => match outcome {
                     Ok(Outcome::Recorded) => return,
                     Ok(Outcome::End(end)) => end,
@@ -373,7 +378,7 @@ async fn attend(
 async fn deadline(timeout: Option<Duration>) -> Duration {
     match timeout {
         Some(timeout) => {
-            tokio::time::sleep(timeout).await;
+            sleep(timeout).await;
             timeout
         }
         None => std::future::pending().await,
@@ -384,9 +389,9 @@ async fn deadline(timeout: Option<Duration>) -> Duration {
 /// that is out of touch from doing harm.
 async fn keep_alive(hands: &Hands, claim: &Claim, lease: Duration) {
     loop {
-        tokio::time::sleep(lease / 3).await;
+        sleep(lease / 3).await;
         // One that hangs must not keep the next from being tried while there is still time.
-        let heard = tokio::time::timeout(lease / 3, hands.store.task_heartbeat(claim.token, lease)).await;
+        let heard = timeout(lease / 3, hands.store.task_heartbeat(claim.token, lease)).await;
         match heard.unwrap_or_else(|late| Err(StoreError::Unavailable(late.into()))) {
             Ok(()) => {}
             // Recording ends a lease as well: what comes after it, tidying up, is not to be cut short.
@@ -416,7 +421,7 @@ async fn tell(hands: &Hands, claim: &Claim, end: TaskEnd, stop: &CancellationTok
             Ok(()) => break,
             Err(StoreError::Unavailable(error)) if attempt < TELL_STOPPING_MAX || !stop.is_cancelled() => {
                 tracing::warn!(run.id = %claim.run.id, "The registry could not be told how a task ended; trying again: {error}");
-                tokio::time::sleep(Duration::from_millis(100 << attempt.min(6))).await;
+                sleep(Duration::from_millis(100 << attempt.min(6))).await;
             }
             Err(StoreError::LostLease) => return discard_if_ended(hands, claim).await,
             Err(error) => {
