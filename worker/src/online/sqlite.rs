@@ -100,7 +100,12 @@ impl SqliteOnline {
             .busy_timeout(BUSY_TIMEOUT)
             .synchronous(SqliteSynchronous::Full);
         enter_wal(&options).await?;
-        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await;
+        // A full disk ends a transaction without the client library's knowledge: such a connection is thrown away.
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
+            .connect_with(options.clone())
+            .await;
         let writer = writer.map_err(on("opening"))?;
         let reader = SqlitePoolOptions::new()
             .max_connections(READERS)

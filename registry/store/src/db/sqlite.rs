@@ -4,6 +4,9 @@
 //! instead of polling for the file's lock; other processes are waited for by `busy_timeout`. Every write begins with
 //! `BEGIN IMMEDIATE`: a transaction that reads first and writes later could otherwise find that somebody wrote in
 //! between, which fails at once however long the time-out.
+//!
+//! SQLite ends a transaction by itself when the disk is full or broken, and the client library, whose ROLLBACK then fails,
+//! thinks for ever that it is open. Such a connection is thrown away.
 
 use std::path::Path;
 use std::time::Duration;
@@ -44,6 +47,7 @@ impl SqliteDb {
         enter_wal(&options).await?;
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
+            .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
             .connect_with(options.clone())
             .await
             .map_err(on("opening the registry"))?;
@@ -107,6 +111,21 @@ mod tests {
     use sqlx::Row;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_full_disk_passes() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = SqliteDb::open(&folder.path().join("registry.db")).await.unwrap();
+        // For this connection alone.
+        sqlx::query("PRAGMA max_page_count = 1").execute(&db.writer).await.unwrap();
+        let mut tx = db.write().await.unwrap();
+        let text = "x".repeat(1 << 20);
+        let filled = sqlx::query("CREATE TABLE big AS SELECT $1 AS text").bind(text).execute(&mut *tx).await;
+        assert!(is_passing(&filled.unwrap_err()));
+        drop(tx);
+        let tx = db.write().await.unwrap();
+        tx.commit().await.unwrap();
+    }
 
     #[tokio::test]
     async fn what_is_committed_is_on_disk_and_readers_cannot_write() {
