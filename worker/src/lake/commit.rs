@@ -110,6 +110,26 @@ pub struct Committed {
     pub before: bool,
 }
 
+/// Features of Delta that change nothing about how the rows of a file are read.
+const HARMLESS: [&str; 3] = ["timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"];
+
+/// Refuses a table whose rows are no longer what its files hold: deletion vectors, mapped columns and what may come.
+fn require_plain(table: &DeltaTable) -> anyhow::Result<()> {
+    let protocol = serde_json::to_value(table.snapshot()?.protocol()).context("reading the protocol")?;
+    let features = protocol["readerFeatures"].as_array().into_iter().flatten().filter_map(|name| name.as_str());
+    let mut foreign: Vec<&str> = features.filter(|name| !HARMLESS.contains(name)).collect();
+    if protocol["minReaderVersion"] == 2 {
+        foreign.push("columnMapping");
+    }
+    anyhow::ensure!(
+        foreign.is_empty(),
+        "another writer has upgraded the table to `{}`, which Tidegate does not write: restore the version before with the \
+         tool that upgraded it, or remove the feature there",
+        foreign.join("`, `")
+    );
+    Ok(())
+}
+
 /// Why a commit did not land.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
@@ -260,10 +280,12 @@ impl Lake {
     /// highest publish number that it has given out. Asked before an intent, because a run could only wait after it.
     ///
     /// # Errors
-    /// [`CommitError::RegistryBehind`] when it does.
+    /// [`CommitError::RegistryBehind`] when it does. [`CommitError::Store`] when another writer has upgraded the table to
+    /// features of Delta that Tidegate does not write.
     pub async fn require_known(&self, view: &ViewId, known: u64) -> Result<(), CommitError> {
         let failed = |source: anyhow::Error| CommitError::Store { view: view.clone(), source };
         let table = self.load(view, None).await.map_err(failed)?;
+        require_plain(&table).map_err(failed)?;
         match self.mark_of(&table, view).await.map_err(failed)? {
             Some(mark) if mark > known => {
                 Err(CommitError::RegistryBehind { view: view.clone(), mark, given_out: known })

@@ -245,3 +245,20 @@ fn tables_lie_where_the_layout_says() {
     let lake = Lake::with_store(root, Arc::new(LocalFileSystem::new()), "test");
     assert_eq!(lake.table_url(&view()).as_str(), "file:///lake/features/carrier_delays/v1/");
 }
+
+/// Other writers may do as they like, and then rows are no longer what files hold.
+#[tokio::test]
+async fn a_table_that_another_writer_upgraded_is_refused_by_the_name_of_the_feature() {
+    for feature in ["deletionVectors", "columnMapping"] {
+        let world = World::new(On::Folder).await;
+        world.lake.require_known(&view(), 0).await.unwrap();
+        let log = world.lake.table_url(&view()).to_file_path().unwrap().join("_delta_log/00000000000000000001.json");
+        let upgrade = serde_json::json!({"protocol": {
+            "minReaderVersion": 3, "minWriterVersion": 7, "readerFeatures": [feature], "writerFeatures": [feature],
+        }});
+        std::fs::write(log, upgrade.to_string()).unwrap();
+        let error = world.lake.require_known(&view(), 0).await.unwrap_err();
+        let error = crate::execute::chain(&error.into());
+        assert!(error.contains(&format!("upgraded the table to `{feature}`")), "{error}");
+    }
+}
