@@ -19,5 +19,28 @@ fn die_at_fail_points() -> fail::FailScenario<'static> {
             std::process::abort();
         }
     }));
-    fail::FailScenario::setup()
+    let scenario = fail::FailScenario::setup();
+    stand_still_at_a_fail_point();
+    scenario
+}
+
+/// Makes the thread that passes a fail point say so and stand still for some seconds, long enough to be frozen right there:
+/// `FAILPOINT_HALT` names the point and how often it is passed before, as in `commit.after=4`.
+#[cfg(feature = "failpoints")]
+fn stand_still_at_a_fail_point() {
+    use std::io::Write as _;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[expect(clippy::disallowed_methods, reason = "beside `FAILPOINTS`, which is read by others")]
+    let Ok(halt) = std::env::var("FAILPOINT_HALT") else { return };
+    let Some((point, before)) = halt.split_once('=') else { return };
+    let (name, left) = (point.to_owned(), AtomicU32::new(before.parse().unwrap_or(0)));
+    let armed = fail::cfg_callback(point, move || {
+        // Below 0 it wraps around and never comes back to 0.
+        if left.fetch_sub(1, Ordering::SeqCst) == 0 {
+            let _ = writeln!(std::io::stderr(), "standing still at {name}");
+            std::thread::sleep(std::time::Duration::from_secs(5));
+        }
+    });
+    debug_assert!(armed.is_ok(), "a callback has no syntax that could be wrong");
 }

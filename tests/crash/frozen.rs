@@ -3,13 +3,12 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use tidegate_registry::run::TaskState;
-use tidegate_registry::store::{RunFilter, Store as _};
-
+use crate::place::Backend;
 use crate::points::{UNDISTURBED, assert_same};
+use crate::seen::saw;
 use crate::world::{Running, World, backfill, block_on, told};
 
-/// The shortest lease there is, and one task at a time, so that the frozen worker holds nothing else.
+/// A short lease, and one task at a time, so that the frozen worker holds nothing else.
 const WORKER: [&str; 5] = ["worker", "--lease", "1s", "--slots", "1"];
 
 /// What comes after [`backfill`].
@@ -17,7 +16,7 @@ const NEXT_DAY: [&str; 6] = ["backfill", "daily", "--from", "2024-01-05", "--to"
 
 /// What is there when nothing goes wrong, a day later.
 static UNDISTURBED_LONGER: LazyLock<String> = LazyLock::new(|| {
-    let world = World::applied();
+    let world = World::applied(&Backend::Embedded);
     world.sell(3, 5, 0);
     world.backfill();
     assert_same(&world, &UNDISTURBED);
@@ -26,17 +25,22 @@ static UNDISTURBED_LONGER: LazyLock<String> = LazyLock::new(|| {
     world.outcome()
 });
 
-/// Longer than any step of a healthy worker here, shorter than the sleep at the fail point.
-const STILL: Duration = Duration::from_millis(500);
+/// Longer than a worker takes to come to any point.
+const PATIENCE: Duration = Duration::from_secs(100);
 
-/// Freezes a worker at `point` of the second run, lets another do all that is left, and wakes the first.
-fn frozen(point: &str, skip: u32) {
-    let world = World::applied();
+/// Freezes a worker at `point` of the second run, lets another do all that is left, and wakes the first; what it said.
+fn frozen(backend: &Backend, point: &str, skip: u32, more_points: &str) -> String {
+    let world = World::applied(backend);
     world.sell(3, 5, 0);
-    let sleeper = world.start(&WORKER, &format!("{point}={skip}*off->1*sleep(5000)"));
+    let halt = [("FAILPOINTS", more_points), ("FAILPOINT_HALT", &format!("{point}={skip}"))];
+    let sleeper = world.start_in(&WORKER, &halt);
     world.wait_for_workers(1);
     let driver = world.start(&backfill(), "");
-    wait_until_still(&world);
+    let begun = Instant::now();
+    while !sleeper.said().contains("standing still") {
+        assert!(begun.elapsed() < PATIENCE, "it never came to `{point}`: {}", sleeper.said());
+        std::thread::sleep(Duration::from_millis(10));
+    }
     freeze(&world, &sleeper);
     let before = sleeper.said();
     assert!(!before.contains("lease was lost"), "it was frozen in time: {before}");
@@ -56,28 +60,23 @@ fn frozen(point: &str, skip: u32) {
     let sleeper = sleeper.finish();
     assert!(sleeper.status.success(), "{}", told(&sleeper));
     assert_same(&world, &UNDISTURBED_LONGER);
+    told(&sleeper)
 }
 
-/// Waits until one task has been running for longer than any does by itself.
-fn wait_until_still(world: &World) {
-    let begun = Instant::now();
-    block_on(async {
-        let registry = world.registry().await;
-        let mut seen = (String::new(), Instant::now());
-        while seen.0.is_empty() || seen.1.elapsed() < STILL {
-            assert!(begun.elapsed() < Duration::from_secs(60), "nobody stood still");
-            let mut now = String::new();
-            for run in registry.runs(&RunFilter::default()).await.unwrap() {
-                let (_, tasks) = registry.run(run.id).await.unwrap();
-                let running = tasks.iter().filter(|task| task.state == TaskState::Running);
-                now.extend(running.map(|task| format!("{} {} {}\n", run.id, task.kind, task.attempts)));
-            }
-            if now != seen.0 {
-                seen = (now, Instant::now());
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    });
+/// The same with a worker that does not even notice that its lease is lost: it takes its next step as if nothing had
+/// happened, until it is refused there as `refused` says.
+fn refused(backend: &Backend, point: &str, skip: u32, refused: &str) {
+    let said = frozen(backend, point, skip, "heartbeat.deaf=return;");
+    assert!(said.contains(refused), "it was not refused as expected ({refused}): {said}");
+    let place = match point {
+        "stage.after" => "at the registry, after staging",
+        "intent.before" => "at the registry, taking the intent",
+        "lake.commit.loaded" => "at the Delta commit",
+        "cutover.before" => "at the online cut-over",
+        "record.before" => "at the registry, recording",
+        _ => unreachable!("a place has a name"),
+    };
+    saw("F3", backend, &format!("a worker frozen past its lease wakes {place}"), "refused; nothing changed");
 }
 
 /// Stops a process while it holds no lock of the registry: one that is stopped inside a transaction stops everybody.
@@ -97,7 +96,14 @@ fn freeze(world: &World, running: &Running) {
 }
 
 macro_rules! frozen_at {
-    ($($name:ident: $point:literal after $skip:literal,)+) => { $(#[test] fn $name() { frozen($point, $skip); })+ };
+    ($($name:ident: $point:literal after $skip:literal,)+) => {
+        mod embedded {
+            $(#[test] fn $name() { super::frozen(&super::Backend::Embedded, $point, $skip, ""); })+
+        }
+        mod on_servers {
+            $(#[test] fn $name() { super::frozen(&super::Backend::shared(), $point, $skip, ""); })+
+        }
+    };
 }
 
 frozen_at! {
@@ -109,4 +115,23 @@ frozen_at! {
     frozen_while_publishing: "publish.between" after 4,
     frozen_before_cutting_over: "cutover.before" after 1,
     frozen_before_recording: "record.before" after 1,
+}
+
+macro_rules! refused_at {
+    ($($name:ident: $point:literal after $skip:literal, $refused:literal,)+) => {
+        mod refused_embedded {
+            $(#[test] fn $name() { super::refused(&super::Backend::Embedded, $point, $skip, $refused); })+
+        }
+        mod refused_on_servers {
+            $(#[test] fn $name() { super::refused(&super::Backend::shared(), $point, $skip, $refused); })+
+        }
+    };
+}
+
+refused_at! {
+    refused_at_the_registry_after_staging: "stage.after" after 5, "before the registry was told that",
+    refused_an_intent: "intent.before" after 1, "The lease was lost; another worker goes on",
+    refused_a_commit: "lake.commit.loaded" after 5, "overtook",
+    refused_a_cut_over: "cutover.before" after 1, "is live online",
+    refused_a_record: "record.before" after 1, "The lease was lost; another worker goes on",
 }

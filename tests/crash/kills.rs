@@ -2,18 +2,19 @@
 
 use std::time::{Duration, Instant};
 
+use crate::place::Backend;
 use crate::points::assert_undisturbed;
 use crate::world::{World, backfill, told};
 
 /// Kills backfills at moments within ever shorter spans, until one was hit: how long a start takes is the machine's affair.
-fn killed_until_done(seed: u64) {
-    let hit = [1_200, 600, 300, 150, 75, 35].into_iter().any(|span_ms| kills_within(span_ms, seed) > 0);
+fn killed_until_done(backend: &Backend, seed: u64) {
+    let hit = [1_200, 600, 300, 150, 75, 35].into_iter().any(|span_ms| kills_within(backend, span_ms, seed) > 0);
     assert!(hit, "it was never killed");
 }
 
 /// Kills a backfill after delays that grow and shrink by a fixed rule, until one start lives to its end; how often.
-fn kills_within(span_ms: u64, seed: u64) -> u32 {
-    let world = World::applied();
+fn kills_within(backend: &Backend, span_ms: u64, seed: u64) -> u32 {
+    let world = World::applied(backend);
     let mut delay = seed;
     let mut kills = 0;
     loop {
@@ -40,21 +41,26 @@ fn kills_within(span_ms: u64, seed: u64) -> u32 {
 }
 
 macro_rules! killed_with_seed {
-    ($($name:ident: $seed:literal,)+) => { $(#[test] fn $name() { killed_until_done($seed); })+ };
+    ($($name:ident: $seed:literal on $backend:expr,)+) => {
+        $(#[test] fn $name() { killed_until_done(&$backend, $seed); })+
+    };
 }
 
 killed_with_seed! {
-    killed_anywhere_one: 1,
-    killed_anywhere_two: 2,
-    killed_anywhere_three: 3,
-    killed_anywhere_four: 4,
-    killed_anywhere_five: 5,
-    killed_anywhere_six: 6,
+    killed_anywhere_one: 1 on Backend::Embedded,
+    killed_anywhere_two: 2 on Backend::Embedded,
+    killed_anywhere_three: 3 on Backend::Embedded,
+    killed_anywhere_four: 4 on Backend::Embedded,
+    killed_anywhere_five: 5 on Backend::Embedded,
+    killed_anywhere_six: 6 on Backend::Embedded,
+    killed_anywhere_on_servers_one: 1 on Backend::shared(),
+    killed_anywhere_on_servers_two: 2 on Backend::shared(),
+    killed_anywhere_on_servers_three: 3 on Backend::shared(),
 }
 
 /// Signals a backfill while it is at `point` for a while; it must end within 10 s and hand back what it holds.
-fn stopped(signal: &str, point: &str) {
-    let world = World::applied();
+fn stopped(backend: &Backend, signal: &str, point: &str) {
+    let world = World::applied(backend);
     // The first run ends as always; the second dawdles.
     let running = world.start(&backfill(), &format!("{point}=1*off->sleep(300)"));
     world.wait_for(|runs| runs.iter().any(|run| run.state.as_str() == "succeeded"));
@@ -71,18 +77,28 @@ fn stopped(signal: &str, point: &str) {
 
 #[test]
 fn stopped_by_sigterm_while_staging() {
-    stopped("-TERM", "stage.written");
+    stopped(&Backend::Embedded, "-TERM", "stage.written");
+}
+
+#[test]
+fn stopped_by_sigterm_while_staging_on_servers() {
+    stopped(&Backend::shared(), "-TERM", "stage.written");
+}
+
+#[test]
+fn stopped_by_sigterm_while_publishing_on_servers() {
+    stopped(&Backend::shared(), "-TERM", "commit.after");
 }
 
 #[test]
 fn stopped_by_ctrl_c_while_publishing() {
-    stopped("-INT", "commit.after");
+    stopped(&Backend::Embedded, "-INT", "commit.after");
 }
 
 /// A query that takes longer than a stopping worker lets its tasks go on: it is left and handed back.
 #[test]
 fn stopped_in_a_query_that_takes_minutes() {
-    let world = World::bare();
+    let world = World::bare(&Backend::Embedded);
     let file = world.folder.path().join("shop.yaml");
     let quick = std::fs::read_to_string(&file).unwrap();
     let all: String = (0..4).map(|n| format!(" CROSS JOIN (SELECT amount AS a{n} FROM receipts) AS r{n}")).collect();

@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use crate::place::Backend;
 use crate::points::UNDISTURBED;
 use crate::world::{World, backfill, told};
 
@@ -40,7 +41,7 @@ fn assert_published_once(world: &World) {
     let (is, should) = (published(&world.outcome()), published(&UNDISTURBED));
     assert!(should.len() > 20, "{should:?}");
     assert_eq!(is, should);
-    assert_eq!(world.leftovers(), Vec::<std::path::PathBuf>::new());
+    assert_eq!(world.leftovers(), [""; 0]);
 }
 
 fn forget_registry(world: &World) {
@@ -51,7 +52,7 @@ fn forget_registry(world: &World) {
 
 #[test]
 fn a_registry_that_is_gone_comes_back_from_the_lake() {
-    let world = World::applied();
+    let world = World::applied(&Backend::Embedded);
     done(&world, &FIRST_DAYS);
     forget_registry(&world);
     let refused = world.run(&["apply", "--yes"]);
@@ -74,7 +75,7 @@ fn a_registry_that_is_gone_comes_back_from_the_lake() {
 
 #[test]
 fn an_hour_old_copy_loses_and_doubles_nothing() {
-    let world = World::applied();
+    let world = World::applied(&Backend::Embedded);
     done(&world, &["backfill", "daily", "--from", "2024-01-01", "--to", "2024-01-02"]);
     let copy = world.folder.path().join("copy.db");
     let copy = copy.to_str().unwrap();
@@ -97,7 +98,7 @@ fn an_hour_old_copy_loses_and_doubles_nothing() {
 
 #[test]
 fn tables_that_are_gone_are_computed_again() {
-    let world = World::applied();
+    let world = World::applied(&Backend::Embedded);
     done(&world, &FIRST_DAYS);
     fs::remove_dir_all(world.folder.path().join(".tidegate/lake/features/ranking")).unwrap();
     let rebuilt = done(&world, &REBUILD);
@@ -109,7 +110,7 @@ fn tables_that_are_gone_are_computed_again() {
 
 #[test]
 fn the_janitor_leaves_what_is_published_as_it_is() {
-    let world = World::applied();
+    let world = World::applied(&Backend::Embedded);
     world.backfill();
     let before = world.outcome();
     let retention = "project: shop\nonline: sqlite://.tidegate/online.db\n\

@@ -3,14 +3,15 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::sync::LazyLock;
 
+use crate::place::Backend;
 use crate::world::{World, backfill, told};
 
-/// What is there when nothing goes wrong.
+/// What is there when nothing goes wrong, whatever the world is built of: compared by entity and text.
 pub(crate) static UNDISTURBED: LazyLock<String> = LazyLock::new(|| {
-    let world = World::applied();
+    let world = World::applied(&Backend::Embedded);
     world.backfill();
     let outcome = world.outcome();
-    assert_eq!(world.leftovers(), [""; 0].map(std::path::PathBuf::from));
+    assert_eq!(world.leftovers(), [""; 0]);
     assert_eq!(outcome.matches("snapshot of").count(), 3, "{outcome}");
     assert_eq!(outcome.matches(" is blocked because").count(), 1, "{outcome}");
     outcome
@@ -30,12 +31,12 @@ pub(crate) fn assert_same(world: &World, undisturbed: &str) {
         let missing: Vec<_> = should.iter().filter(|line| !is.contains(line)).collect();
         panic!("it differs from an undisturbed run\nextra: {extra:#?}\nmissing: {missing:#?}");
     }
-    assert_eq!(world.leftovers(), Vec::<std::path::PathBuf>::new(), "files are left that no table names");
+    assert_eq!(world.leftovers(), [""; 0], "files are left that no table names");
 }
 
 /// Lets a backfill die at `point` as often as `actions` lists counts, starts it once more, and compares.
-fn dies(point: &str, skips: &[u32]) {
-    let world = World::applied();
+fn dies(backend: &Backend, point: &str, skips: &[u32]) {
+    let world = World::applied(backend);
     for skip in skips {
         let died = world.run_at(&backfill(), &format!("{point}={skip}*off->panic"));
         assert_eq!(died.status.signal(), Some(6), "it did not come to `{point}`: {}", told(&died));
@@ -48,7 +49,16 @@ macro_rules! dies_at {
     ($($name:ident: $point:literal after $skips:expr,)+) => {
         /// Every fail point that kills a backfill here.
         pub(crate) const POINTS: &[&str] = &[$($point),+];
-        $(#[test] fn $name() { dies($point, &$skips); })+
+        mod embedded {
+            $(#[test] fn $name() { super::dies(&super::Backend::Embedded, $point, &$skips); })+
+        }
+        mod on_servers {
+            // Once, where it is most in the middle of things: servers make each start dearer.
+            $(#[test] fn $name() {
+                let skips = $skips;
+                super::dies(&super::Backend::shared(), $point, &skips[skips.len() - 1..]);
+            })+
+        }
     };
 }
 
@@ -81,14 +91,22 @@ dies_at! {
 }
 
 #[test]
+fn an_undisturbed_run_ends_alike_on_servers() {
+    let world = World::applied(&Backend::shared());
+    world.backfill();
+    assert_undisturbed(&world);
+}
+
+#[test]
 fn what_a_cut_off_write_left_is_removed() {
-    let world = World::applied();
+    let world = World::applied(&Backend::Embedded);
     let died = world.run_at(&backfill(), "stage.written=1*off->panic");
     assert_eq!(died.status.signal(), Some(6), "{}", told(&died));
     let left = world.leftovers();
     assert!(!left.is_empty(), "staged files lie there");
     // Local files are written under a name of this form until they are whole; large ones for minutes.
     for file in &left {
+        let file = world.folder.path().join(".tidegate/lake").join(file);
         std::fs::write(format!("{}#1", file.display()), "PAR1").unwrap();
     }
     // Nobody looks at a run again that is recorded: so it must have happened before.
@@ -103,8 +121,17 @@ const APPLY: [&str; 3] = ["lake.table.created", "apply.tables", "apply.after"];
 
 #[test]
 fn while_applying() {
+    dies_applying(&Backend::Embedded);
+}
+
+#[test]
+fn while_applying_on_servers() {
+    dies_applying(&Backend::shared());
+}
+
+fn dies_applying(backend: &Backend) {
     for point in APPLY {
-        let world = World::bare();
+        let world = World::bare(backend);
         for skip in if point == "lake.table.created" { vec![0, 1] } else { vec![0] } {
             let died = world.run_at(&["apply", "--yes"], &format!("{point}={skip}*off->panic"));
             assert_eq!(died.status.signal(), Some(6), "it did not come to `{point}`: {}", told(&died));
@@ -117,6 +144,9 @@ fn while_applying() {
         }
     }
 }
+
+/// Fail points that do something else than stop: `frozen` and `outages` use them.
+const NOT_DEADLY: [&str; 2] = ["heartbeat.deaf", "lake.sync"];
 
 #[test]
 fn every_fail_point_kills_somewhere() {
@@ -136,6 +166,6 @@ fn every_fail_point_kills_somewhere() {
         }
     }
     assert!(found.len() > 20, "{found:?}");
-    found.retain(|point| !POINTS.contains(&point.as_str()) && !APPLY.contains(&point.as_str()));
+    found.retain(|point| [POINTS, &APPLY, &NOT_DEADLY].iter().all(|known| !known.contains(&point.as_str())));
     assert_eq!(found, Vec::<String>::new(), "no test dies at these");
 }

@@ -9,6 +9,7 @@ use tidegate_registry::ids::ViewId;
 use tidegate_worker::entity_key;
 use tidegate_worker::lake::Lake;
 
+use crate::place::Backend;
 use crate::world::{BAD_DAY, VIEWS, World, block_on, told};
 
 /// Enough for several rows to be on their way at any time.
@@ -27,7 +28,16 @@ const ONLINE: [&str; 3] = ["revenue@v1", "ranking@v1", "last_receipt@v1"];
 
 #[test]
 fn readers_never_see_a_run_by_halves() {
-    let world = World::applied();
+    whole_to_readers(&Backend::Embedded);
+}
+
+#[test]
+fn readers_of_servers_never_see_a_run_by_halves() {
+    whole_to_readers(&Backend::shared());
+}
+
+fn whole_to_readers(backend: &Backend) {
+    let world = World::applied(backend);
     let mut seen = Seen::default();
     world.sell(SHOPS, DAYS, 0);
     watch(&world, &["backfill", "daily", "--from", "2024-01-01", "--to", "2024-01-07"], &mut seen);

@@ -1,9 +1,9 @@
 //! A small project in a folder of its own, processes that work on it, and what they left as one comparable text.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -12,13 +12,13 @@ use datafusion::arrow::compute::concat_batches;
 use datafusion::arrow::util::display::array_value_to_string;
 use datafusion::prelude::SessionContext;
 use tempfile::TempDir;
-use tidegate_registry::definitions::settings::OnlineLocation;
 use tidegate_registry::ids::{RunId, ViewId};
 use tidegate_registry::run::{Run, RunState};
-use tidegate_registry::store::{RunFilter, Store as _};
-use tidegate_store::SqliteStore;
+use tidegate_registry::store::{RunFilter, Store};
 use tidegate_worker::lake::Lake;
 use tidegate_worker::online::{self, OnlineStore};
+
+use crate::place::{Backend, Place};
 
 /// All kinds of reading and writing: a view over a source, one over its state, one over its history, and a partial one.
 /// `day` is the same in all rows of a run, so that rows of two runs can be told apart wherever they meet.
@@ -75,9 +75,9 @@ feature_views:
 dags:
   - name: daily
     owner: sales
-    schedule: {cron: '0 0 * * *', timezone: UTC, start: 2024-01-01, end: 2024-02-01}
+    schedule: {cron: '0 0 * * *', timezone: UTC, start: 2024-01-01, end: 2024-02-01, catchup: none}
     views: [revenue, ranking, lifetime, last_receipt]
-    retries: {max: 3, backoff: 1s}
+    retries: {max: 6, backoff: 1s}
 ";
 
 /// The views of [`DEFINITIONS`].
@@ -90,35 +90,50 @@ pub(crate) const BAD_DAY: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(100);
 
 /// What [`World::applied`] copies: applying takes as long as computing.
-static APPLIED: LazyLock<TempDir> = LazyLock::new(|| {
-    let world = World::bare();
-    let done = world.run(&["apply", "--yes"]);
-    assert!(done.status.success(), "{done:?}");
-    world.folder
-});
+static APPLIED: LazyLock<World> = LazyLock::new(|| World::apply(&Backend::Embedded));
+/// The same on servers.
+static APPLIED_ON_SERVERS: LazyLock<World> = LazyLock::new(|| World::apply(&Backend::shared()));
 
 /// See the module.
 pub(crate) struct World {
     pub(crate) folder: TempDir,
+    pub(crate) place: Place,
 }
 
 impl World {
     /// The project's files and nothing else.
-    pub(crate) fn bare() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("tidegate.yaml"), "project: shop\nonline: sqlite://.tidegate/online.db\n")
-            .unwrap();
-        fs::write(folder.path().join("shop.yaml"), DEFINITIONS).unwrap();
-        let world = Self { folder };
+    pub(crate) fn bare(backend: &Backend) -> Self {
+        let world = Self::at(Place::empty(backend));
+        fs::write(world.folder.path().join("shop.yaml"), DEFINITIONS).unwrap();
         world.sell(3, 4, 0);
         world
     }
 
-    /// The project, applied.
-    pub(crate) fn applied() -> Self {
+    fn at(place: Place) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        copy(APPLIED.path(), folder.path());
-        Self { folder }
+        fs::write(folder.path().join("tidegate.yaml"), format!("project: shop\n{}", place.settings())).unwrap();
+        Self { folder, place }
+    }
+
+    fn apply(backend: &Backend) -> Self {
+        let world = Self::bare(backend);
+        let done = world.run(&["apply", "--yes"]);
+        assert!(done.status.success(), "{}", told(&done));
+        world
+    }
+
+    /// The project, applied.
+    pub(crate) fn applied(backend: &Backend) -> Self {
+        let pattern = match backend {
+            Backend::Embedded => &APPLIED,
+            Backend::Servers(_) => &APPLIED_ON_SERVERS,
+        };
+        let Some(place) = Place::copy_of(&pattern.place, backend) else { return Self::apply(backend) };
+        let world = Self::at(place);
+        for entry in ["shop.yaml", "receipts.csv", ".tidegate"] {
+            copy(&pattern.folder.path().join(entry), &world.folder.path().join(entry));
+        }
+        world
     }
 
     /// Receipts of `shops` shops on each of `days` days; on the bad day they are too good to be true. `offset` is added to
@@ -149,6 +164,7 @@ impl World {
             .env_clear()
             .env("HOME", self.folder.path())
             .env("TIDEGATE_LOG", "info")
+            .envs(self.place.environment())
             .stdin(Stdio::null());
         command
     }
@@ -165,11 +181,16 @@ impl World {
 
     /// Starts a command with fail points armed.
     pub(crate) fn start(&self, arguments: &[&str], fail_points: &str) -> Running {
+        self.start_in(arguments, &[("FAILPOINTS", fail_points)])
+    }
+
+    /// Starts a command with more in its environment.
+    pub(crate) fn start_in(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Running {
         // Into files: a pipe that nobody reads would hold the process up.
         let said = tempfile::NamedTempFile::new().unwrap();
         let child = self
             .command(arguments)
-            .env("FAILPOINTS", fail_points)
+            .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(said.reopen().unwrap())
             .spawn()
@@ -190,18 +211,18 @@ impl World {
 
     /// The project's lake.
     pub(crate) fn lake(&self) -> Lake {
-        Lake::open(self.folder.path().join(".tidegate/lake").to_str().unwrap(), "shop").unwrap()
+        self.place.lake(self.folder.path())
     }
 
     /// The project's online store.
     pub(crate) async fn online(&self) -> Arc<dyn OnlineStore> {
-        let location = OnlineLocation::Sqlite(self.folder.path().join(".tidegate/online.db"));
-        online::open(&location, &"shop".parse().unwrap(), true).await.unwrap()
+        let location = self.place.online(self.folder.path());
+        online::open(&location, &"shop".parse().unwrap(), false).await.unwrap()
     }
 
     /// The project's registry.
-    pub(crate) async fn registry(&self) -> SqliteStore {
-        SqliteStore::open(&self.folder.path().join(".tidegate/registry.db")).await.unwrap()
+    pub(crate) async fn registry(&self) -> Arc<dyn Store> {
+        self.place.registry(self.folder.path()).await.unwrap()
     }
 
     async fn read_outcome(&self) -> String {
@@ -261,6 +282,15 @@ impl World {
         });
     }
 
+    /// How many runs have ended; `None` when the registry does not tell.
+    pub(crate) fn ended(&self) -> Option<usize> {
+        block_on(async {
+            let registry = self.place.registry(self.folder.path()).await.ok()?;
+            let runs = registry.runs(&RunFilter::default()).await.ok()?;
+            Some(runs.iter().filter(|run| !run.state.is_open()).count())
+        })
+    }
+
     /// Waits until `count` workers are at work.
     pub(crate) fn wait_for_workers(&self, count: usize) {
         let begun = Instant::now();
@@ -278,19 +308,17 @@ impl World {
         block_on(async { !self.registry().await.lease_owners().await.unwrap().is_empty() })
     }
 
-    /// Files in the tables' folders that no table names.
-    pub(crate) fn leftovers(&self) -> Vec<PathBuf> {
+    /// Files in the tables' folders that no table names, as paths below the lake.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
         block_on(async {
             let lake = self.lake();
             let mut leftovers = Vec::new();
             for view in VIEWS {
                 let (name, _) = view.split_once('@').unwrap();
-                let folder = self.folder.path().join(format!(".tidegate/lake/features/{name}/v1"));
                 let table = lake.load(&view.parse().unwrap(), None).await.unwrap();
-                let named: BTreeSet<PathBuf> =
-                    table.get_file_uris().unwrap().map(|uri| fs::canonicalize(local(&uri)).unwrap()).collect();
-                let found = files(&folder.join("data"));
-                leftovers.extend(found.into_iter().filter(|file| !named.contains(&fs::canonicalize(file).unwrap())));
+                let named: Vec<String> = table.get_file_uris().unwrap().collect();
+                let found = self.place.files(self.folder.path(), &format!("features/{name}/v1/data"));
+                leftovers.extend(found.into_iter().filter(|file| !named.iter().any(|uri| uri.ends_with(file))));
             }
             leftovers
         })
@@ -369,9 +397,29 @@ pub(crate) async fn rows(lake: &Lake, view: &str) -> Vec<String> {
     rows
 }
 
-/// What a run is called in every world.
+/// What is left of an outcome when an online store may have forgotten what is not live.
+pub(crate) fn served(outcome: &str) -> String {
+    let mut text = String::new();
+    let mut live = None;
+    for line in outcome.lines() {
+        if let Some((_, what)) = line.strip_prefix("live of ").and_then(|rest| rest.split_once(": ")) {
+            live =
+                what.strip_prefix("Some((").and_then(|rest| rest.split_once(',')).map(|(number, _)| number.to_owned());
+        }
+        let of_generation = line.starts_with("  ") && line.contains(" OnlineRow ");
+        if !of_generation || live.as_deref() == line.split_whitespace().next() {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// What a run is called in every world: without the id that a cause may have.
 fn name(run: &Run) -> String {
-    format!("{} {} revision {} by {}", run.dag, run.interval, run.revision, run.cause)
+    let cause = run.cause.to_string();
+    let cause = cause.split_whitespace().next().unwrap_or_default();
+    format!("{} {} revision {} by {cause}", run.dag, run.interval, run.revision)
 }
 
 /// How a command ended and what it said.
@@ -384,30 +432,15 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-/// Every file below a folder, what an interrupted write left included.
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
-    }
-    found.sort();
-    found
-}
-
-fn local(uri: &str) -> PathBuf {
-    PathBuf::from(uri.strip_prefix("file://").unwrap_or(uri))
-}
-
-fn copy(from: &Path, to: &Path) {
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            fs::create_dir(&target).unwrap();
-            copy(&path, &target);
-        } else {
-            fs::copy(&path, &target).unwrap();
+/// A file or a folder with all below it; nothing where there is nothing.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    if from.is_dir() {
+        fs::create_dir(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            copy(&path, &to.join(path.file_name().unwrap()));
         }
+    } else if from.exists() {
+        fs::copy(from, to).unwrap();
     }
 }

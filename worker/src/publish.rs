@@ -129,8 +129,7 @@ async fn take_intent(parts: &Parts, claim: &Claim, run: &Run) -> Result<Decision
 pub(crate) async fn require_known(parts: &Parts, id: &ViewId, state: &ViewState) -> Result<()> {
     let Err(error) = parts.lake.require_known(id, state.publish_number).await else { return Ok(()) };
     // Another run may have published since the state was read.
-    let states = parts.store.view_states(std::slice::from_ref(id)).await?;
-    let known = states.get(id).map_or(0, |state| state.publish_number);
+    let known = given_out(parts, id).await?;
     if known == state.publish_number {
         return Err(error.into());
     }
@@ -246,6 +245,12 @@ async fn commit_all(
             Err(error @ CommitError::Superseded { .. }) => {
                 return Ok(Err(TaskEnd::Superseded { reason: error.to_string() }));
             }
+            // What the registry had given out was read before: by now it may be more.
+            Err(CommitError::RegistryBehind { mark, .. }) if given_out(parts, id).await? >= mark => {
+                let reason =
+                    format!("publication {mark} of `{id}` overtook publication {}", view_intent.publish_number);
+                return Ok(Err(TaskEnd::Superseded { reason }));
+            }
             Err(error) => return Err(error.into()),
         };
         fail::fail_point!("commit.after");
@@ -254,6 +259,12 @@ async fn commit_all(
         versions.insert(id.clone(), committed.version);
     }
     Ok(Ok(versions))
+}
+
+/// The highest publish number that the registry has given out for a view.
+async fn given_out(parts: &Parts, id: &ViewId) -> Result<u64> {
+    let states = parts.store.view_states(std::slice::from_ref(id)).await?;
+    Ok(states.get(id).map_or(0, |state| state.publish_number))
 }
 
 /// What the commit of one view says of itself.

@@ -388,6 +388,9 @@ async fn deadline(timeout: Option<Duration>) -> Duration {
 /// Extends the lease until it is lost. A registry that cannot be reached is waited for: fences, not clocks, keep a worker
 /// that is out of touch from doing harm.
 async fn keep_alive(hands: &Hands, claim: &Claim, lease: Duration) {
+    if is_deaf() {
+        return std::future::pending().await;
+    }
     loop {
         sleep(lease / 3).await;
         // One that hangs must not keep the next from being tried while there is still time.
@@ -400,6 +403,12 @@ async fn keep_alive(hands: &Hands, claim: &Claim, lease: Duration) {
             Err(error) => tracing::warn!(run.id = %claim.run.id, "A heartbeat failed; trying again: {error}"),
         }
     }
+}
+
+/// Whether a test wants to see what becomes of a worker that never learns that its lease is lost.
+fn is_deaf() -> bool {
+    fail::fail_point!("heartbeat.deaf", |_| true);
+    false
 }
 
 /// Whether the claimed task is the publication of a run that has been recorded, by us or by somebody else.
@@ -423,7 +432,15 @@ async fn tell(hands: &Hands, claim: &Claim, end: TaskEnd, stop: &CancellationTok
                 tracing::warn!(run.id = %claim.run.id, "The registry could not be told how a task ended; trying again: {error}");
                 sleep(Duration::from_millis(100 << attempt.min(6))).await;
             }
-            Err(StoreError::LostLease) => return discard_if_ended(hands, claim).await,
+            Err(StoreError::LostLease) => {
+                tracing::info!(
+                    run.id = %claim.run.id,
+                    task = %claim.kind,
+                    "The lease was lost before the registry was told that {}; another worker goes on.",
+                    told(&end)
+                );
+                return discard_if_ended(hands, claim).await;
+            }
             Err(error) => {
                 tracing::error!(run.id = %claim.run.id, task = %claim.kind, "The registry refused how a task ended: {}", chain(&error.into()));
                 return;
@@ -447,6 +464,18 @@ async fn tell(hands: &Hands, claim: &Claim, end: TaskEnd, stop: &CancellationTok
     fail::fail_point!("end.after");
     if may_end_run {
         discard_if_ended(hands, claim).await;
+    }
+}
+
+/// How a task ended, after "that".
+fn told(end: &TaskEnd) -> String {
+    match end {
+        TaskEnd::Succeeded { .. } => "the task succeeded".to_owned(),
+        TaskEnd::Released { reason, .. } => format!("it was handed back ({})", reason.as_deref().unwrap_or("stopping")),
+        TaskEnd::Blocked { reason, .. } => format!("checks stopped the run ({reason})"),
+        TaskEnd::Superseded { reason } => format!("the run is superseded ({reason})"),
+        TaskEnd::PinsChanged { reason } => format!("what it read has changed ({reason})"),
+        TaskEnd::Failed { error, .. } => format!("the task failed ({error})"),
     }
 }
 

@@ -299,6 +299,7 @@ impl Lake {
             return Ok(());
         }
         let table = self.local_table(view)?;
+        fail::fail_point!("lake.sync", |_| bail!("the disk does not take the files of `{view}`: input/output error"));
         let sync_all = move || -> std::io::Result<()> {
             let mut folders = std::collections::BTreeSet::new();
             for path in relative {

@@ -42,6 +42,7 @@ pub struct Fault {
     method: Option<String>,
     target: String,
     skip: u64,
+    every: u64,
     times: u64,
     strikes: u64,
 }
@@ -49,7 +50,7 @@ pub struct Fault {
 impl Fault {
     /// For every request, until it is taken away.
     pub fn new(mode: Mode) -> Self {
-        Self { mode, method: None, target: String::new(), skip: 0, times: u64::MAX, strikes: 0 }
+        Self { mode, method: None, target: String::new(), skip: 0, every: 1, times: u64::MAX, strikes: 0 }
     }
 
     /// Only for requests of this method whose path or query holds `target`.
@@ -64,6 +65,13 @@ impl Fault {
     #[must_use]
     pub fn after(mut self, requests: u64) -> Self {
         self.skip = requests;
+        self
+    }
+
+    /// Strikes the first of every so many requests that it is for: with 2, a client that asks again gets an answer.
+    #[must_use]
+    pub fn every(mut self, requests: u64) -> Self {
+        self.every = requests.max(1);
         self
     }
 
@@ -91,6 +99,7 @@ impl Fault {
         if self.strikes == self.times {
             return None;
         }
+        self.skip = self.every - 1;
         self.strikes += 1;
         Some(self.mode)
     }
@@ -107,5 +116,8 @@ mod tests {
         assert!(requests.iter().all(|(method, target)| fault.strike(method, target).is_none()));
         let struck: Vec<bool> = (0..3).map(|_| fault.strike("PUT", "/b/_delta_log/1").is_some()).collect();
         assert_eq!((struck, fault.strikes()), (vec![true, true, false], 2));
+        let mut fault = Fault::new(Mode::Cut).every(2);
+        let struck: Vec<bool> = (0..4).map(|_| fault.strike("GET", "/b/x").is_some()).collect();
+        assert_eq!(struck, [true, false, true, false]);
     }
 }
