@@ -35,7 +35,6 @@ pub(super) const TABLES: &[(&str, &str)] = &[
     ("ledger", "view, interval_end, interval_start"),
     ("checks", "run, seq, position"),
     ("audit_events", "id"),
-    ("pools", "name"),
     ("workers", "owner"),
     ("duties", "name"),
 ];
