@@ -222,6 +222,23 @@ async fn schedulers_side_by_side_plan_once() {
     assert_eq!(world.runs().await.len(), 27 * 60 + 1, "1,620 of `d` and one of `u`");
 }
 
+/// The clock of a scheduler jumps an hour back and forth: what was planned stays, nothing is planned twice or left out.
+#[tokio::test]
+async fn a_clock_that_jumps_by_hours_plans_every_interval_once() {
+    let world = World::new(&two_dags(|dag| dag.schedule.cron = "* * * * *".to_owned())).await;
+    for hour in 1..6 {
+        for jump in [0, 1, -1] {
+            world.set(day(2) + TimeDelta::hours(hour + jump));
+            while world.step().await.did_anything() {}
+        }
+    }
+    let ticks = world.store.ticks(&"d".parse().unwrap(), day(1), day(9)).await.unwrap();
+    // The farthest that the clock ever said is six hours into the second day.
+    assert_eq!(ticks.len(), 30 * 60 + 1);
+    assert!(ticks.windows(2).all(|pair| pair[1] - pair[0] == TimeDelta::minutes(1)));
+    assert_eq!(world.runs().await.len(), 30 * 60 + 1, "1,800 of `d` and one of `u`");
+}
+
 #[tokio::test]
 async fn a_blocked_interval_holds_later_ones_until_its_retry_has_published() {
     let world = World::new(&two_dags(|dag| dag.on_blocked = OnBlocked::Wait)).await;

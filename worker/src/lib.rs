@@ -6,8 +6,12 @@ pub mod engine;
 pub mod entity_key;
 mod execute;
 mod executor;
+#[cfg(test)]
+mod fault_tests;
 pub mod janitor;
 pub mod lake;
+#[cfg(test)]
+mod nth_fault_tests;
 pub mod objects;
 pub mod online;
 pub mod preview;

@@ -13,7 +13,7 @@ use tidegate_registry::model::Project;
 use tidegate_registry::plan::diff;
 use tidegate_registry::run::{Cause, NewRun, Run, RunState, Verdict};
 use tidegate_registry::store::{ApplyRequest, CheckFilter, Store};
-use tidegate_registry::time::{FixedClock, Instant, Interval};
+use tidegate_registry::time::{Clock, FixedClock, Instant, Interval};
 use tidegate_store::SqliteStore;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -239,10 +239,24 @@ fn worker_with(
     owner: &str,
     sources: Sources,
 ) -> Worker {
+    let clock = Arc::new(FixedClock(at("2024-01-05T00:00:00Z")));
+    worker_by(clock, folder, store, lake, online, owner, sources)
+}
+
+/// A worker with a clock of its own.
+pub(crate) fn worker_by(
+    clock: Arc<dyn Clock>,
+    folder: &tempfile::TempDir,
+    store: &Arc<SqliteStore>,
+    lake: &Lake,
+    online: &Arc<dyn OnlineStore>,
+    owner: &str,
+    sources: Sources,
+) -> Worker {
     let store: Arc<dyn Store> = Arc::<SqliteStore>::clone(store);
     Worker::new(WorkerParts {
         store,
-        clock: Arc::new(FixedClock(at("2024-01-05T00:00:00Z"))),
+        clock,
         lake: lake.clone(),
         online: Some(Arc::clone(online)),
         sources,
@@ -435,7 +449,7 @@ async fn a_stopped_worker_hands_back_and_another_finishes() {
 }
 
 /// A view that multiplies the receipts with themselves until nobody waits for it.
-fn endless() -> String {
+pub(crate) fn endless() -> String {
     let product = (0..12).map(|n| format!("receipts AS r{n}")).collect::<Vec<_>>().join(", ");
     DEFINITIONS.replace(
         "SELECT shop, sum(total) AS total, count(*) AS days FROM history.revenue GROUP BY shop",
