@@ -346,6 +346,34 @@ fn every_role_tells_whether_it_is_healthy_and_ready() {
 
 #[cfg(unix)]
 #[test]
+fn a_drained_worker_takes_no_more_until_it_may() {
+    let world = World::applied();
+    let mut up =
+        world.command(&["up", "--queues", "default"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let workers = || world.json("workers list").as_array().unwrap().clone();
+    eventually("a worker", || workers().len() == 1);
+    let worker = workers()[0]["worker"].as_str().unwrap().to_owned();
+    assert_eq!(workers()[0]["queues"], serde_json::json!(["default"]));
+    world.quietly(&format!("workers drain {worker}"));
+    eventually("rest", || world.json("runs list --state publishing").as_array().unwrap().is_empty());
+    let running = |queue: &serde_json::Value| queue[0]["running"].as_u64() == Some(0);
+    eventually("nothing claimed", || running(&world.json("queue depth")));
+    let succeeded = || world.json("runs list --state succeeded --limit 0").as_array().unwrap().len();
+    let before = succeeded();
+    let next = world.json("queue list --limit 1");
+    assert_eq!((next[0]["queue"].as_str(), next[0]["waits_for"].as_str()), (Some("default"), Some("queue")), "{next}");
+    assert_eq!((succeeded(), workers()[0]["drained"].as_bool()), (before, Some(true)));
+    world.quietly(&format!("workers undrain {worker}"));
+    eventually("more runs", || succeeded() > before);
+    signal(&up, "TERM");
+    assert_eq!(up.wait().unwrap().code(), Some(0));
+    let unknown = world.command(&["workers", "drain", "nobody"]).output().unwrap();
+    assert_eq!(unknown.status.code(), Some(1));
+    assert_eq!(world.json("pools list"), serde_json::json!([]));
+}
+
+#[cfg(unix)]
+#[test]
 fn a_killed_process_holds_nobody_up() {
     let world = World::applied();
     let running = || !world.json("runs list --state running").as_array().unwrap().is_empty();
