@@ -1,6 +1,6 @@
 //! The janitor: expires snapshots, shortens logs, deletes what nobody needs, compacts, prunes.
 //!
-//! A pass goes through the views one by one: read ([`facts`](self)), decide ([`plan`]), act. It is safe beside workers and
+//! A pass goes through the views one by one: read ([`facts`](self)), decide (`plan`), act. It is safe beside workers and
 //! schedulers and may die anywhere: everything that it deletes is, at that moment, named by nothing that anybody may ask
 //! for, so what a dead pass left undone is simply found again. Three things make that so:
 //!

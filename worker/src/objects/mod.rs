@@ -10,7 +10,7 @@
 //! own object and says that somebody else was first. Whoever creates objects has to look at what is there: see
 //! [`crate::lake`].
 //!
-//! **Threads.** Connections live on threads of their own ([`io_threads`]), whoever asks: a runtime that is busy computing
+//! **Threads.** Connections live on threads of their own (`io_threads`), whoever asks: a runtime that is busy computing
 //! would let them time out, and one that ends would take connections with it that others still count on (delta-rs starts
 //! such short-lived runtimes).
 //!

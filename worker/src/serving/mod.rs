@@ -1,8 +1,8 @@
 //! From the lake to the online store, and back to compare.
 //!
-//! What a view is online follows from a version of its table: [`content`] reads it. A run writes a whole new generation
-//! ([`fill`]) or, with `strategy: upsert`, what differs from what is live ([`difference`]). Without any run [`care`] fills a
-//! store anew that lost its data, and compares it with the lake; [`reconcile`] does so by itself whenever it is needed.
+//! What a view is online follows from a version of its table: `content` reads it. A run writes a whole new generation
+//! (`fill`) or, with `strategy: upsert`, what differs from what is live (`difference`). Without any run `care` fills a
+//! store anew that lost its data, and compares it with the lake; `reconcile` does so by itself whenever it is needed.
 
 mod care;
 mod content;

@@ -1,7 +1,7 @@
 //! Sources: tables that Tidegate reads and does not own, pinned for the length of a run.
 //!
 //! A Delta source is pinned by its version. Files are pinned by a list of names, sizes and entity tags: they are read with
-//! conditional requests ([`PinnedStore`]), so a file that is replaced in the middle of a run fails the read instead of
+//! conditional requests (`PinnedStore`), so a file that is replaced in the middle of a run fails the read instead of
 //! mixing two states, and they are compared once more before the run's intent.
 
 mod pinned;
