@@ -23,7 +23,7 @@ use crate::engine::Joins;
 use crate::execute::{Parts, Run};
 use crate::executor::Outcome;
 use crate::lake::{CommitError, CommitNote, CommitRequest};
-use crate::online::{CutOver, OnlineError, SUPERSEDED_AGE_MIN};
+use crate::online::{CutOver, OnlineError, SUPERSEDED_AGE_MIN, defaults};
 use crate::reads::{slice, state_schema};
 use crate::serving::{Content, tag};
 
@@ -327,6 +327,7 @@ async fn publish_online(
             generation,
             publish_number: view_intent.publish_number,
             tag: tag(view, snapshot),
+            defaults: defaults(view),
         });
         generations.insert(id.clone(), generation);
     }

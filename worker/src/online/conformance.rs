@@ -98,7 +98,13 @@ fn row(key: &str, value: &str) -> EncodedRow {
 }
 
 fn step(view: &ViewId, generation: u64, publish_number: u64) -> CutOver {
-    CutOver { view: view.clone(), generation, publish_number, tag: format!("snapshot of {publish_number}") }
+    CutOver {
+        view: view.clone(),
+        generation,
+        publish_number,
+        tag: format!("snapshot of {publish_number}"),
+        defaults: "{}".to_owned(),
+    }
 }
 
 async fn fill(store: &dyn OnlineStore, view: &ViewId, generation: u64, rows: &[EncodedRow]) {

@@ -5,7 +5,7 @@ use datafusion::arrow::array::{Array, AsArray};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::TimestampMicrosecondType;
 use datafusion::arrow::record_batch::RecordBatch;
-use tidegate_registry::model::{FeatureView, Key, Output};
+use tidegate_registry::model::{ColumnType, FeatureView, Key, Output};
 
 use super::EncodedRow;
 use crate::entity_key;
@@ -35,6 +35,21 @@ pub enum EncodeError {
         /// The row's position in its batch.
         row: usize,
     },
+}
+
+/// A JSON object of feature name → canonical text, as rows have it, for the features of `view` that have a default.
+pub fn defaults(view: &FeatureView) -> String {
+    let with_default = view.features.iter().filter_map(|feature| Some((feature, feature.default.as_ref()?)));
+    let texts = with_default.map(|(feature, default)| {
+        let text = match (default, default.as_f64(), &feature.kind) {
+            (serde_json::Value::String(text), ..) => text.clone(),
+            // Written as `0`, it is still `0.0` in a column of floats.
+            (_, Some(number), ColumnType::Float | ColumnType::Double) => ryu::Buffer::new().format(number).to_owned(),
+            (other, ..) => other.to_string(),
+        };
+        (feature.name.clone(), serde_json::Value::String(text))
+    });
+    serde_json::Value::Object(texts.collect()).to_string()
 }
 
 /// Encodes rows of `view`, which must have its keys, `event_timestamp` and features. Rows of a `partial` view expire
@@ -109,7 +124,7 @@ mod tests {
     use super::*;
     use datafusion::arrow::array::{ArrayRef, Float64Array, Int64Array, StringArray, TimestampMicrosecondArray};
     use std::sync::Arc;
-    use tidegate_registry::model::{ColumnType, Feature, SqlText};
+    use tidegate_registry::model::{Feature, SqlText};
 
     fn view(output: Output) -> FeatureView {
         let feature = |name: &str, kind| Feature {
@@ -139,6 +154,15 @@ mod tests {
             fingerprint: String::new(),
             origin: Default::default(),
         }
+    }
+
+    #[test]
+    fn defaults_are_written_as_rows_have_them() {
+        let mut view = view(Output::Full);
+        assert_eq!(defaults(&view), "{}");
+        view.features[0].default = Some(serde_json::json!(0));
+        view.features[1].default = Some(serde_json::json!(-1));
+        assert_eq!(defaults(&view), r#"{"x":"0.0","n":"-1"}"#);
     }
 
     fn keys() -> Vec<Key> {

@@ -28,7 +28,7 @@ use tidegate_registry::definitions::settings::{OnlineLocation, OnlineTarget};
 use tidegate_registry::ids::{ProjectName, RegistryId, ViewId};
 use tidegate_registry::time::Instant;
 
-pub use self::encode::{EncodeError, encode, encode_keys};
+pub use self::encode::{EncodeError, defaults, encode, encode_keys};
 pub use self::redis::RedisOnline;
 pub use self::several::SeveralOnline;
 pub use self::sqlite::SqliteOnline;
@@ -158,6 +158,9 @@ pub struct CutOver {
     pub publish_number: u64,
     /// What the content is, for readers: the snapshot.
     pub tag: String,
+    /// What readers take for features that are absent: see [`defaults`]. Only stores that other programs read by
+    /// themselves keep it.
+    pub defaults: String,
 }
 
 /// What readers of a view are given.

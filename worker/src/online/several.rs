@@ -312,7 +312,13 @@ mod tests {
         store.begin_generation(&view(), generation).await?;
         store.write(&view(), generation, &[row]).await?;
         store.finish_generation(&view(), generation, 1).await?;
-        let step = CutOver { view: view(), generation, publish_number: generation, tag: "s".to_owned() };
+        let step = CutOver {
+            view: view(),
+            generation,
+            publish_number: generation,
+            tag: "s".to_owned(),
+            defaults: "{}".to_owned(),
+        };
         store.cut_over(&[step]).await
     }
 

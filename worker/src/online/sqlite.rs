@@ -774,7 +774,7 @@ mod tests {
         store.begin_generation(&view, 1).await.unwrap();
         store.write(&view, 1, &[row]).await.unwrap();
         store.finish_generation(&view, 1, 1).await.unwrap();
-        let step = CutOver { view, generation: 1, publish_number: 1, tag: "s".into() };
+        let step = CutOver { view, generation: 1, publish_number: 1, tag: "s".into(), defaults: "{}".to_owned() };
         store.cut_over(&[step]).await.unwrap();
         let features: String = sqlx::query_scalar(
             "SELECT r.features FROM live JOIN feature_rows r USING (view, generation)

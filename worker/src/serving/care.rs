@@ -16,7 +16,7 @@ use super::Serving;
 use super::content::Content;
 use super::fill::{encoded, fill};
 use super::publication::tag;
-use crate::online::{Begun, Changes, CutOver, EncodedRow, Expected, OnlineRow, Standing};
+use crate::online::{Begun, Changes, CutOver, EncodedRow, Expected, OnlineRow, Standing, defaults};
 
 /// Entities that are compared at once.
 const ENTITIES_PER_STEP: usize = 1_000;
@@ -197,7 +197,8 @@ impl Serving {
     async fn cut_over(&self, recorded: &Recorded) -> Result<()> {
         let Expected { generation, publish_number } = recorded.expected;
         let view = recorded.content.view.clone();
-        self.online.cut_over(&[CutOver { view, generation, publish_number, tag: recorded.tag.clone() }]).await?;
+        let (tag, defaults) = (recorded.tag.clone(), defaults(recorded.content.view()?));
+        self.online.cut_over(&[CutOver { view, generation, publish_number, tag, defaults }]).await?;
         Ok(())
     }
 

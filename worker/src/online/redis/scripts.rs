@@ -88,12 +88,12 @@ save(view, list)
 return {'finished'}
 ";
 
-/// Per view: view, generation, publish number, tag → `done`; `superseded`, position, live number; or `state`, position,
+/// Per view: view, generation, publish number, tag, defaults → `done`; `superseded`, position, live number; or `state`, position,
 /// state.
 const CUT_OVER: &str = r"
-local steps = #ARGV / 4
+local steps = #ARGV / 5
 for i = 0, steps - 1 do
-  local view, g, number = ARGV[4 * i + 1], ARGV[4 * i + 2], ARGV[4 * i + 3]
+  local view, g, number = ARGV[5 * i + 1], ARGV[5 * i + 2], ARGV[5 * i + 3]
   local at = redis.call('HMGET', live, view, view .. ':publish')
   if not (at[1] == g and at[2] == number) then
     if at[2] and tonumber(at[2]) >= tonumber(number) then return {'superseded', tostring(i), at[2]} end
@@ -104,14 +104,14 @@ for i = 0, steps - 1 do
   end
 end
 for i = 0, steps - 1 do
-  local view, g, number, tag = ARGV[4 * i + 1], ARGV[4 * i + 2], ARGV[4 * i + 3], ARGV[4 * i + 4]
+  local view, g, number, tag, defaults = unpack(ARGV, 5 * i + 1, 5 * i + 5)
   local at = redis.call('HMGET', live, view, view .. ':publish')
   if not (at[1] == g and at[2] == number) then
     local list, by = load(view)
     if at[1] and at[1] ~= g and by[at[1]] then by[at[1]].superseded = string.format('%.0f', now()) end
     by[g].state, by[g].superseded = 'published', '-'
     save(view, list)
-    redis.call('HSET', live, view, g, view .. ':publish', number, view .. ':tag', tag)
+    redis.call('HSET', live, view, g, view .. ':publish', number, view .. ':tag', tag, view .. ':defaults', defaults)
   end
 end
 return {'done'}
@@ -340,7 +340,13 @@ pub(super) async fn cut_over(connections: &Connections, keys: &Keys, steps: &[Cu
     let arguments: Vec<String> = steps
         .iter()
         .flat_map(|step| {
-            [step.view.to_string(), step.generation.to_string(), step.publish_number.to_string(), step.tag.clone()]
+            [
+                step.view.to_string(),
+                step.generation.to_string(),
+                step.publish_number.to_string(),
+                step.tag.clone(),
+                step.defaults.clone(),
+            ]
         })
         .collect();
     let answer = run(connections, keys, "cutting over", CUT_OVER, &arguments).await?;
