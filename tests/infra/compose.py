@@ -3,8 +3,10 @@
 import contextlib
 import importlib.resources
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -120,7 +122,7 @@ def redis(root: Path, folder: Path) -> Iterator[int]:
     shell, flag, start = service["entrypoint"]
     command = [shell, flag, f"{here(start).rstrip()} --port {free} --bind 127.0.0.1"]
     healthy = ["sh", "-c", here(service["healthcheck"]["test"][1])]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, start_new_session=True)
     try:
         deadline = time.monotonic() + 20
         while subprocess.run(healthy, capture_output=True, check=False).returncode:
@@ -129,7 +131,8 @@ def redis(root: Path, folder: Path) -> Iterator[int]:
             time.sleep(0.05)
         yield free
     finally:
-        server.terminate()
+        # The whole group: a shell that is ended leaves its child behind.
+        os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 
