@@ -48,7 +48,7 @@ pub async fn worker(
     if let Some(online) = &online {
         online.claim_owner(&settings.project, registry.id).await.context("claiming the online store")?;
     }
-    Worker::new(WorkerParts {
+    let worker = Worker::new(WorkerParts {
         store: Arc::clone(&registry.store),
         clock: Arc::clone(&registry.clock),
         lake: claimed_lake(settings, registry).await?,
@@ -66,7 +66,8 @@ pub async fn worker(
         wake: Arc::clone(&bells.work),
         progress: Arc::clone(&bells.progress),
     })
-    .context("starting a worker")
+    .context("starting a worker")?;
+    Ok(worker.reconcile_every(settings.reconcile_every))
 }
 
 /// The janitor of this process.

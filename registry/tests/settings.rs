@@ -105,6 +105,7 @@ fn every_setting_can_come_from_its_variable() {
         ("TIDEGATE_RETENTION_LOG", "14d"),
         ("TIDEGATE_RETENTION_STAGED", "2h"),
         ("TIDEGATE_JANITOR_EVERY", "off"),
+        ("TIDEGATE_RECONCILE_EVERY", "5s"),
         ("TIDEGATE_STORAGE_ENDPOINT", "http://127.0.0.1:9000"),
         ("TIDEGATE_STORAGE_REGION", "eu-central-1"),
         ("TIDEGATE_STORAGE_PATH_STYLE", "true"),
@@ -119,12 +120,13 @@ fn every_setting_can_come_from_its_variable() {
     let hours = |hours: u64| Duration::from_secs(hours * 3_600);
     let retention = Retention { snapshots: hours(7 * 24), snapshots_min: 5, log: hours(14 * 24), staged: hours(2) };
     assert_eq!((settings.retention, settings.janitor_every), (retention, None));
+    assert_eq!(settings.reconcile_every, Some(Duration::from_secs(5)));
 }
 
 #[test]
 fn retention_is_understood_or_explained() {
     let file = "project: a\nretention: {snapshots: 7d, staged: 30m}\njanitor: {every: 10m}\n\
-                profiles:\n  dev: {retention: {min_snapshots: 1}, janitor: {every: off}}\n";
+                profiles:\n  dev: {retention: {min_snapshots: 1}, janitor: {every: off}, reconcile: {every: off}}\n";
     let settings = resolve(file, Some("dev"), &[], &[]).settings.unwrap();
     let expected = Retention {
         snapshots: Duration::from_secs(7 * 86_400),
@@ -132,11 +134,13 @@ fn retention_is_understood_or_explained() {
         staged: Duration::from_secs(1_800),
         ..Retention::default()
     };
-    assert_eq!((settings.retention, settings.janitor_every), (expected, None));
+    assert_eq!((settings.retention, settings.janitor_every, settings.reconcile_every), (expected, None, None));
     let defaults = resolve("project: a\n", None, &[], &[]).settings.unwrap();
     assert_eq!(defaults.retention, Retention::default(), "the written defaults are the type's");
     assert_eq!(defaults.janitor_every, Some(Duration::from_secs(3_600)));
-    let file = "project: a\nretention: {snapshots: 30, min_snapshots: 0, log: for ever}\njanitor: {every: 0s}\n";
+    assert_eq!(defaults.reconcile_every, Some(Duration::from_secs(60)));
+    let file = "project: a\nretention: {snapshots: 30, min_snapshots: 0, log: for ever}\njanitor: {every: 0s}\n\
+                reconcile: {every: 0s}\n";
     let loaded = resolve(file, None, &[], &[]);
     insta::assert_snapshot!(render(&loaded.diagnostics, &loaded.files, RenderStyle::default()));
 }

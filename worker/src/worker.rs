@@ -34,7 +34,7 @@ const GRACE: Duration = Duration::from_secs(8);
 const POLL: Duration = Duration::from_millis(500);
 /// How often a worker that is stopping tries to tell how a task ended: some 10 s in all.
 const TELL_STOPPING_MAX: u32 = 8;
-/// How often what is live online is looked after.
+/// How often what is live online is looked after, unless told.
 const RECONCILE_EVERY: Duration = Duration::from_secs(60);
 /// Projects that are kept in memory, by revision.
 const PROJECTS_KEPT: usize = 4;
@@ -107,7 +107,7 @@ pub struct Worker {
     pulse: Pulse,
     /// What is looked after beside tasks.
     serving: Vec<Serving>,
-    reconcile_every: Duration,
+    reconcile_every: Option<Duration>,
 }
 
 impl Worker {
@@ -137,9 +137,9 @@ impl Worker {
         Ok(Self { serving, ..Self::with_hands(hands, parts.options) })
     }
 
-    /// Looks every `period` whether what was published is still live online, instead of every minute.
+    /// Looks every `period` whether what was published is still live online, instead of every minute; `None` for never.
     #[must_use]
-    pub fn reconcile_every(self, period: Duration) -> Self {
+    pub fn reconcile_every(self, period: Option<Duration>) -> Self {
         Self { reconcile_every: period, ..self }
     }
 
@@ -151,7 +151,7 @@ impl Worker {
             projects: Arc::default(),
             pulse: Pulse::default(),
             serving: Vec::new(),
-            reconcile_every: RECONCILE_EVERY,
+            reconcile_every: Some(RECONCILE_EVERY),
         }
     }
 
@@ -167,8 +167,8 @@ impl Worker {
     pub async fn run(&self, cancel: CancellationToken) -> Result<()> {
         self.sweep().await;
         let mut beside = JoinSet::new();
-        if !self.serving.is_empty() {
-            beside.spawn(reconcile(self.serving.clone(), self.reconcile_every));
+        if let Some(period) = self.reconcile_every.filter(|_| !self.serving.is_empty()) {
+            beside.spawn(reconcile(self.serving.clone(), period));
         }
         self.work(&[], &cancel).await
     }

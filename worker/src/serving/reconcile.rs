@@ -1,4 +1,4 @@
-//! Every minute: is what was published still live?
+//! Every minute (`reconcile.every`): is what was published still live?
 //!
 //! A Redis that restarted empty, failed over to a replica that lagged, or was flushed says nothing by itself. So every worker
 //! asks for every view, cheaply, and whoever finds something missing fills it again. Workers that find it together agree by

@@ -138,7 +138,7 @@ async fn a_redis_that_came_back_empty_is_filled_again_within_one_period() {
     assert_eq!(world.online.live(&view("revenue")).await.unwrap(), None, "it came back empty");
     let period = Duration::from_millis(200);
     let World { worker, online, store, .. } = world;
-    let worker = worker.reconcile_every(period);
+    let worker = worker.reconcile_every(Some(period));
     let cancel = CancellationToken::new();
     let mut working = tokio::task::JoinSet::new();
     let stop = cancel.clone();

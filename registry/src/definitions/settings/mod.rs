@@ -54,6 +54,8 @@ pub enum SettingKey {
     RetentionStaged,
     /// How often the janitor looks; `off` for never.
     JanitorEvery,
+    /// How often workers look whether what was published is still online; `off` for never.
+    ReconcileEvery,
     /// The URL of an S3-compatible service.
     StorageEndpoint,
     /// The region of object stores.
@@ -69,7 +71,7 @@ pub const PROFILE_VARIABLE: &str = "TIDEGATE_PROFILE";
 
 impl SettingKey {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Project,
         Self::Registry,
         Self::Lake,
@@ -84,6 +86,7 @@ impl SettingKey {
         Self::RetentionLog,
         Self::RetentionStaged,
         Self::JanitorEvery,
+        Self::ReconcileEvery,
         Self::StorageEndpoint,
         Self::StorageRegion,
         Self::StoragePathStyle,
@@ -107,6 +110,7 @@ impl SettingKey {
             Self::RetentionLog => "retention.log",
             Self::RetentionStaged => "retention.staged",
             Self::JanitorEvery => "janitor.every",
+            Self::ReconcileEvery => "reconcile.every",
             Self::StorageEndpoint => "storage.endpoint",
             Self::StorageRegion => "storage.region",
             Self::StoragePathStyle => "storage.path_style",
@@ -131,6 +135,7 @@ impl SettingKey {
             Self::RetentionLog => "TIDEGATE_RETENTION_LOG",
             Self::RetentionStaged => "TIDEGATE_RETENTION_STAGED",
             Self::JanitorEvery => "TIDEGATE_JANITOR_EVERY",
+            Self::ReconcileEvery => "TIDEGATE_RECONCILE_EVERY",
             Self::StorageEndpoint => "TIDEGATE_STORAGE_ENDPOINT",
             Self::StorageRegion => "TIDEGATE_STORAGE_REGION",
             Self::StoragePathStyle => "TIDEGATE_STORAGE_PATH_STYLE",
@@ -181,6 +186,10 @@ impl SettingKey {
                 "how often a process with a scheduler removes what retention no longer keeps; `off` leaves it to \
                  `tidegate janitor`"
             }
+            Self::ReconcileEvery => {
+                "how often every worker looks whether what was published is still online, and brings back what was lost; \
+                 `off` leaves it to `tidegate online rebuild`"
+            }
             Self::StorageEndpoint => "the URL of an S3-compatible service; without it `AWS_ENDPOINT_URL` or AWS itself",
             Self::StorageRegion => "the region; without it `AWS_REGION`",
             Self::StoragePathStyle => {
@@ -205,6 +214,7 @@ impl SettingKey {
             Self::RetentionLog => Some("90d"),
             Self::RetentionStaged => Some("24h"),
             Self::JanitorEvery => Some("1h"),
+            Self::ReconcileEvery => Some("1m"),
             Self::Project
             | Self::Online
             | Self::ClockStart
@@ -305,6 +315,8 @@ pub struct Settings {
     pub retention: Retention,
     /// How often the janitor looks; `None` for never by itself.
     pub janitor_every: Option<Duration>,
+    /// How often workers look whether what was published is still online; `None` for never by themselves.
+    pub reconcile_every: Option<Duration>,
     /// How object stores are reached.
     pub storage: StorageSettings,
     /// The profile in force.

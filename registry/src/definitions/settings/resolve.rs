@@ -64,6 +64,7 @@ pub(in crate::definitions) fn resolve(
         staged: resolver.get(SettingKey::RetentionStaged),
     };
     let every = resolver.get(SettingKey::JanitorEvery);
+    let reconcile = resolver.get(SettingKey::ReconcileEvery);
     let endpoint = resolver.get(SettingKey::StorageEndpoint);
     let region = resolver.get(SettingKey::StorageRegion);
     let path_style = resolver.get(SettingKey::StoragePathStyle);
@@ -77,7 +78,8 @@ pub(in crate::definitions) fn resolve(
     let memory_bytes = memory.and_then(|raw| memory_bytes(&raw, out));
     let clock = clock(start, speed, out);
     let retention = retention::retention(&written, out);
-    let every = every.and_then(|raw| retention::every(&raw, out));
+    let every = every.and_then(|raw| retention::every(&raw, "the janitor", "1h", out));
+    let reconcile = reconcile.and_then(|raw| retention::every(&raw, "it", "1m", out));
     let storage = StorageSettings {
         allow_http: allow_http.and_then(|raw| flag(&raw, out)).unwrap_or(false),
         path_style: path_style.and_then(|raw| flag(&raw, out)),
@@ -100,6 +102,7 @@ pub(in crate::definitions) fn resolve(
         allowed_roots,
         retention: retention?,
         janitor_every: every?,
+        reconcile_every: reconcile?,
         storage,
         profile: profile_name,
         origins,
@@ -188,6 +191,7 @@ impl Resolver<'_, '_> {
             SettingKey::RetentionLog => profile.retention.get().and_then(|keep| text(&keep.value.log)),
             SettingKey::RetentionStaged => profile.retention.get().and_then(|keep| text(&keep.value.staged)),
             SettingKey::JanitorEvery => profile.janitor.get().and_then(|janitor| text(&janitor.value.every)),
+            SettingKey::ReconcileEvery => profile.reconcile.get().and_then(|of| text(&of.value.every)),
             SettingKey::StorageEndpoint
             | SettingKey::StorageRegion
             | SettingKey::StoragePathStyle
@@ -213,6 +217,7 @@ impl Resolver<'_, '_> {
             SettingKey::RetentionLog => self.file.retention.get().and_then(|keep| text(&keep.value.log)),
             SettingKey::RetentionStaged => self.file.retention.get().and_then(|keep| text(&keep.value.staged)),
             SettingKey::JanitorEvery => self.file.janitor.get().and_then(|janitor| text(&janitor.value.every)),
+            SettingKey::ReconcileEvery => self.file.reconcile.get().and_then(|of| text(&of.value.every)),
             SettingKey::StorageEndpoint
             | SettingKey::StorageRegion
             | SettingKey::StoragePathStyle

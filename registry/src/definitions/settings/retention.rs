@@ -1,4 +1,4 @@
-//! How long what is no longer current is kept, and how often the janitor looks.
+//! How long what is no longer current is kept, and how often the janitor and others look.
 
 use std::time::Duration;
 
@@ -43,17 +43,17 @@ pub(super) fn retention(written: &Written, out: &mut Vec<Diagnostic>) -> Option<
     Some(Retention { snapshots: snapshots?, snapshots_min: snapshots_min?, log: log?, staged: staged? })
 }
 
-/// How often the janitor looks; `Some(None)` for `off`.
-pub(super) fn every(raw: &Raw, out: &mut Vec<Diagnostic>) -> Option<Option<Duration>> {
+/// How often somebody looks, as in `the janitor`; `Some(None)` for `off`.
+pub(super) fn every(raw: &Raw, who: &str, example: &str, out: &mut Vec<Diagnostic>) -> Option<Option<Duration>> {
     if raw.text == "off" {
         return Some(None);
     }
-    let every = duration(raw, "1h", out)?;
+    let every = duration(raw, example, out)?;
     if every.is_zero() {
         out.push(
             raw.error(ids::OUT_OF_RANGE, "is zero")
-                .with_label("the janitor would never rest")
-                .with_help("write for example `1h`, or `off`"),
+                .with_label(format!("{who} would never rest"))
+                .with_help(format!("write for example `{example}`, or `off`")),
         );
         return None;
     }

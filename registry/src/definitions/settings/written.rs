@@ -36,6 +36,8 @@ record! {
         retention: optional RetentionFile,
         /// The janitor, which removes what retention no longer keeps.
         janitor: optional JanitorFile,
+        /// The loop that brings back what an online store lost.
+        reconcile: optional ReconcileFile,
         /// How object stores are reached.
         storage: optional StorageFile,
         /// Sections by name that override these settings, chosen with `--profile`.
@@ -68,6 +70,8 @@ record! {
         retention: optional RetentionFile,
         /// The janitor, which removes what retention no longer keeps.
         janitor: optional JanitorFile,
+        /// The loop that brings back what an online store lost.
+        reconcile: optional ReconcileFile,
         /// How object stores are reached.
         storage: optional StorageFile,
     }
@@ -163,6 +167,14 @@ record! {
     /// The janitor, which removes what retention no longer keeps.
     JanitorFile "janitor" {
         /// How often it looks, in a process with a scheduler; `off` for only by `tidegate janitor`; `1h` when left out.
+        every: optional String,
+    }
+}
+
+record! {
+    /// The loop that brings back what an online store lost.
+    ReconcileFile "reconcile" {
+        /// How often every worker looks; `off` for only by `tidegate online rebuild`; `1m` when left out.
         every: optional String,
     }
 }
