@@ -20,6 +20,7 @@ pub struct RedisOptions {
     /// Asked of every client.
     pub password: Option<String>,
     /// Whether only encrypted connections are taken, with a certificate for `localhost` of an authority made for it.
+    /// Servers that belong together have the same one.
     pub tls: bool,
     /// Further settings, each as on Redis's command line: `["--appendonly", "yes"]`.
     pub settings: Vec<String>,
@@ -49,42 +50,28 @@ impl Redis {
     /// # Errors
     /// When it is not installed or does not start.
     pub fn start_with(options: RedisOptions) -> Result<Self> {
-        Self::launch(options, free_port()?, &[])
+        let certificates = options.tls.then(Certificates::new).transpose()?;
+        Self::launch(options, certificates.as_ref())
     }
 
-    fn launch(options: RedisOptions, port: u16, first: &[&str]) -> Result<Self> {
+    fn launch(options: RedisOptions, certificates: Option<&Certificates>) -> Result<Self> {
+        let port = free_port()?;
         let folder = tempfile::tempdir().context("making a folder for Redis")?;
         let server = program("redis-server", &[], "redis-server")?;
         let mut command = vec![server.to_string_lossy().into_owned()];
-        command.extend(first.iter().map(|argument| (*argument).to_owned()));
         let mut set = |name: &str, value: &str| command.extend([format!("--{name}"), value.to_owned()]);
         set("bind", "127.0.0.1");
         set("dir", &folder.path().to_string_lossy());
-        if options.tls {
-            let (authority, certificate, key) = certificates()?;
-            let file = |name: &str, text: &str| -> Result<String> {
-                let path = folder.path().join(name);
-                fs::write(&path, text).context("writing a certificate")?;
-                Ok(path.to_string_lossy().into_owned())
-            };
-            set("tls-ca-cert-file", &file("ca.pem", &authority)?);
-            set("tls-cert-file", &file("cert.pem", &certificate)?);
-            set("tls-key-file", &file("key.pem", &key)?);
-            set("tls-auth-clients", "no");
-            set("port", "0");
-            set("tls-port", &port.to_string());
-        } else {
-            set("port", &port.to_string());
+        for (name, value) in ports(port, certificates, &folder)? {
+            set(name, &value);
         }
         if let Some(password) = &options.password {
             set("requirepass", password);
             set("masterauth", password);
         }
-        if first.is_empty() {
-            set("save", "");
-            set("repl-diskless-sync-delay", "0");
-            set("enable-debug-command", "yes");
-        }
+        set("save", "");
+        set("repl-diskless-sync-delay", "0");
+        set("enable-debug-command", "yes");
         command.extend(options.settings.iter().cloned());
         let mut redis = Self { server: spawn(&command, &folder)?, command, port, options, folder };
         redis.server.wait_for_port(port)?;
@@ -98,11 +85,16 @@ impl Redis {
 
     /// The URL of its database 0, with the password and the authority's file.
     pub fn url(&self) -> String {
-        let user = self.options.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
+        let user = self.user();
         match self.authority() {
             Some(authority) => format!("rediss://{user}localhost:{}/0?ca={}", self.port, authority.display()),
             None => format!("redis://{user}127.0.0.1:{}/0", self.port),
         }
+    }
+
+    /// How a URL of it begins, after the scheme.
+    fn user(&self) -> String {
+        self.options.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default()
     }
 
     /// The certificate of the authority that signed the server's, when it has one.
@@ -159,20 +151,52 @@ fn spawn(command: &[String], folder: &TempDir) -> Result<Server> {
     Server::start(Command::new(program).args(arguments), &folder.path().join("log"))
 }
 
+/// The settings of a server that listens on `port`, with its certificates written into its folder.
+fn ports(port: u16, certificates: Option<&Certificates>, folder: &TempDir) -> Result<Vec<(&'static str, String)>> {
+    let Some(certificates) = certificates else { return Ok(vec![("port", port.to_string())]) };
+    let mut settings = vec![
+        ("port", "0".to_owned()),
+        ("tls-port", port.to_string()),
+        ("tls-auth-clients", "no".to_owned()),
+        // Servers speak to each other encrypted, too.
+        ("tls-replication", "yes".to_owned()),
+        ("tls-cluster", "yes".to_owned()),
+    ];
+    let files = [
+        ("tls-ca-cert-file", "ca.pem", &certificates.authority),
+        ("tls-cert-file", "cert.pem", &certificates.certificate),
+        ("tls-key-file", "key.pem", &certificates.key),
+    ];
+    for (name, file, text) in files {
+        let path = folder.path().join(file);
+        fs::write(&path, text).context("writing a certificate")?;
+        settings.push((name, path.to_string_lossy().into_owned()));
+    }
+    Ok(settings)
+}
+
 /// An authority, and a certificate of `localhost` with its key, all as PEM.
-fn certificates() -> Result<(String, String, String)> {
-    let mut authority = CertificateParams::new(Vec::new()).context("naming an authority")?;
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    // By default both would have the same name, and the server's would look signed by itself.
-    authority.distinguished_name.push(DnType::CommonName, "authority of a test");
-    let key = KeyPair::generate().context("making a key")?;
-    let authority = CertifiedIssuer::self_signed(authority, key).context("making an authority")?;
-    let key = KeyPair::generate().context("making a key")?;
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let mut certificate = CertificateParams::new(names).context("naming a server")?;
-    certificate.distinguished_name.push(DnType::CommonName, "server of a test");
-    let certificate = certificate.signed_by(&key, &authority).context("signing a certificate")?;
-    Ok((authority.pem(), certificate.pem(), key.serialize_pem()))
+struct Certificates {
+    authority: String,
+    certificate: String,
+    key: String,
+}
+
+impl Certificates {
+    fn new() -> Result<Self> {
+        let mut authority = CertificateParams::new(Vec::new()).context("naming an authority")?;
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // By default both would have the same name, and the server's would look signed by itself.
+        authority.distinguished_name.push(DnType::CommonName, "authority of a test");
+        let key = KeyPair::generate().context("making a key")?;
+        let authority = CertifiedIssuer::self_signed(authority, key).context("making an authority")?;
+        let key = KeyPair::generate().context("making a key")?;
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let mut certificate = CertificateParams::new(names).context("naming a server")?;
+        certificate.distinguished_name.push(DnType::CommonName, "server of a test");
+        let certificate = certificate.signed_by(&key, &authority).context("signing a certificate")?;
+        Ok(Self { authority: authority.pem(), certificate: certificate.pem(), key: key.serialize_pem() })
+    }
 }
 
 /// A primary, its replica, and a sentinel that watches them as the service `features`.
@@ -191,23 +215,35 @@ impl RedisSentinel {
     /// # Errors
     /// When Redis is not installed, or they do not come to know each other.
     pub fn start() -> Result<Self> {
-        let primary = Redis::start()?;
-        let replica = Redis::start()?;
+        Self::start_with(&RedisOptions::default())
+    }
+
+    /// Starts them with options for all three; the further settings are the servers'.
+    ///
+    /// # Errors
+    /// As [`RedisSentinel::start`].
+    pub fn start_with(options: &RedisOptions) -> Result<Self> {
+        let certificates = options.tls.then(Certificates::new).transpose()?;
+        let primary = Redis::launch(options.clone(), certificates.as_ref())?;
+        let replica = Redis::launch(options.clone(), certificates.as_ref())?;
         replica.cli(&["replicaof", "127.0.0.1", &primary.port().to_string()])?;
         let folder = tempfile::tempdir().context("making a folder for a sentinel")?;
         let port = free_port()?;
         let config = folder.path().join("sentinel.conf");
-        let text = format!(
-            "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor features 127.0.0.1 {} 1\n\
-             sentinel down-after-milliseconds features 500\nsentinel failover-timeout features 3000\n",
-            folder.path().display(),
-            primary.port()
-        );
+        let mut text = format!("bind 127.0.0.1\ndir {}\n", folder.path().display());
+        for (name, value) in ports(port, certificates.as_ref(), &folder)? {
+            text += &format!("{name} {value}\n");
+        }
+        text += &format!("sentinel monitor features 127.0.0.1 {} 1\n", primary.port());
+        text += "sentinel down-after-milliseconds features 500\nsentinel failover-timeout features 3000\n";
+        if let Some(password) = &options.password {
+            text += &format!("requirepass {password}\nsentinel auth-pass features {password}\n");
+        }
         fs::write(&config, text).context("writing the sentinel's settings")?;
         let server = program("redis-server", &[], "redis-server")?.to_string_lossy().into_owned();
         let command = vec![server, config.to_string_lossy().into_owned(), "--sentinel".to_owned()];
-        let mut sentinel =
-            Redis { server: spawn(&command, &folder)?, command, port, options: RedisOptions::default(), folder };
+        let options = RedisOptions { settings: Vec::new(), ..options.clone() };
+        let mut sentinel = Redis { server: spawn(&command, &folder)?, command, port, options, folder };
         sentinel.server.wait_for_port(port)?;
         let set = Self { primary, replica, sentinel };
         until("the replica is in step", || {
@@ -221,7 +257,13 @@ impl RedisSentinel {
 
     /// The URL by which the primary is found.
     pub fn url(&self) -> String {
-        format!("redis-sentinel://127.0.0.1:{}/features", self.sentinel.port())
+        let sentinel = &self.sentinel;
+        let address = format!("{}127.0.0.1:{}/features", sentinel.user(), sentinel.port());
+        let auth = if sentinel.options.password.is_some() { "sentinel_auth=true" } else { "" };
+        match sentinel.authority() {
+            Some(authority) => format!("rediss-sentinel://{address}?ca={}&{auth}", authority.display()),
+            None => format!("redis-sentinel://{address}?{auth}"),
+        }
     }
 
     /// Waits until the sentinel names the replica as the primary.
@@ -257,14 +299,18 @@ impl RedisCluster {
     /// # Errors
     /// As [`RedisCluster::start`].
     pub fn start_with(options: &RedisOptions) -> Result<Self> {
+        let certificates = options.tls.then(Certificates::new).transpose()?;
         let mut nodes = Vec::new();
         for _ in 0..3 {
             let mut options = options.clone();
             // The bus has a port of its own: by default the port plus 10,000, which may not exist.
             let bus = free_port()?.to_string();
             let more = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", &bus];
-            options.settings.extend(more.map(str::to_owned));
-            nodes.push(Redis::start_with(options)?);
+            // What is asked for comes later than our own wishes, but for the port, which must be the last.
+            let (wishes, port) = more.split_at(4);
+            options.settings.splice(0..0, wishes.iter().map(|word| (*word).to_owned()));
+            options.settings.extend(port.iter().map(|word| (*word).to_owned()));
+            nodes.push(Redis::launch(options, certificates.as_ref())?);
         }
         let cluster = Self { nodes };
         let first = &cluster.nodes[0];
@@ -288,12 +334,11 @@ impl RedisCluster {
     /// The URL of all nodes.
     pub fn url(&self) -> String {
         let first = &self.nodes[0];
-        let user = first.options.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
         let hosts: Vec<String> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
+        let address = format!("{}{}", first.user(), hosts.join(","));
         match first.authority() {
-            // Every node has an authority of its own, so a cluster with TLS is one of one authority only: not offered.
-            Some(_) => format!("rediss-cluster://{user}{}", hosts.join(",")),
-            None => format!("redis-cluster://{user}{}", hosts.join(",")),
+            Some(authority) => format!("rediss-cluster://{address}?ca={}", authority.display()),
+            None => format!("redis-cluster://{address}"),
         }
     }
 

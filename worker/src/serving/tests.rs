@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tidegate_registry::definitions::settings::RedisLocation;
 use tidegate_registry::ids::ViewId;
+use tidegate_registry::run::RunState;
 use tidegate_registry::time::FixedClock;
 use tidegate_servers::Redis;
 use tokio_util::sync::CancellationToken;
@@ -157,6 +158,35 @@ async fn a_redis_that_came_back_empty_is_filled_again_within_one_period() {
     let row = online.get(&view("last_receipt"), "a", at("2024-01-04T00:00:00Z")).await.unwrap();
     assert!(row.is_some(), "{before:?}");
     drop(store);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_waits_for_a_redis_that_lost_its_primary() {
+    let server = Redis::start().unwrap();
+    // Without retries of its own a publication waits for half a minute.
+    let world = World::over(&DEFINITIONS.replace("{max: 0,", "{max: 5,"), Some(redis(&server).await)).await;
+    world.succeed(1, 0).await;
+    server.cli(&["config", "set", "replica-serve-stale-data", "no"]).unwrap();
+    server.cli(&["replicaof", "127.0.0.1", &tidegate_servers::free_port().unwrap().to_string()]).unwrap();
+    let id = world.plan(2, 0).await;
+    let (ids, stop) = ([id], CancellationToken::new());
+    let heal = async {
+        let told = loop {
+            let (_, tasks) = world.store.run(id).await.unwrap();
+            if let Some(error) = tasks.iter().find_map(|task| task.error.clone()) {
+                break error;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        server.cli(&["replicaof", "no", "one"]).unwrap();
+        told
+    };
+    let (done, told) = tokio::join!(world.worker.run_only(&ids, stop), heal);
+    done.unwrap();
+    assert!(told.contains("READONLY") || told.contains("MASTERDOWN"), "{told}");
+    let (run, _) = world.store.run(id).await.unwrap();
+    assert_eq!(run.state, RunState::Succeeded, "{:?}", run.reason);
+    assert_eq!(world.online("revenue@v1", "a", NOW).await, features(&[("total", "50.0"), ("receipts", "1")]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

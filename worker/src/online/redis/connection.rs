@@ -35,6 +35,9 @@ const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often the library sends something after a slot that moves.
 const REDIRECTS_MAX: u32 = 5;
+/// How long the library waits before it sends something again that a cluster does not serve just now, in milliseconds: a
+/// cluster that is down for longer is the caller's to wait for, who can say so.
+const REDIRECT_WAIT_MS: std::ops::Range<u64> = 50..300;
 /// How many commands that a cluster moved are under way at once.
 const MOVED_IN_FLIGHT: usize = 64;
 
@@ -263,6 +266,8 @@ impl Connections {
             .connection_timeout(CONNECT_MAX)
             .response_timeout(self.answer_max)
             .retries(REDIRECTS_MAX)
+            .min_retry_wait(REDIRECT_WAIT_MS.start)
+            .max_retry_wait(REDIRECT_WAIT_MS.end)
             .overall_response_timeout(Some(2 * self.answer_max));
         if let Some(certificates) = self.certificates.clone().filter(|_| self.location.tls) {
             builder = builder.certs(certificates);

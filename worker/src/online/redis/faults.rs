@@ -130,6 +130,104 @@ async fn a_read_only_replica_is_said_to_be_one() {
     assert!(error.contains("READONLY"), "{error}");
 }
 
+/// Publishes once; lets `breaks` take Redis away, which must then be told as `says`; and when `heals` has brought it back, what
+/// was live is live as if nothing had happened, and the next generation goes online.
+async fn is_ridden_out<S>(
+    (mut server, store): (S, Arc<RedisOnline>),
+    breaks: impl FnOnce(&mut S),
+    says: &str,
+    heals: impl FnOnce(&mut S),
+) {
+    fill(&store, 1, &rows(300, "1")).await.unwrap();
+    cut_over(&store, 1).await.unwrap();
+    fill(&store, 2, &rows(300, "2")).await.unwrap();
+    let live = store.live(&view()).await.unwrap();
+    breaks(&mut server);
+    // Row by row over all nodes, and the cut-over in the one place that says what is live.
+    for error in [fill(&store, 3, &rows(300, "3")).await.unwrap_err(), cut_over(&store, 2).await.unwrap_err()] {
+        let error = passes(error);
+        assert!(error.contains(says), "{error}");
+    }
+    heals(&mut server);
+    assert_eq!(store.live(&view()).await.unwrap(), live);
+    assert_eq!(value(&store).await.as_deref(), Some("1"));
+    cut_over(&store, 2).await.unwrap();
+    assert_eq!(value(&store).await.as_deref(), Some("2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_reads_its_data_back_is_waited_for() {
+    let settings = ["--key-load-delay", "3000", "--loading-process-events-interval-bytes", "1024"];
+    let settings = settings.map(str::to_owned).to_vec();
+    let server = Redis::start_with(RedisOptions { settings, ..RedisOptions::default() }).unwrap();
+    let store = fresh(&server).await;
+    let is_loading = |server: &Redis| server.cli(&["info", "persistence"]).unwrap().contains("\nloading:1");
+    is_ridden_out(
+        (server, store),
+        |server| {
+            server.cli(&["save"]).unwrap();
+            server.restart().unwrap();
+            assert!(is_loading(server));
+        },
+        "reading its data from disk (`LOADING`)",
+        |server| {
+            while is_loading(server) {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        },
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_lost_its_primary_is_waited_for() {
+    let settings = ["--replica-serve-stale-data", "no", "--replica-read-only", "no"].map(str::to_owned).to_vec();
+    let server = Redis::start_with(RedisOptions { settings, ..RedisOptions::default() }).unwrap();
+    let store = fresh(&server).await;
+    let nobody = tidegate_servers::free_port().unwrap().to_string();
+    is_ridden_out(
+        (server, store),
+        |server| drop(server.cli(&["replicaof", "127.0.0.1", &nobody]).unwrap()),
+        "has lost its primary (`MASTERDOWN`)",
+        |server| drop(server.cli(&["replicaof", "no", "one"]).unwrap()),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_lost_a_node_serves_nothing_until_it_is_back() {
+    let settings = ["--appendonly", "yes", "--appendfsync", "always", "--cluster-node-timeout", "500"];
+    let settings = settings.map(str::to_owned).to_vec();
+    let cluster = RedisCluster::start_with(&RedisOptions { settings, ..RedisOptions::default() }).unwrap();
+    let store = open(&cluster.url(), &project()).await;
+    // Not the one that says what is live: that would only be out of reach.
+    let live = keys::slot(store.keys.live().as_bytes());
+    let lost = if live > 5_460 { 0 } else { 1 };
+    let others_say = |cluster: &mut RedisCluster, state: &str| {
+        for node in cluster.nodes().iter().enumerate().filter(|(number, _)| *number != lost).map(|(_, node)| node) {
+            while !node.cli(&["cluster", "info"]).unwrap().contains(&format!("cluster_state:{state}")) {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    };
+    is_ridden_out(
+        (cluster, store),
+        |cluster| {
+            cluster.nodes()[lost].kill();
+            others_say(cluster, "fail");
+        },
+        "does not serve all slots (`CLUSTERDOWN`)",
+        |cluster| {
+            cluster.nodes()[lost].restart().unwrap();
+            others_say(cluster, "ok");
+            while !cluster.nodes()[lost].cli(&["cluster", "info"]).unwrap().contains("cluster_state:ok") {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        },
+    )
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_of_writes_pass_and_say_what_to_do() {
     let server = Redis::start().unwrap();

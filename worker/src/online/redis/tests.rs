@@ -73,3 +73,32 @@ mod cluster {
 
     crate::online_conformance!(crate::online::redis::tests::cluster::fixture);
 }
+
+/// The servers of a cluster and those behind a sentinel speak encrypted with us and with each other, and ask for a password.
+fn guarded() -> RedisOptions {
+    RedisOptions { password: Some("open".to_owned()), tls: true, settings: Vec::new() }
+}
+
+mod encrypted_behind_a_sentinel {
+    use super::*;
+
+    async fn fixture() -> Fixture {
+        static SERVERS: OnceCell<RedisSentinel> = OnceCell::const_new();
+        let servers = SERVERS.get_or_init(async || RedisSentinel::start_with(&guarded()).unwrap()).await;
+        fixture_at(&servers.url()).await
+    }
+
+    crate::online_conformance!(crate::online::redis::tests::encrypted_behind_a_sentinel::fixture);
+}
+
+mod encrypted_cluster {
+    use super::*;
+
+    async fn fixture() -> Fixture {
+        static SERVERS: OnceCell<RedisCluster> = OnceCell::const_new();
+        let servers = SERVERS.get_or_init(async || RedisCluster::start_with(&guarded()).unwrap()).await;
+        fixture_at(&servers.url()).await
+    }
+
+    crate::online_conformance!(crate::online::redis::tests::encrypted_cluster::fixture);
+}
