@@ -1,22 +1,28 @@
 //! A registry that was lost, or is an old copy, against the lake that went on: no interval lost, none doubled.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use tidegate_registry::care::Care as _;
-use tidegate_registry::ids::{ProjectName, ViewId};
-use tidegate_registry::model::Project;
-use tidegate_registry::plan::diff;
+use tidegate_registry::ids::ViewId;
 use tidegate_registry::run::RunState;
-use tidegate_registry::store::{ApplyRequest, Store as _};
+use tidegate_registry::store::Store as _;
 use tidegate_registry::time::Interval;
 use tidegate_store::SqliteStore;
 
 use super::{RebuildParts, RebuildPlan, plan};
 use crate::engine::Engine;
-use crate::lake::Lake;
-use crate::tests::{World, at, interval, worker};
+use crate::tests::{DEFINITIONS, Place, World, at, in_every_place, interval};
+
+in_every_place! {
+    a_lost_registry_comes_back_from_the_lake,
+    an_old_copy_publishes_nothing_until_it_is_brought_up_to_the_lake,
+    a_registry_that_is_up_to_date_is_left_as_it_is,
+    slices_of_which_the_log_no_longer_tells_speak_for_themselves,
+    an_interval_that_only_some_tables_have_is_missing,
+    what_a_lost_table_held_can_be_computed_again,
+}
 
 const NOW: &str = "2024-01-05T00:00:00Z";
 
@@ -43,24 +49,9 @@ async fn rebuild(world: &World) -> RebuildPlan {
 async fn registry_lost(world: World) -> World {
     let id = world.store.info().await.unwrap().id;
     world.store.close().await;
-    let store = Arc::new(SqliteStore::open(&world.folder.path().join("new.db")).await.unwrap());
+    let store = SqliteStore::open(&world.folder.path().join("new.db")).await.unwrap();
     store.adopt_id(id).await.unwrap();
-    let empty = Project::empty(ProjectName::new("shop").unwrap());
-    let changes = diff(0, &empty, &world.project, &BTreeSet::new()).unwrap().changes();
-    let views: Vec<ViewId> = world.project.views.keys().cloned().collect();
-    let lake = Lake::open(world.folder.path().join("lake").to_str().unwrap(), "shop").unwrap();
-    let request = ApplyRequest {
-        project: "shop".to_owned(),
-        base: 0,
-        changes,
-        tables: lake.ensure_tables(&world.project, &views).await.unwrap(),
-        actor: "test".to_owned(),
-        message: None,
-        now: at(NOW),
-    };
-    store.apply(request).await.unwrap();
-    let worker = worker(&world.folder, &store, &lake, &world.online, "two");
-    World { store, lake, worker, ..world }
+    world.on_registry(store).await
 }
 
 /// What the registry says of everything that the lake holds too.
@@ -86,9 +77,8 @@ async fn told(world: &World) -> Vec<String> {
     told
 }
 
-#[tokio::test]
-async fn a_lost_registry_comes_back_from_the_lake() {
-    let world = World::new().await;
+async fn a_lost_registry_comes_back_from_the_lake(place: Place) {
+    let world = World::at(place, DEFINITIONS).await;
     world.succeed(1, 0).await;
     world.succeed(2, 0).await;
     world.succeed(1, 1).await;
@@ -108,9 +98,8 @@ async fn a_lost_registry_comes_back_from_the_lake() {
     assert_eq!(world.store.ledger(&lifetime, None, 0).await.unwrap().len(), 3);
 }
 
-#[tokio::test]
-async fn an_old_copy_publishes_nothing_until_it_is_brought_up_to_the_lake() {
-    let world = World::new().await;
+async fn an_old_copy_publishes_nothing_until_it_is_brought_up_to_the_lake(place: Place) {
+    let world = World::at(place, DEFINITIONS).await;
     let copy: PathBuf = world.folder.path().join("copy.db");
     world.succeed(1, 0).await;
     // Planned when the copy was made; done afterwards.
@@ -131,18 +120,16 @@ async fn an_old_copy_publishes_nothing_until_it_is_brought_up_to_the_lake() {
     world.succeed(3, 1).await;
 }
 
-#[tokio::test]
-async fn a_registry_that_is_up_to_date_is_left_as_it_is() {
-    let world = World::new().await;
+async fn a_registry_that_is_up_to_date_is_left_as_it_is(place: Place) {
+    let world = World::at(place, DEFINITIONS).await;
     world.succeed(1, 0).await;
     world.succeed(2, 0).await;
     let found = plan(&parts(&world)).await.unwrap();
     assert!(found.is_empty(), "{found:#?}");
 }
 
-#[tokio::test]
-async fn slices_of_which_the_log_no_longer_tells_speak_for_themselves() {
-    let world = World::new().await;
+async fn slices_of_which_the_log_no_longer_tells_speak_for_themselves(place: Place) {
+    let world = World::at(place, DEFINITIONS).await;
     world.succeed(1, 0).await;
     world.succeed(2, 0).await;
     let ledger = async |world: &World| {
@@ -154,8 +141,7 @@ async fn slices_of_which_the_log_no_longer_tells_speak_for_themselves() {
     for view in world.project.views.keys() {
         world.lake.checkpoint(view, 2).await.unwrap();
         for version in 0..=1 {
-            let path = format!("lake/features/{}/v1/_delta_log/{version:020}.json", view.name);
-            std::fs::remove_file(world.folder.path().join(path)).unwrap();
+            world.remove(&format!("features/{}/v1/_delta_log/{version:020}.json", view.name)).await;
         }
     }
     let world = registry_lost(world).await;
@@ -167,14 +153,12 @@ async fn slices_of_which_the_log_no_longer_tells_speak_for_themselves() {
     world.succeed(3, 0).await;
 }
 
-#[tokio::test]
-async fn an_interval_that_only_some_tables_have_is_missing() {
-    let world = World::new().await;
+async fn an_interval_that_only_some_tables_have_is_missing(place: Place) {
+    let world = World::at(place, DEFINITIONS).await;
     world.succeed(1, 0).await;
     world.succeed(2, 0).await;
     // The process died between two commits, and the registry with it.
-    let path = "lake/features/lifetime/v1/_delta_log/00000000000000000002.json";
-    std::fs::remove_file(world.folder.path().join(path)).unwrap();
+    world.remove("features/lifetime/v1/_delta_log/00000000000000000002.json").await;
     let world = registry_lost(world).await;
     let found = rebuild(&world).await;
     assert!(found.findings.iter().all(|view| view.half_published == [interval(2)]), "{found:#?}");
@@ -188,16 +172,13 @@ async fn an_interval_that_only_some_tables_have_is_missing() {
     }
 }
 
-#[tokio::test]
-async fn what_a_lost_table_held_can_be_computed_again() {
-    let world = World::new().await;
+async fn what_a_lost_table_held_can_be_computed_again(place: Place) {
+    let world = World::at(place, DEFINITIONS).await;
     world.succeed(1, 0).await;
     let second = world.succeed(2, 0).await;
     let before = world.lake("revenue@v1", "SELECT shop, total FROM t ORDER BY interval_start, shop").await;
-    std::fs::remove_dir_all(world.folder.path().join("lake/features/revenue/v1")).unwrap();
-    let lake = Lake::open(world.folder.path().join("lake").to_str().unwrap(), "shop").unwrap();
-    let worker = worker(&world.folder, &world.store, &lake, &world.online, "two");
-    let world = World { lake, worker, ..world };
+    world.remove("features/revenue/v1/").await;
+    let world = world.afresh();
     let found = rebuild(&world).await;
     assert_eq!(found.tables_lost, ["revenue@v1".parse::<ViewId>().unwrap()]);
     let revenue: ViewId = "revenue@v1".parse().unwrap();

@@ -1,292 +1,15 @@
 //! Whole runs on embedded parts: what becomes visible, when, and what does not.
 
 mod objects;
+mod world;
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_registry::definitions::{LoadOptions, load};
-use tidegate_registry::ids::{DagName, ProjectName, RunId, ViewId};
-use tidegate_registry::model::Project;
-use tidegate_registry::plan::diff;
-use tidegate_registry::run::{Cause, NewRun, Run, RunState, Verdict};
-use tidegate_registry::store::{ApplyRequest, CheckFilter, Store};
-use tidegate_registry::time::{Clock, FixedClock, Instant, Interval};
-use tidegate_store::SqliteStore;
-use tokio::sync::Notify;
+use tidegate_registry::run::{RunState, Verdict};
+use tidegate_registry::store::{CheckFilter, Store as _};
 use tokio_util::sync::CancellationToken;
 
-use crate::entity_key;
-use crate::lake::Lake;
-use crate::objects::Stores;
-use crate::online::{self, OnlineStore};
-use crate::sources::Sources;
-use crate::{Worker, WorkerOptions, WorkerParts};
-
-/// What sources outside of the project may lie in.
-const ROOT: &str = "s3://lake";
-
-/// Sales of two shops; what each view makes of them is easy to work out by hand.
-pub(crate) const DEFINITIONS: &str = r"
-owners: [{name: sales, primary: sales@example.com}]
-entities:
-  - {name: shop, keys: [{name: shop, type: string}]}
-sources:
-  - {name: receipts, csv: receipts.csv, event_time: at}
-feature_views:
-  - name: revenue
-    entity: shop
-    owner: sales
-    description: Revenue of the day
-    sql: |
-      SELECT shop, CAST(sum(amount) AS DOUBLE) AS total, count(*) AS receipts
-      FROM receipts WHERE at >= $interval_start AND at < $interval_end GROUP BY shop
-    features:
-      - {name: total, type: double, description: euros, default: 0.0}
-      - {name: receipts, type: bigint, description: number of receipts}
-    checks:
-      - range: {column: total, min: 0, max: 1000}
-      - row_count: {max_change: 0.5}
-      - sql: {query: SELECT * FROM revenue WHERE receipts > 100}
-    online: {strategy: swap}
-  - name: ranking
-    entity: shop
-    owner: sales
-    description: Share of the day's revenue, read from the state of another view
-    sql: |
-      SELECT shop, total / sum(total) OVER () AS share FROM revenue
-    features: [{name: share, type: double, description: 0 to 1}]
-    online: {strategy: swap}
-  - name: lifetime
-    entity: shop
-    owner: sales
-    description: Revenue of all days, read from the history of another view
-    sql: |
-      SELECT shop, sum(total) AS total, count(*) AS days FROM history.revenue GROUP BY shop
-    features:
-      - {name: total, type: double, description: euros}
-      - {name: days, type: bigint, description: days with revenue}
-  - name: last_receipt
-    entity: shop
-    owner: sales
-    description: The last receipt of shops that had one
-    output: partial
-    ttl: 2d
-    sql: |
-      SELECT shop, max(at) AS event_timestamp, max(amount) AS largest
-      FROM receipts WHERE at >= $interval_start AND at < $interval_end GROUP BY shop
-    features: [{name: largest, type: bigint, description: euros}]
-    online: {strategy: swap}
-dags:
-  - name: daily
-    owner: sales
-    schedule: {cron: '0 0 * * *', timezone: UTC, start: 2024-01-01}
-    views: [revenue, ranking, lifetime, last_receipt]
-    retries: {max: 0, backoff: 1s}
-";
-
-const RECEIPTS: &str = "shop,at,amount
-a,2024-01-01T10:00:00Z,10
-a,2024-01-01T11:00:00Z,20
-b,2024-01-01T12:00:00Z,70
-a,2024-01-02T09:00:00Z,50
-b,2024-01-02T09:30:00Z,50
-b,2024-01-03T09:30:00Z,60
-a,2024-01-04T09:30:00Z,5000
-b,2024-01-04T09:30:00Z,60
-";
-
-pub(crate) struct World {
-    pub(crate) folder: tempfile::TempDir,
-    pub(crate) store: Arc<SqliteStore>,
-    pub(crate) lake: Lake,
-    pub(crate) online: Arc<dyn OnlineStore>,
-    pub(crate) project: Arc<Project>,
-    pub(crate) worker: Worker,
-}
-
-impl World {
-    pub(crate) async fn new() -> Self {
-        Self::with(DEFINITIONS).await
-    }
-
-    pub(crate) async fn with(definitions: &str) -> Self {
-        Self::over(definitions, None).await
-    }
-
-    /// With this online store instead of SQLite.
-    pub(crate) async fn over(definitions: &str, online: Option<Arc<dyn OnlineStore>>) -> Self {
-        Self::on(definitions, online, None, Stores::default()).await
-    }
-
-    /// With a lake in an object store, unless it is to lie in a folder.
-    async fn on(definitions: &str, online: Option<Arc<dyn OnlineStore>>, lake: Option<Lake>, stores: Stores) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let settings = format!("project: shop\nonline: sqlite://online.db\nallowed_roots: ['{ROOT}']\n");
-        std::fs::write(folder.path().join("tidegate.yaml"), settings).unwrap();
-        std::fs::write(folder.path().join("shop.yaml"), definitions).unwrap();
-        std::fs::write(folder.path().join("receipts.csv"), RECEIPTS).unwrap();
-        let loaded = load(folder.path(), &LoadOptions::default());
-        let project = loaded.project.unwrap_or_else(|| panic!("{:#?}", loaded.diagnostics));
-        let store = Arc::new(SqliteStore::open(&folder.path().join("registry.db")).await.unwrap());
-        let in_folder = || Lake::open(folder.path().join("lake").to_str().unwrap(), "shop").unwrap();
-        let lake = lake.unwrap_or_else(in_folder);
-        let sources = Sources::with_stores(folder.path(), &[ROOT.to_owned()], stores).unwrap();
-        let settings = loaded.settings.unwrap();
-        let sqlite =
-            online::open(&settings.online[0].location, &settings.project, settings.clock.is_some()).await.unwrap();
-        let online = online.unwrap_or(sqlite);
-        let empty = Project::empty(ProjectName::new("shop").unwrap());
-        let plan = diff(0, &empty, &project, &BTreeSet::new()).unwrap();
-        let views: Vec<ViewId> = project.views.keys().cloned().collect();
-        let request = ApplyRequest {
-            project: "shop".to_owned(),
-            base: 0,
-            changes: plan.changes(),
-            tables: lake.ensure_tables(&project, &views).await.unwrap(),
-            actor: "test".to_owned(),
-            message: None,
-            now: at("2024-01-05T00:00:00Z"),
-        };
-        store.apply(request).await.unwrap();
-        let worker = worker_with(&folder, &store, &lake, &online, "one", sources);
-        Self { folder, store, lake, online, project: Arc::new(project), worker }
-    }
-
-    /// Plans and admits a run of one day.
-    pub(crate) async fn plan(&self, day: u32, cause: u32) -> RunId {
-        let dag = &self.project.dags[&DagName::new("daily").unwrap()];
-        let run = NewRun {
-            dag: dag.name.clone(),
-            interval: interval(day),
-            views: dag.views.clone(),
-            cause: Cause::Manual(cause),
-            definitions: 1,
-            attempts_max: 1 + dag.retries.max,
-            priority: 0,
-        };
-        let ids = self.store.runs_create(vec![run], at("2024-01-05T00:00:00Z")).await.unwrap();
-        self.store.run_admit(ids[0]).await.unwrap();
-        ids[0]
-    }
-
-    pub(crate) async fn execute(&self, day: u32, cause: u32) -> Run {
-        let id = self.plan(day, cause).await;
-        self.worker.run_only(&[id], CancellationToken::new()).await.unwrap();
-        self.store.run(id).await.unwrap().0
-    }
-
-    pub(crate) async fn succeed(&self, day: u32, cause: u32) -> Run {
-        let run = self.execute(day, cause).await;
-        assert_eq!(run.state, RunState::Succeeded, "{:?}", run.reason);
-        run
-    }
-
-    /// What a reader gets online: feature texts in declared order.
-    pub(crate) async fn online(&self, view: &str, shop: &str, now: &str) -> Option<Vec<(String, String)>> {
-        let key = entity_key::join(&[shop]);
-        let row = self.online.get(&view.parse().unwrap(), &key, at(now)).await.unwrap();
-        row.map(|row| row.features)
-    }
-
-    /// Rows of a view's table by SQL over its head, as text.
-    pub(crate) async fn lake(&self, view: &str, select: &str) -> String {
-        let ctx = datafusion::prelude::SessionContext::new();
-        let table = self.lake.load(&view.parse().unwrap(), None).await.unwrap();
-        table.update_datafusion_session(&ctx.state()).unwrap();
-        ctx.register_table("t", table.table_provider().await.unwrap()).unwrap();
-        let batches = ctx.sql(select).await.unwrap().collect().await.unwrap();
-        datafusion::arrow::util::pretty::pretty_format_batches(&batches).unwrap().to_string()
-    }
-
-    pub(crate) fn staged_files(&self) -> usize {
-        let mut count = 0;
-        let mut open = vec![self.folder.path().join("lake")];
-        while let Some(folder) = open.pop() {
-            for entry in std::fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    open.push(path);
-                } else if path.extension().is_some_and(|ext| ext == "parquet")
-                    && !path.to_string_lossy().contains("_delta_log")
-                {
-                    count += 1;
-                }
-            }
-        }
-        count
-    }
-}
-
-pub(crate) fn worker(
-    folder: &tempfile::TempDir,
-    store: &Arc<SqliteStore>,
-    lake: &Lake,
-    online: &Arc<dyn OnlineStore>,
-    owner: &str,
-) -> Worker {
-    let sources = Sources::new(folder.path(), &[]).unwrap();
-    worker_with(folder, store, lake, online, owner, sources)
-}
-
-fn worker_with(
-    folder: &tempfile::TempDir,
-    store: &Arc<SqliteStore>,
-    lake: &Lake,
-    online: &Arc<dyn OnlineStore>,
-    owner: &str,
-    sources: Sources,
-) -> Worker {
-    let clock = Arc::new(FixedClock(at("2024-01-05T00:00:00Z")));
-    worker_by(clock, folder, store, lake, online, owner, sources)
-}
-
-/// A worker with a clock of its own.
-pub(crate) fn worker_by(
-    clock: Arc<dyn Clock>,
-    folder: &tempfile::TempDir,
-    store: &Arc<SqliteStore>,
-    lake: &Lake,
-    online: &Arc<dyn OnlineStore>,
-    owner: &str,
-    sources: Sources,
-) -> Worker {
-    let store: Arc<dyn Store> = Arc::<SqliteStore>::clone(store);
-    Worker::new(WorkerParts {
-        store,
-        clock,
-        lake: lake.clone(),
-        online: Some(Arc::clone(online)),
-        sources,
-        options: WorkerOptions {
-            owner: owner.to_owned(),
-            lease: Duration::from_millis(1500),
-            slots: 2,
-            queues: Vec::new(),
-            host: "here".to_owned(),
-            memory_bytes: 256 << 20,
-            spill_dir: PathBuf::from(folder.path()).join("spill"),
-        },
-        wake: Arc::new(Notify::new()),
-        progress: Arc::new(Notify::new()),
-    })
-    .unwrap()
-}
-
-pub(crate) fn at(text: &str) -> Instant {
-    text.parse().unwrap()
-}
-
-pub(crate) fn interval(day: u32) -> Interval {
-    let start = at(&format!("2024-01-{day:02}T00:00:00Z"));
-    Interval::new(start, start + chrono::Duration::days(1)).unwrap()
-}
-
-pub(crate) fn features(pairs: &[(&str, &str)]) -> Option<Vec<(String, String)>> {
-    Some(pairs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect())
-}
+pub(crate) use self::world::*;
 
 #[tokio::test]
 async fn a_run_computes_checks_commits_publishes_and_records() {
@@ -328,11 +51,11 @@ async fn views_read_each_others_staged_rows_and_all_their_history() {
 async fn a_blocked_run_leaves_nothing_behind_and_readers_keep_the_last_good_values() {
     let world = World::new().await;
     world.succeed(1, 0).await;
-    let before = (world.staged_files(), world.lake("revenue@v1", "SELECT count(*) FROM t").await);
+    let before = (world.staged_files().await, world.lake("revenue@v1", "SELECT count(*) FROM t").await);
     let run = world.execute(4, 0).await;
     assert_eq!(run.state, RunState::Blocked);
     insta::assert_snapshot!(run.reason.unwrap());
-    assert_eq!((world.staged_files(), world.lake("revenue@v1", "SELECT count(*) FROM t").await), before);
+    assert_eq!((world.staged_files().await, world.lake("revenue@v1", "SELECT count(*) FROM t").await), before);
     let now = "2024-01-05T00:00:00Z";
     assert_eq!(world.online("revenue@v1", "a", now).await, features(&[("total", "30.0"), ("receipts", "2")]));
     let filter = CheckFilter { run: Some(run.id), verdict: Some(Verdict::Failed), ..CheckFilter::default() };
@@ -418,7 +141,7 @@ async fn a_table_that_is_gone_fails_the_run_before_its_intent() {
 #[tokio::test]
 async fn two_workers_share_a_run_and_it_is_published_once() {
     let world = World::new().await;
-    let other = worker(&world.folder, &world.store, &world.lake, &world.online, "two");
+    let other = world.another_worker("two");
     let ids = [world.plan(1, 0).await, world.plan(2, 0).await, world.plan(3, 0).await];
     let (one, two) = tokio::join!(
         world.worker.run_only(&ids, CancellationToken::new()),
@@ -443,18 +166,9 @@ async fn a_stopped_worker_hands_back_and_another_finishes() {
     cancel.cancel();
     world.worker.run_only(&[id], cancel).await.unwrap();
     assert_ne!(world.store.run(id).await.unwrap().0.state, RunState::Succeeded);
-    let other = worker(&world.folder, &world.store, &world.lake, &world.online, "two");
+    let other = world.another_worker("two");
     other.run_only(&[id], CancellationToken::new()).await.unwrap();
     assert_eq!(world.store.run(id).await.unwrap().0.state, RunState::Succeeded);
-}
-
-/// A view that multiplies the receipts with themselves until nobody waits for it.
-pub(crate) fn endless() -> String {
-    let product = (0..12).map(|n| format!("receipts AS r{n}")).collect::<Vec<_>>().join(", ");
-    DEFINITIONS.replace(
-        "SELECT shop, sum(total) AS total, count(*) AS days FROM history.revenue GROUP BY shop",
-        &format!("SELECT r0.shop AS shop, CAST(sum(r1.amount) AS DOUBLE) AS total, count(*) AS days FROM {product} GROUP BY r0.shop"),
-    )
 }
 
 #[tokio::test]
@@ -465,7 +179,7 @@ async fn a_task_that_takes_too_long_fails_and_its_worker_lives() {
     let (_, tasks) = world.store.run(run.id).await.unwrap();
     let errors: Vec<&str> = tasks.iter().filter_map(|task| task.error.as_deref()).collect();
     assert_eq!(errors, ["the task took longer than its timeout of 1s"]);
-    assert_eq!(world.staged_files(), 0, "nothing of it is left");
+    assert_eq!(world.staged_files().await, 0, "nothing of it is left");
 }
 
 #[tokio::test]
@@ -482,7 +196,7 @@ async fn a_cancelled_run_stops_and_leaves_nothing() {
     let (done, ()) = tokio::join!(world.worker.run_only(&ids, CancellationToken::new()), cancel);
     done.unwrap();
     assert_eq!(world.store.run(id).await.unwrap().0.state, RunState::Cancelled);
-    assert_eq!(world.staged_files(), 0, "nothing of it is left");
+    assert_eq!(world.staged_files().await, 0, "nothing of it is left");
     assert!(world.store.snapshots(None, None, 0).await.unwrap().is_empty());
 }
 

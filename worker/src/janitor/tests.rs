@@ -16,9 +16,18 @@ use super::compact::slice_rows;
 use super::{Janitor, JanitorParts, Need, Report};
 use crate::digest::Digester;
 use crate::engine::{Engine, Joins};
-use crate::lake::{CompactionRequest, Lake, TableSchema};
+use crate::lake::{CompactionRequest, TableSchema};
 use crate::stage::{digest_columns, writer};
-use crate::tests::{World, at};
+use crate::tests::{DEFINITIONS, Place, World, at, in_every_place};
+
+in_every_place! {
+    what_retention_lets_go_of_is_removed_and_all_else_reads_as_before,
+    leftovers_of_dead_runs_go_when_they_are_old,
+    a_log_is_shortened_to_what_is_asked_for,
+    many_small_files_become_one_and_no_digest_changes,
+    rows_that_are_not_what_the_ledger_says_are_left_alone,
+    a_registry_that_is_older_than_the_lake_removes_nothing,
+}
 
 /// Everything old goes at once.
 const NOTHING: Retention =
@@ -44,16 +53,11 @@ async fn clean(world: &World, retention: Retention) -> Report {
     report
 }
 
-/// A lake that has seen nothing yet.
-fn fresh(world: &World) -> Lake {
-    Lake::open(world.folder.path().join("lake").to_str().unwrap(), "shop").unwrap()
-}
-
 /// The digest of one slice as a version of its table holds it.
 async fn digest(world: &World, view: &ViewId, version: u64, entry: &LedgerEntry) -> String {
     let engine = Engine::new(256 << 20, &world.folder.path().join("reader")).unwrap();
     let ctx = engine.context(Joins::Hash).unwrap();
-    let table = fresh(world).load(view, Some(version)).await.unwrap();
+    let table = world.fresh_lake().load(view, Some(version)).await.unwrap();
     let batches = slice_rows(&ctx, &table, entry).await.unwrap().collect().await.unwrap();
     let mut digest = Digester::new(digest_columns(&world.project, &world.project.views[view]));
     batches.iter().for_each(|batch| digest.update(batch).unwrap());
@@ -78,9 +82,8 @@ async fn snapshot(world: &World, run: &Run) -> Snapshot {
     world.store.snapshot(SnapshotId(run.id.0)).await.unwrap()
 }
 
-#[tokio::test]
-async fn what_retention_lets_go_of_is_removed_and_all_else_reads_as_before() {
-    let world = World::new().await;
+async fn what_retention_lets_go_of_is_removed_and_all_else_reads_as_before(place: Place) {
+    let world = World::at(place, DEFINITIONS).await;
     let runs =
         [world.succeed(1, 0).await, world.succeed(2, 0).await, world.succeed(1, 1).await, world.succeed(1, 2).await];
     let mut files = BTreeMap::new();
@@ -91,20 +94,20 @@ async fn what_retention_lets_go_of_is_removed_and_all_else_reads_as_before() {
     let (actor, reason) = ("ana".to_owned(), "audit".to_owned());
     let pin = Pin { pinned_at: at("2024-01-05T00:00:00Z"), actor, reason, files };
     world.store.snapshot_pin(pinned.id, pin).await.unwrap();
-    assert_eq!(world.staged_files(), 16, "four views, four runs");
+    assert_eq!(world.staged_files().await, 16, "four views, four runs");
 
     let dry = janitor(&world, NOTHING).pass(true).await.unwrap().unwrap();
     assert_eq!(dry.expired, [SnapshotId(runs[2].id.0)]);
     assert_eq!(dry.views.iter().map(|view| view.removed.files).sum::<u64>(), 4);
-    assert_eq!(world.staged_files(), 16, "a dry run removes nothing");
+    assert_eq!(world.staged_files().await, 16, "a dry run removes nothing");
     assert_eq!(snapshot(&world, &runs[2]).await.status, "superseded");
 
     // The usual safety age keeps what somebody may be reading.
     assert_eq!(clean(&world, Retention { staged: Duration::from_secs(3_600), ..NOTHING }).await.expired.len(), 1);
-    assert_eq!(world.staged_files(), 16);
+    assert_eq!(world.staged_files().await, 16);
 
     let done = clean(&world, NOTHING).await;
-    assert_eq!(world.staged_files(), 12);
+    assert_eq!(world.staged_files().await, 12);
     assert!(done.views.iter().all(|view| view.oldest_why.contains(&Need::Pinned(pinned.id))), "{done:?}");
     assert_eq!(snapshot(&world, &runs[2]).await.status, "expired");
     for kept in [&runs[0], &runs[1], &runs[3]] {
@@ -115,28 +118,26 @@ async fn what_retention_lets_go_of_is_removed_and_all_else_reads_as_before() {
     world.store.snapshot_unpin(pinned.id, "ana", at("2024-01-05T00:00:00Z")).await.unwrap();
     // The snapshot of day 2 is live and names day 1 as it was then. With day 2 computed again it goes, too.
     clean(&world, NOTHING).await;
-    assert_eq!(world.staged_files(), 12);
+    assert_eq!(world.staged_files().await, 12);
     let last = world.succeed(2, 1).await;
     clean(&world, NOTHING).await;
-    assert_eq!(world.staged_files(), 8, "two days of four views");
+    assert_eq!(world.staged_files().await, 8, "two days of four views");
     assert_restorable(&world, &snapshot(&world, &last).await).await;
 }
 
-#[tokio::test]
-async fn leftovers_of_dead_runs_go_when_they_are_old() {
-    let world = World::new().await;
+async fn leftovers_of_dead_runs_go_when_they_are_old(place: Place) {
+    let world = World::at(place, DEFINITIONS).await;
     world.succeed(1, 0).await;
-    let table = world.folder.path().join("lake/features/revenue/v1");
-    let dead = table.join(format!("data/{}/0-1h", RunId::generate()));
-    let open = world.plan(2, 0).await;
-    let ours = table.join(format!("data/{open}/0-1h"));
-    for folder in [&dead, &ours] {
-        std::fs::create_dir_all(folder).unwrap();
-        std::fs::write(folder.join("part-0.parquet"), "PAR1").unwrap();
-        // How a local store names what is being written.
-        std::fs::write(folder.join("part-1.parquet#1"), "PAR1").unwrap();
+    let table = "features/revenue/v1/data";
+    let dead = format!("{table}/{}", RunId::generate());
+    let ours = format!("{table}/{}", world.plan(2, 0).await);
+    // How a local store names what is being written; in an object store nobody sees that.
+    let unfinished = if matches!(world.place, Place::Folder) { "part-1.parquet#1" } else { "part-1.parquet" };
+    for run in [&dead, &ours] {
+        world.write(&format!("{run}/0-1h/part-0.parquet"), "PAR1").await;
+        world.write(&format!("{run}/0-1h/{unfinished}"), "PAR1").await;
     }
-    std::fs::write(table.join("data/notes.txt"), "somebody else's").unwrap();
+    world.write(&format!("{table}/notes.txt"), "somebody else's").await;
 
     let young = clean(&world, Retention { staged: Duration::from_secs(3_600), ..NOTHING }).await;
     let view = |report: &Report| report.views.iter().find(|view| view.view.name.as_str() == "revenue").unwrap().clone();
@@ -144,9 +145,10 @@ async fn leftovers_of_dead_runs_go_when_they_are_old() {
     assert_eq!(view(&young).kept.foreign.files, 1);
     let old = clean(&world, NOTHING).await;
     assert_eq!(view(&old).removed.files, 2);
-    assert!(!dead.parent().unwrap().exists(), "its folder goes with it");
-    assert!(ours.join("part-0.parquet").exists(), "an open run's files are its own");
-    assert!(table.join("data/notes.txt").exists());
+    assert_eq!(world.objects(&dead).await, [""; 0]);
+    assert!(!world.folder.path().join("lake").join(dead).exists(), "its folder goes with it");
+    assert_eq!(world.objects(&ours).await.len(), 2, "an open run's files are its own");
+    assert_eq!(world.read(&format!("{table}/notes.txt")).await, "somebody else's");
 }
 
 /// One view, so that many versions come fast.
@@ -177,28 +179,27 @@ fn revenue() -> ViewId {
     "revenue@v1".parse().unwrap()
 }
 
-#[tokio::test]
-async fn a_log_is_shortened_to_what_is_asked_for() {
-    let world = World::with(ONE_VIEW).await;
+async fn a_log_is_shortened_to_what_is_asked_for(place: Place) {
+    let world = World::at(place, ONE_VIEW).await;
     world.succeed(2, 0).await;
-    let reader = fresh(&world);
+    let reader = world.fresh_lake();
     reader.load(&revenue(), Some(1)).await.unwrap();
-    for cause in 0..45 {
+    for cause in 0..22 {
         world.succeed(1, cause).await;
     }
     // What is live never expires, so the newest interval must not be the oldest version.
     world.succeed(2, 1).await;
     let before = world.lake("revenue@v1", "SELECT shop, total, interval_start FROM t ORDER BY 3, 1").await;
-    let log = || std::fs::read_dir(world.folder.path().join("lake/features/revenue/v1/_delta_log")).unwrap().count();
-    assert!(log() > 45);
+    let log = async || world.objects("features/revenue/v1/_delta_log").await.len();
+    assert!(log().await > 22);
     for _ in 0..2 {
         clean(&world, NOTHING).await;
     }
-    assert!(log() < 14, "{} objects are left of a log of 47 versions", log());
+    assert!(log().await < 14, "{} objects are left of a log of 24 versions", log().await);
     assert_eq!(world.lake("revenue@v1", "SELECT shop, total, interval_start FROM t ORDER BY 3, 1").await, before);
     // Somebody who has not looked for long begins anew instead of failing.
-    assert_eq!(reader.load(&revenue(), None).await.unwrap().version(), Some(47));
-    assert!(fresh(&world).load(&revenue(), Some(3)).await.is_err(), "nobody asks for that version");
+    assert_eq!(reader.load(&revenue(), None).await.unwrap().version(), Some(24));
+    assert!(world.fresh_lake().load(&revenue(), Some(3)).await.is_err(), "nobody asks for that version");
     for snapshot in world.store.snapshots(None, None, 0).await.unwrap() {
         if snapshot.status != "expired" {
             assert_restorable(&world, &snapshot).await;
@@ -248,16 +249,15 @@ async fn shatter(world: &World, recorded: bool) {
     }
 }
 
-#[tokio::test]
-async fn many_small_files_become_one_and_no_digest_changes() {
-    let world = World::with(ONE_VIEW).await;
+async fn many_small_files_become_one_and_no_digest_changes(place: Place) {
+    let world = World::at(place, ONE_VIEW).await;
     let shops: String = (0..6).map(|shop| format!("s{shop},2024-01-01T10:00:00Z,{shop}\n")).collect();
-    std::fs::write(world.folder.path().join("receipts.csv"), format!("shop,at,amount\n{shops}")).unwrap();
+    world.sell(&format!("shop,at,amount\n{shops}")).await;
     let run = world.succeed(1, 0).await;
     let content = world.lake("revenue@v1", "SELECT * FROM t ORDER BY shop").await;
     // The process that did it died before it recorded it.
     shatter(&world, false).await;
-    assert_eq!(world.staged_files(), 7);
+    assert_eq!(world.staged_files().await, 7);
 
     let done = clean(&world, Retention { staged: Duration::from_secs(3_600), ..NOTHING }).await;
     assert_eq!(done.views[0].compacted, [run.interval.start()]);
@@ -272,35 +272,33 @@ async fn many_small_files_become_one_and_no_digest_changes() {
 
     let again = clean(&world, NOTHING).await;
     assert!(again.views[0].compacted.is_empty());
-    assert_eq!(world.staged_files(), 2, "the snapshot's own file, and the one that took its place");
+    assert_eq!(world.staged_files().await, 2, "the snapshot's own file, and the one that took its place");
     world.succeed(2, 0).await;
     world.succeed(1, 1).await;
 }
 
-#[tokio::test]
-async fn rows_that_are_not_what_the_ledger_says_are_left_alone() {
-    let world = World::with(ONE_VIEW).await;
+async fn rows_that_are_not_what_the_ledger_says_are_left_alone(place: Place) {
+    let world = World::at(place, ONE_VIEW).await;
     let shops: String = (0..6).map(|shop| format!("s{shop},2024-01-01T10:00:00Z,{shop}\n")).collect();
-    std::fs::write(world.folder.path().join("receipts.csv"), format!("shop,at,amount\n{shops}")).unwrap();
+    world.sell(&format!("shop,at,amount\n{shops}")).await;
     world.succeed(1, 0).await;
     shatter(&world, true).await;
     // A file is taken out by another program.
-    let table = world.folder.path().join("lake/features/revenue/v1");
-    let entry = std::fs::read_to_string(table.join("_delta_log/00000000000000000002.json")).unwrap();
+    let second = "features/revenue/v1/_delta_log/00000000000000000002.json";
+    let entry = world.read(second).await;
     let mut adds = entry.lines().filter(|line| line.starts_with("{\"add\""));
     let dropped = adds.next().unwrap();
     let kept: String = entry.lines().filter(|line| *line != dropped).map(|line| format!("{line}\n")).collect();
-    std::fs::write(table.join("_delta_log/00000000000000000002.json"), kept).unwrap();
-    let world = World { lake: fresh(&world), ..world };
+    world.write(second, &kept).await;
+    let world = world.afresh();
     let report =
         janitor(&world, Retention { staged: Duration::from_secs(3_600), ..NOTHING }).pass(false).await.unwrap();
     let problem = report.unwrap().views[0].problem.clone().unwrap();
     assert!(problem.contains("digest"), "{problem}");
 }
 
-#[tokio::test]
-async fn a_registry_that_is_older_than_the_lake_removes_nothing() {
-    let world = World::with(ONE_VIEW).await;
+async fn a_registry_that_is_older_than_the_lake_removes_nothing(place: Place) {
+    let world = World::at(place, ONE_VIEW).await;
     let copy: PathBuf = world.folder.path().join("copy.db");
     world.succeed(1, 0).await;
     world.store.backup(&copy).await.unwrap();
@@ -310,7 +308,7 @@ async fn a_registry_that_is_older_than_the_lake_removes_nothing() {
     let report = janitor(&world, NOTHING).pass(false).await.unwrap().unwrap();
     let problem = report.views[0].problem.clone().unwrap();
     assert!(problem.contains("registry rebuild --from-lake"), "{problem}");
-    assert_eq!(world.staged_files(), 3);
+    assert_eq!(world.staged_files().await, 3);
 }
 
 #[tokio::test]

@@ -1,8 +1,6 @@
 //! Whole runs whose lake and source lie in an object store: the same rows as on folders, whatever happens on the way.
 
 use futures::stream;
-use object_store::ObjectStoreExt;
-use object_store::path::Path;
 use tidegate_servers::{Fault, Mode, S3Endpoint, S3Fake};
 
 use super::*;
@@ -11,14 +9,7 @@ use crate::objects::testing::{self, BUCKET};
 
 /// A world with everything in a place of its own in the store.
 async fn in_store(endpoint: &S3Endpoint, patience: Patience, definitions: &str) -> World {
-    let place = testing::place();
-    let stores = testing::stores(endpoint, patience);
-    let lake = Lake::open_in(&place.join("lake").unwrap(), &stores, "shop").unwrap();
-    lake.claim(tidegate_registry::ids::RegistryId::generate()).await.unwrap();
-    let receipts = place.join("receipts.csv").unwrap();
-    let at = Path::from_url_path(receipts.path()).unwrap();
-    stores.get(&place).unwrap().put(&at, RECEIPTS.into()).await.unwrap();
-    World::on(&definitions.replace("csv: receipts.csv", &format!("csv: '{receipts}'")), None, Some(lake), stores).await
+    World::at(Place::in_store(endpoint, patience), definitions).await
 }
 
 /// All rows of all tables, but for the names of runs.
