@@ -10,6 +10,7 @@ mod world;
 use std::io::{Read as _, Write as _};
 use std::process::Stdio;
 
+use tidegate_registry::definitions::settings::OnlineLocation;
 use world::{World, eventually, files};
 
 /// A small backfill.
@@ -283,6 +284,51 @@ fn signal(child: &std::process::Child, name: &str) {
     let sent =
         std::process::Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
+}
+
+/// Lets the online store of the example hold other than what was published: one carrier is gone, one has another value.
+fn spoil(world: &World) {
+    use tidegate_worker::online::{self, Changes, EncodedRow, Expected};
+    let location = OnlineLocation::Sqlite(world.folder.join(".tidegate/online.db"));
+    let view = "carrier_delays@v1".parse().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let online = online::open(&location, &"flights".parse().unwrap(), true).await.unwrap();
+        let live = online.live(&view).await.unwrap().unwrap();
+        let row = online.scan(&view, live.generation, Some("UA"), 1).await.unwrap().remove(0);
+        let changed = EncodedRow {
+            entity_key: row.0,
+            event_timestamp: row.1.event_timestamp,
+            expires_at: row.1.expires_at,
+            features: vec![("flights_7d".to_owned(), "1".to_owned())],
+        };
+        let changes = Changes { changed: vec![changed], removed: vec!["UA".to_owned()], ..Changes::default() };
+        let expected = Expected { generation: live.generation, publish_number: live.publish_number };
+        online.repair(&view, expected, &changes).await.unwrap();
+        online.close().await;
+    });
+}
+
+#[test]
+fn what_an_online_store_lost_is_found_and_brought_back() {
+    let mut world = World::applied();
+    world.quietly("run flights_daily --interval 2013-01-08T07:15:00Z/2013-01-09T07:15:00Z");
+    world.run("online audit");
+    world.run("online rebuild");
+    for file in ["online.db", "online.db-wal", "online.db-shm"] {
+        let _ = std::fs::remove_file(world.folder.join(".tidegate").join(file));
+    }
+    world.run("online audit carrier_delays");
+    world.run("online rebuild carrier_delays");
+    world.run("online rebuild --format json");
+    spoil(&world);
+    world.run("online audit");
+    world.run("online audit carrier_delays --repair");
+    world.run("online audit carrier_delays --sample 3 --format json");
+    world.run("online get carrier_delays carrier=UA");
+    world.run("online audit carrier_delay");
+    // Columns are as wide as the folder's name is long.
+    insta::with_settings!({ filters => vec![(" {2,}", "  ")] }, { insta::assert_snapshot!(world.transcript()) });
 }
 
 #[cfg(unix)]
