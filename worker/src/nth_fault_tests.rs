@@ -2,11 +2,12 @@
 //! run meets none; for every way in which a call can fail. After each the run must have ended as if nothing had
 //! happened, without a hand.
 //!
-//! Remote are the calls of the object store (struck on the wire, below the client's own retries) and of the online store.
-//! Those of the registry are struck in the simulation.
+//! Remote are the calls of the object store (struck on the wire, below the client's own retries), of the online store and of
+//! the registry.
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,16 +16,13 @@ use async_trait::async_trait;
 use datafusion::arrow::util::display::array_value_to_string;
 use datafusion::prelude::{SessionContext, col};
 use futures::future::join_all;
-use tidegate_registry::definitions::{LoadOptions, load};
-use tidegate_registry::ids::{DagName, ProjectName, RegistryId, RunId, ViewId};
-use tidegate_registry::model::Project;
-use tidegate_registry::plan::diff;
-use tidegate_registry::run::{Cause, NewRun, RunState};
-use tidegate_registry::store::{ApplyRequest, Store};
-use tidegate_registry::time::{FixedClock, Instant};
+use tidegate_registry::ids::{ProjectName, RegistryId, RunId, ViewId};
+use tidegate_registry::run::RunState;
+use tidegate_registry::store::Store as _;
+use tidegate_registry::time::Instant;
 use tidegate_servers::{Fault, Mode, S3Endpoint, S3Fake};
 use tidegate_store::SqliteStore;
-use tokio::sync::Notify;
+use tidegate_store::faults::{self, FaultStore, Script};
 use tokio_util::sync::CancellationToken;
 
 use crate::lake::Lake;
@@ -33,50 +31,25 @@ use crate::online::{
     Begun, Changes, CutOver, EncodedRow, Expected, InPlace, Live, OnlineError, OnlineRow, OnlineStore, Result,
     SqliteOnline, Standing,
 };
-use crate::sources::Sources;
-use crate::tests::{at, interval};
+use crate::tests::{Place, World, only};
 use crate::{Worker, WorkerOptions, WorkerParts};
 
-/// A view over a source and one over its history: every kind of step, and little else.
-const DEFINITIONS: &str = r"
-owners: [{name: sales, primary: sales@example.com}]
-entities:
-  - {name: shop, keys: [{name: shop, type: string}]}
-sources:
-  - {name: receipts, csv: receipts.csv, event_time: at}
-feature_views:
-  - name: revenue
-    entity: shop
-    owner: sales
-    description: Revenue of the day
-    sql: |
-      SELECT shop, CAST(sum(amount) AS BIGINT) AS total
-      FROM receipts WHERE at >= $interval_start AND at < $interval_end GROUP BY shop
-    features: [{name: total, type: bigint, description: euros}]
-    online: {strategy: swap}
-  - name: lifetime
-    entity: shop
-    owner: sales
-    description: Revenue of all days
-    sql: SELECT shop, CAST(sum(total) AS BIGINT) AS total FROM history.revenue GROUP BY shop
-    features: [{name: total, type: bigint, description: euros}]
-    online: {strategy: swap}
-dags:
-  - name: daily
-    owner: sales
-    schedule: {cron: '0 0 * * *', timezone: UTC, start: 2024-01-01}
-    views: [revenue, lifetime]
-    retries: {max: 4, backoff: 1s}
-";
-
-const RECEIPTS: &str =
-    "shop,at,amount\na,2024-01-01T10:00:00Z,10\na,2024-01-01T11:00:00Z,20\nb,2024-01-01T12:00:00Z,70\n";
+/// A view over a source and one over its history, both online: every kind of step, and little else.
+fn definitions() -> String {
+    let features = "    features:\n";
+    let (before, lifetime) = {
+        let text = only(&["revenue", "lifetime"]).replace("{max: 0,", "{max: 4,");
+        let at = text.rfind(features).unwrap();
+        (text[..at].to_owned(), text[at..].to_owned())
+    };
+    format!("{before}    online: {{strategy: swap}}\n{lifetime}")
+}
 
 /// What both views say after the first day.
-const ROWS: [(&str, &str); 2] = [("a", "30"), ("b", "70")];
+const ROWS: [(&str, &str); 2] = [("a", "30.0"), ("b", "70.0")];
 
 /// So many runs at the same time: most of what they do is wait.
-const AT_ONCE: u64 = 6;
+const AT_ONCE: u64 = 8;
 
 /// No run has so many calls: one that has goes round in circles.
 const CALLS_MAX: u64 = 400;
@@ -93,137 +66,151 @@ fn impatient() -> Patience {
     }
 }
 
+/// Longer than any request is waited for.
 const HANG: Duration = Duration::from_secs(2);
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy)]
+enum Strike {
+    /// A request to the object store.
+    Object(Mode),
+    /// One that changes something there.
+    Write(Mode),
+    /// A call of the online store, before it is done or after.
+    Online { after: bool },
+    /// A call of the registry.
+    Registry(faults::Fault),
+}
 
 /// A project that is applied, to be copied.
 struct Pattern {
-    folder: tempfile::TempDir,
-    project: Arc<Project>,
-    objects: Vec<(String, Vec<u8>)>,
+    world: World,
+    fake: S3Fake,
 }
 
 impl Pattern {
-    async fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("tidegate.yaml"), "project: shop\n").unwrap();
-        std::fs::write(folder.path().join("shop.yaml"), DEFINITIONS).unwrap();
-        std::fs::write(folder.path().join("receipts.csv"), RECEIPTS).unwrap();
-        let loaded = load(folder.path(), &LoadOptions::default());
-        let project = loaded.project.unwrap_or_else(|| panic!("{:#?}", loaded.diagnostics));
+    /// With lake and source in a store, unless nothing shall happen there: then a folder is quicker.
+    async fn of(strike: Strike) -> Self {
         let fake = testing::fake();
-        let store = SqliteStore::open(&folder.path().join("registry.db")).await.unwrap();
-        let empty = Project::empty(ProjectName::new("shop").unwrap());
-        let views: Vec<ViewId> = project.views.keys().cloned().collect();
-        let request = ApplyRequest {
-            project: "shop".to_owned(),
-            base: 0,
-            changes: diff(0, &empty, &project, &BTreeSet::new()).unwrap().changes(),
-            tables: lake(&fake).ensure_tables(&project, &views).await.unwrap(),
-            actor: "test".to_owned(),
-            message: None,
-            now: now(),
+        let place = match strike {
+            Object(_) | Write(_) => Place::in_store(&fake.endpoint(), impatient()),
+            Online { .. } | Registry(_) => Place::Folder,
         };
-        store.apply(request).await.unwrap();
-        store.close().await;
-        let keys = fake.keys(testing::BUCKET, "");
-        let objects = keys.into_iter().map(|key| (key.clone(), fake.get(testing::BUCKET, &key).unwrap())).collect();
-        Self { folder, project: Arc::new(project), objects }
+        let world = World::at(place, &definitions()).await;
+        world.store.close().await;
+        world.online.close().await;
+        Self { world, fake }
     }
 }
 
-fn now() -> Instant {
-    at("2024-01-05T00:00:00Z")
+/// A folder with all below it.
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            copy(&path, &to);
+        } else {
+            std::fs::copy(&path, to).unwrap();
+        }
+    }
 }
 
-fn lake(fake: &S3Fake) -> Lake {
-    let stores = testing::stores(&fake.endpoint(), impatient());
-    Lake::open_in(&format!("s3://{}/lake", testing::BUCKET).parse().unwrap(), &stores, "shop").unwrap()
+/// Decides about the calls of the registry: all is well, but for one.
+#[derive(Debug)]
+struct Nth {
+    calls: AtomicU64,
+    /// Which, from 0, and what becomes of it.
+    fault: Option<(u64, faults::Fault)>,
+}
+
+impl Script for Nth {
+    fn next(&self, _method: &'static str) -> faults::Fault {
+        let number = self.calls.fetch_add(1, Ordering::Relaxed);
+        self.fault.filter(|(wanted, _)| *wanted == number).map_or(faults::Fault::NONE, |(_, fault)| fault)
+    }
 }
 
 /// What one run is made of.
 struct Trial {
-    folder: tempfile::TempDir,
+    world: World,
     fake: S3Fake,
-    store: Arc<SqliteStore>,
     online: Arc<FaultyOnline>,
-    project: Arc<Project>,
+    registry: Arc<Nth>,
+    /// A claim whose answer was lost is waited for.
+    lease: Duration,
 }
 
 impl Trial {
-    async fn new(pattern: &Pattern) -> Self {
+    /// A copy of `pattern` in which call number `call`, from 0, goes wrong.
+    async fn new(pattern: &Pattern, strike: Strike, call: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        for entry in std::fs::read_dir(pattern.folder.path()).unwrap() {
-            let path = entry.unwrap().path();
-            std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-        }
+        copy(pattern.world.folder.path(), folder.path());
         let fake = testing::fake();
-        for (key, content) in &pattern.objects {
-            fake.put(testing::BUCKET, key, content);
+        for key in pattern.fake.keys(testing::BUCKET, "") {
+            fake.put(testing::BUCKET, &key, &pattern.fake.get(testing::BUCKET, &key).unwrap());
         }
-        let store = Arc::new(SqliteStore::open(&folder.path().join("registry.db")).await.unwrap());
-        let online = SqliteOnline::open(&folder.path().join("online.db")).await.unwrap();
-        let online = Arc::new(FaultyOnline { inner: online, calls: AtomicU64::new(0), fault: None });
-        Self { folder, fake, store, online, project: Arc::clone(&pattern.project) }
-    }
-
-    /// Lets the online store fail at its call number `call`, from 0.
-    fn fail_online(&mut self, call: u64, after: bool) {
-        Arc::get_mut(&mut self.online).unwrap().fault = Some((call, after));
-    }
-
-    /// One run of the first day from its plan to its end.
-    async fn run(&self) -> RunId {
-        let dag = &self.project.dags[&DagName::new("daily").unwrap()];
-        let run = NewRun {
-            dag: dag.name.clone(),
-            interval: interval(1),
-            views: dag.views.clone(),
-            cause: Cause::Manual(0),
-            definitions: 1,
-            attempts_max: 1 + dag.retries.max,
-            priority: 0,
+        let place = match &pattern.world.place {
+            Place::Folder => Place::Folder,
+            Place::Store(_, root) => {
+                Place::Store(Box::new(testing::stores(&fake.endpoint(), impatient())), root.clone())
+            }
         };
-        let id = self.store.runs_create(vec![run], now()).await.unwrap()[0];
-        self.store.run_admit(id).await.unwrap();
+        let inner = SqliteOnline::open(&folder.path().join("online.db")).await.unwrap();
+        let mut online = FaultyOnline { inner, calls: AtomicU64::new(0), fault: None };
+        let mut registry = Nth { calls: AtomicU64::new(0), fault: None };
+        let mut lease = Duration::from_secs(30);
+        match strike {
+            Object(mode) => fake.inject(Fault::new(mode).after(call).times(1)),
+            Write(mode) => fake.inject(Fault::new(mode).on_writes().after(call).times(1)),
+            Online { after } => online.fault = Some((call, after)),
+            Registry(fault) => {
+                registry.fault = Some((call, fault));
+                lease = Duration::from_secs(3);
+            }
+        }
+        let world = World::open(folder, place, Arc::clone(&pattern.world.project), None).await;
+        Self { world, fake, online: Arc::new(online), registry: Arc::new(registry), lease }
+    }
+
+    /// One run of the first day from its plan to its end, and whether it met the fault.
+    async fn run(&self, strike: Strike, call: u64) -> (RunId, bool) {
+        let run = self.world.plan(1, 0).await;
+        let parts = self.world.parts("one");
         let worker = Worker::new(WorkerParts {
-            store: Arc::<SqliteStore>::clone(&self.store),
-            clock: Arc::new(FixedClock(now())),
-            lake: lake(&self.fake),
+            store: Arc::new(FaultStore::new(parts.store, Arc::<Nth>::clone(&self.registry))),
             online: Some(Arc::<FaultyOnline>::clone(&self.online)),
-            sources: Sources::new(self.folder.path(), &[]).unwrap(),
-            options: WorkerOptions {
-                owner: "one".to_owned(),
-                lease: Duration::from_secs(30),
-                slots: 1,
-                queues: Vec::new(),
-                host: "here".to_owned(),
-                memory_bytes: 256 << 20,
-                spill_dir: self.folder.path().join("spill"),
-            },
-            wake: Arc::new(Notify::new()),
-            progress: Arc::new(Notify::new()),
+            options: WorkerOptions { lease: self.lease, slots: 1, ..parts.options },
+            ..parts
         })
         .unwrap();
-        let ids = [id];
+        let ids = [run];
         let done = tokio::time::timeout(Duration::from_secs(90), worker.run_only(&ids, CancellationToken::new()));
         done.await.expect("I2: a run that met one fault is stuck").unwrap();
-        id
+        let met = match strike {
+            Object(_) | Write(_) => self.fake.strikes() > 0,
+            Online { .. } => self.online.calls.load(Ordering::Relaxed) > call,
+            Registry(_) => self.registry.calls.load(Ordering::Relaxed) > call,
+        };
+        (run, met)
     }
 
     /// The invariants, as far as one run can break them. (I5, ticks, is the scheduler's; I3 is `tests/crash/readers.rs`.)
     async fn assert_whole(&self, run: RunId, what: &str) {
         self.fake.heal();
+        let world = &self.world;
         // I7: what was acknowledged is read from the file by somebody else.
-        let store = SqliteStore::open(&self.folder.path().join("registry.db")).await.unwrap();
+        let store = SqliteStore::open(&world.folder.path().join("registry.db")).await.unwrap();
         let (ended, tasks) = store.run(run).await.unwrap();
         assert_eq!(ended.state, RunState::Succeeded, "{what}: {:?} {tasks:?}", ended.reason);
         // I9: one fault costs one attempt at most.
         assert!(tasks.iter().all(|task| task.attempts <= 2), "{what}: {tasks:?}");
-        let views: Vec<ViewId> = self.project.views.keys().cloned().collect();
+        let views: Vec<ViewId> = world.project.views.keys().cloned().collect();
         let states = store.view_states(&views).await.unwrap();
         let snapshots = store.snapshots(None, None, 0).await.unwrap();
         assert_eq!((snapshots.len(), snapshots[0].status.as_str()), (1, "live"), "{what}");
-        let lake = lake(&self.fake);
+        let lake = world.fresh_lake();
         for view in &views {
             // I1: the slice is there once, in the table and in the ledger; two versions, the empty one and the run's.
             let rows = rows_of(&lake, view).await;
@@ -235,22 +222,21 @@ impl Trial {
             // I4: registry, log and online store agree.
             let recorded = snapshots[0].views.iter().find(|recorded| recorded.view == *view).unwrap();
             assert_eq!((states[view].delta_version, recorded.delta_version), (1, 1), "{what}: {view}");
-            let live = self.online.inner.live(view).await.unwrap().expect("it is live");
+            let live = world.online.live(view).await.unwrap().expect("it is live");
             assert_eq!(
                 (Some(live.generation), live.publish_number),
                 (states[view].online_generation, recorded.publish_number),
                 "{what}: {view}"
             );
-            let online = self.online.inner.scan(view, live.generation, None, 10).await.unwrap();
+            let online = world.online.scan(view, live.generation, None, 10).await.unwrap();
             let online: Vec<(&str, &str)> =
                 online.iter().map(|(key, row)| (key.as_str(), row.features[0].1.as_str())).collect();
             assert_eq!(online, ROWS, "{what}: {view}");
             // I6: nothing referenced is missing, nothing else is there.
-            let named: BTreeSet<String> = table.get_file_uris().unwrap().collect();
-            let folder = format!("lake/features/{}/v1/data", view.name);
-            let found = self.fake.keys(testing::BUCKET, &folder).into_iter();
-            let found: BTreeSet<String> = found.map(|key| format!("s3://{}/{key}", testing::BUCKET)).collect();
-            assert_eq!(found, named, "{what}: {view}");
+            let named = table.get_file_uris().unwrap();
+            let named: BTreeSet<String> = named.map(|uri| uri.rsplit_once("/lake/").unwrap().1.to_owned()).collect();
+            let found = world.objects(&format!("features/{}/v1/data", view.name)).await;
+            assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), named, "{what}: {view}");
         }
         // I8: the key stands nowhere.
         let told = format!("{tasks:?}{:?}", store.run_logs(run).await.unwrap());
@@ -274,76 +260,51 @@ async fn rows_of(lake: &Lake, view: &ViewId) -> Vec<String> {
     found
 }
 
-/// Strikes the first call, the second, and so on, until a run meets no fault; how many calls that is.
-async fn every_call<T: Future<Output = bool>>(trial: impl Fn(u64) -> T) -> u64 {
-    let mut first = 0;
+/// Strikes the first call, the second, and so on, until a run meets no fault; there are `calls_min` calls at least.
+async fn every_call(strike: Strike, calls_min: u64) {
+    let pattern = &Pattern::of(strike).await;
+    let trial = |call| async move {
+        let trial = Trial::new(pattern, strike, call).await;
+        let (run, met) = trial.run(strike, call).await;
+        trial.assert_whole(run, &format!("{strike:?} at call {call}")).await;
+        met
+    };
+    let mut calls = 0;
     loop {
-        let struck = join_all((first..first + AT_ONCE).map(&trial)).await;
-        if let Some(index) = struck.iter().position(|struck| !struck) {
-            return first + index as u64;
+        let met = join_all((calls..calls + AT_ONCE).map(trial)).await;
+        if let Some(index) = met.iter().position(|met| !met) {
+            calls += index as u64;
+            break;
         }
-        first += AT_ONCE;
-        assert!(first < CALLS_MAX, "it calls for ever");
+        calls += AT_ONCE;
+        assert!(calls < CALLS_MAX, "it calls for ever");
     }
+    assert!(calls >= calls_min, "{strike:?}: only {calls} calls");
 }
 
-async fn every_object_call(mode: Mode) {
-    let pattern = Pattern::new().await;
-    let calls = every_call(|call| {
-        let pattern = &pattern;
-        async move {
-            let trial = Trial::new(pattern).await;
-            trial.fake.inject(Fault::new(mode).after(call).times(1));
-            let run = trial.run().await;
-            let struck = trial.fake.strikes() > 0;
-            trial.assert_whole(run, &format!("{mode:?} at call {call}")).await;
-            struck
-        }
-    })
-    .await;
-    assert!(calls > 20, "{mode:?}: only {calls} calls");
-}
-
-macro_rules! at_every_object_call {
-    ($($name:ident: $mode:expr,)+) => {
-        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $name() { every_object_call($mode).await; })+
+macro_rules! at_every_call {
+    ($($(#[doc = $doc:literal])* $name:ident: $strike:expr, of $calls_min:literal;)+) => {
+        $($(#[doc = $doc])* #[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $name() {
+            every_call($strike, $calls_min).await;
+        })+
     };
 }
 
-at_every_object_call! {
-    // What the client does not try again by itself: so the task must.
-    every_object_call_may_fail_before: Mode::Refuse(403),
-    every_object_call_may_fail_after_success: Mode::ApplyThenRefuse(500),
-    every_object_call_may_lose_its_connection_after_success: Mode::ApplyThenCut,
-    every_object_call_may_hang: Mode::ApplyThenHang(HANG),
-    every_object_call_may_be_cut_in_its_body: Mode::CutBody(10),
-}
+use Strike::{Object, Online, Registry, Write};
 
-async fn every_online_call(after: bool) {
-    let pattern = Pattern::new().await;
-    let calls = every_call(|call| {
-        let pattern = &pattern;
-        async move {
-            let mut trial = Trial::new(pattern).await;
-            trial.fail_online(call, after);
-            let run = trial.run().await;
-            let struck = trial.online.calls.load(Ordering::Relaxed) > call;
-            trial.assert_whole(run, &format!("online call {call}, after: {after}")).await;
-            struck
-        }
-    })
-    .await;
-    assert!(calls >= 7, "only {calls} calls");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_online_call_may_fail_before() {
-    every_online_call(false).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_online_call_may_fail_after_success() {
-    every_online_call(true).await;
+at_every_call! {
+    /// What the client does not try again by itself: so the task must.
+    every_object_call_may_fail_before: Object(Mode::Refuse(403)), of 20;
+    every_object_call_may_fail_after_success: Object(Mode::ApplyThenRefuse(500)), of 20;
+    every_object_call_may_hang: Object(Mode::ApplyThenHang(HANG)), of 20;
+    /// (Whether a request that only reads was done before it is lost makes no difference.)
+    every_object_write_may_lose_its_connection_after_success: Write(Mode::ApplyThenCut), of 4;
+    every_object_write_may_hang_undone: Write(Mode::Hang(HANG)), of 4;
+    every_object_call_may_be_cut_in_its_body: Object(Mode::CutBody(10)), of 20;
+    every_online_call_may_fail_before: Online { after: false }, of 7;
+    every_online_call_may_fail_after_success: Online { after: true }, of 7;
+    every_registry_call_may_fail_before: Registry(faults::Fault::REFUSED), of 20;
+    every_registry_call_may_fail_after_success: Registry(faults::Fault::ANSWER_LOST), of 20;
 }
 
 /// An online store one call of which fails: before it is done, or after.

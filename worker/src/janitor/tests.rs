@@ -18,7 +18,7 @@ use crate::digest::Digester;
 use crate::engine::{Engine, Joins};
 use crate::lake::{CompactionRequest, TableSchema};
 use crate::stage::{digest_columns, writer};
-use crate::tests::{DEFINITIONS, Place, World, at, in_every_place};
+use crate::tests::{DEFINITIONS, Place, World, at, in_every_place, only};
 
 in_every_place! {
     what_retention_lets_go_of_is_removed_and_all_else_reads_as_before,
@@ -151,36 +151,12 @@ async fn leftovers_of_dead_runs_go_when_they_are_old(place: Place) {
     assert_eq!(world.read(&format!("{table}/notes.txt")).await, "somebody else's");
 }
 
-/// One view, so that many versions come fast.
-const ONE_VIEW: &str = r"
-owners: [{name: sales, primary: sales@example.com}]
-entities:
-  - {name: shop, keys: [{name: shop, type: string}]}
-sources:
-  - {name: receipts, csv: receipts.csv, event_time: at}
-feature_views:
-  - name: revenue
-    entity: shop
-    owner: sales
-    description: Revenue of the day
-    sql: |
-      SELECT shop, CAST(sum(amount) AS DOUBLE) AS total
-      FROM receipts WHERE at >= $interval_start AND at < $interval_end GROUP BY shop
-    features: [{name: total, type: double, description: euros}]
-dags:
-  - name: daily
-    owner: sales
-    schedule: {cron: '0 0 * * *', timezone: UTC, start: 2024-01-01}
-    views: [revenue]
-    retries: {max: 0, backoff: 1s}
-";
-
 fn revenue() -> ViewId {
     "revenue@v1".parse().unwrap()
 }
 
 async fn a_log_is_shortened_to_what_is_asked_for(place: Place) {
-    let world = World::at(place, ONE_VIEW).await;
+    let world = World::at(place, &only(&["revenue"])).await;
     world.succeed(2, 0).await;
     let reader = world.fresh_lake();
     reader.load(&revenue(), Some(1)).await.unwrap();
@@ -250,7 +226,7 @@ async fn shatter(world: &World, recorded: bool) {
 }
 
 async fn many_small_files_become_one_and_no_digest_changes(place: Place) {
-    let world = World::at(place, ONE_VIEW).await;
+    let world = World::at(place, &only(&["revenue"])).await;
     let shops: String = (0..6).map(|shop| format!("s{shop},2024-01-01T10:00:00Z,{shop}\n")).collect();
     world.sell(&format!("shop,at,amount\n{shops}")).await;
     let run = world.succeed(1, 0).await;
@@ -278,7 +254,7 @@ async fn many_small_files_become_one_and_no_digest_changes(place: Place) {
 }
 
 async fn rows_that_are_not_what_the_ledger_says_are_left_alone(place: Place) {
-    let world = World::at(place, ONE_VIEW).await;
+    let world = World::at(place, &only(&["revenue"])).await;
     let shops: String = (0..6).map(|shop| format!("s{shop},2024-01-01T10:00:00Z,{shop}\n")).collect();
     world.sell(&format!("shop,at,amount\n{shops}")).await;
     world.succeed(1, 0).await;
@@ -298,7 +274,7 @@ async fn rows_that_are_not_what_the_ledger_says_are_left_alone(place: Place) {
 }
 
 async fn a_registry_that_is_older_than_the_lake_removes_nothing(place: Place) {
-    let world = World::at(place, ONE_VIEW).await;
+    let world = World::at(place, &only(&["revenue"])).await;
     let copy: PathBuf = world.folder.path().join("copy.db");
     world.succeed(1, 0).await;
     world.store.backup(&copy).await.unwrap();
@@ -313,7 +289,7 @@ async fn a_registry_that_is_older_than_the_lake_removes_nothing(place: Place) {
 
 #[tokio::test]
 async fn one_janitor_at_a_time() {
-    let world = World::with(ONE_VIEW).await;
+    let world = World::with(&only(&["revenue"])).await;
     assert!(world.store.duty_take(super::DUTY, "another", Duration::from_secs(60)).await.unwrap());
     assert!(janitor(&world, NOTHING).pass(false).await.unwrap().is_none());
     assert!(janitor(&world, NOTHING).pass(true).await.unwrap().is_some(), "looking is free");

@@ -25,7 +25,7 @@ use url::Url;
 use crate::entity_key;
 use crate::lake::Lake;
 use crate::objects::{Patience, Stores, testing};
-use crate::online::{self, OnlineStore};
+use crate::online::{OnlineStore, SqliteOnline};
 use crate::sources::Sources;
 use crate::{Worker, WorkerOptions, WorkerParts};
 
@@ -111,6 +111,19 @@ pub(crate) fn endless() -> String {
     )
 }
 
+/// [`DEFINITIONS`] with these views only and without their checks, so that any receipts will do.
+pub(crate) fn only(views: &[&str]) -> String {
+    let (head, rest) = DEFINITIONS.split_once("feature_views:\n").unwrap();
+    let (written, dags) = rest.split_once("dags:\n").unwrap();
+    let mut text = format!("{head}feature_views:\n");
+    for view in written.split("  - name: ").filter(|view| views.contains(&view.lines().next().unwrap_or_default())) {
+        let (before, checked) = view.split_once("    checks:\n").unwrap_or((view, ""));
+        let after = checked.lines().skip_while(|line| line.starts_with("      "));
+        text += &format!("  - name: {before}{}\n", after.collect::<Vec<_>>().join("\n"));
+    }
+    text + "dags:\n" + &dags.replace("[revenue, ranking, lifetime, last_receipt]", &format!("[{}]", views.join(", ")))
+}
+
 /// Where a world's lake and source lie.
 #[derive(Debug, Clone)]
 pub(crate) enum Place {
@@ -140,17 +153,43 @@ impl Place {
         }
     }
 
-    fn stores(&self) -> Stores {
-        match self {
+    fn sources(&self, folder: &Path) -> Sources {
+        let stores = match self {
             Self::Folder => Stores::default(),
             Self::Store(stores, _) => (**stores).clone(),
-        }
+        };
+        Sources::with_stores(folder, &[ROOT.to_owned()], stores).unwrap()
     }
 
     /// The store, and the key of what `path` names in it.
     fn find(&self, path: &str) -> Option<(Arc<dyn ObjectStore>, Key)> {
         let Self::Store(stores, root) = self else { return None };
         Some((stores.get(root).unwrap(), Key::parse(format!("{}{path}", root.path())).unwrap()))
+    }
+
+    /// The objects below a folder of the lake, as paths in it, in order.
+    async fn objects(&self, folder: &Path, below: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        if let Some((store, key)) = self.find(&format!("lake/{below}")) {
+            let listed: Vec<_> = store.list(Some(&key)).try_collect().await.unwrap();
+            let relative = |of: &Key| format!("{below}{}", of.as_ref().strip_prefix(key.as_ref()).unwrap());
+            found.extend(listed.iter().map(|object| relative(&object.location)));
+        } else {
+            let lake = folder.join("lake");
+            let mut open = vec![lake.join(below)];
+            while let Some(folder) = open.pop() {
+                for entry in std::fs::read_dir(folder).into_iter().flatten() {
+                    let path = entry.unwrap().path();
+                    if path.is_dir() {
+                        open.push(path);
+                    } else {
+                        found.push(path.strip_prefix(&lake).unwrap().to_str().unwrap().to_owned());
+                    }
+                }
+            }
+        }
+        found.sort();
+        found
     }
 }
 
@@ -210,16 +249,33 @@ impl World {
         sell(&place, folder.path(), RECEIPTS).await;
         let loaded = load(folder.path(), &LoadOptions::default());
         let project = loaded.project.unwrap_or_else(|| panic!("{:#?}", loaded.diagnostics));
-        let store = Arc::new(SqliteStore::open(&folder.path().join("registry.db")).await.unwrap());
-        let settings = loaded.settings.unwrap();
-        let sqlite =
-            online::open(&settings.online[0].location, &settings.project, settings.clock.is_some()).await.unwrap();
-        let online = online.unwrap_or(sqlite);
+        let store = SqliteStore::open(&folder.path().join("registry.db")).await.unwrap();
         let lake = place.lake(folder.path());
         lake.claim(store.info().await.unwrap().id).await.unwrap();
         apply(&store, &lake, &project).await;
+        store.close().await;
+        Self::open(folder, place, Arc::new(project), online).await
+    }
+
+    /// A world that was made before, or a copy of one: what `folder` and `place` hold.
+    pub(crate) async fn open(
+        folder: tempfile::TempDir,
+        place: Place,
+        project: Arc<Project>,
+        online: Option<Arc<dyn OnlineStore>>,
+    ) -> Self {
+        let store = Arc::new(SqliteStore::open(&folder.path().join("registry.db")).await.unwrap());
+        let sqlite = SqliteOnline::open(&folder.path().join("online.db")).await.unwrap();
+        let online = online.unwrap_or_else(|| Arc::new(sqlite));
+        let lake = place.lake(folder.path());
         let worker = worker(&folder, &store, &lake, &online, "one", &place);
-        Self { folder, place, store, lake, online, project: Arc::new(project), worker }
+        Self { folder, place, store, lake, online, project, worker }
+    }
+
+    /// What a worker of this project works with.
+    pub(crate) fn parts(&self, owner: &str) -> WorkerParts {
+        let store: Arc<dyn Store> = Arc::<SqliteStore>::clone(&self.store);
+        parts(clock(), &self.folder, store, &self.lake, &self.online, owner, self.place.sources(self.folder.path()))
     }
 
     /// The same project on another registry.
@@ -300,27 +356,7 @@ impl World {
 
     /// The objects below a folder of the lake, as paths in it, in order.
     pub(crate) async fn objects(&self, below: &str) -> Vec<String> {
-        let mut found = Vec::new();
-        if let Some((store, key)) = self.place.find(&format!("lake/{below}")) {
-            let listed: Vec<_> = store.list(Some(&key)).try_collect().await.unwrap();
-            let relative = |of: &Key| format!("{below}{}", of.as_ref().strip_prefix(key.as_ref()).unwrap());
-            found.extend(listed.iter().map(|object| relative(&object.location)));
-        } else {
-            let lake = self.folder.path().join("lake");
-            let mut open = vec![lake.join(below)];
-            while let Some(folder) = open.pop() {
-                for entry in std::fs::read_dir(folder).into_iter().flatten() {
-                    let path = entry.unwrap().path();
-                    if path.is_dir() {
-                        open.push(path);
-                    } else {
-                        found.push(path.strip_prefix(&lake).unwrap().to_str().unwrap().to_owned());
-                    }
-                }
-            }
-        }
-        found.sort();
-        found
+        self.place.objects(self.folder.path(), below).await
     }
 
     /// What an object of the lake holds.
@@ -358,7 +394,7 @@ impl World {
 }
 
 /// Applies the whole project for the first time.
-pub(crate) async fn apply(store: &SqliteStore, lake: &Lake, project: &Project) {
+async fn apply(store: &SqliteStore, lake: &Lake, project: &Project) {
     let empty = Project::empty(ProjectName::new("shop").unwrap());
     let views: Vec<ViewId> = project.views.keys().cloned().collect();
     let request = ApplyRequest {
@@ -395,9 +431,7 @@ fn worker(
     owner: &str,
     place: &Place,
 ) -> Worker {
-    let clock = Arc::new(FixedClock(at("2024-01-05T00:00:00Z")));
-    let sources = Sources::with_stores(folder.path(), &[ROOT.to_owned()], place.stores()).unwrap();
-    worker_by(clock, folder, store, lake, online, owner, sources)
+    worker_by(clock(), folder, store, lake, online, owner, place.sources(folder.path()))
 }
 
 /// A worker with a clock of its own.
@@ -411,7 +445,19 @@ pub(crate) fn worker_by(
     sources: Sources,
 ) -> Worker {
     let store: Arc<dyn Store> = Arc::<SqliteStore>::clone(store);
-    Worker::new(WorkerParts {
+    Worker::new(parts(clock, folder, store, lake, online, owner, sources)).unwrap()
+}
+
+fn parts(
+    clock: Arc<dyn Clock>,
+    folder: &tempfile::TempDir,
+    store: Arc<dyn Store>,
+    lake: &Lake,
+    online: &Arc<dyn OnlineStore>,
+    owner: &str,
+    sources: Sources,
+) -> WorkerParts {
+    WorkerParts {
         store,
         clock,
         lake: lake.clone(),
@@ -428,8 +474,11 @@ pub(crate) fn worker_by(
         },
         wake: Arc::new(Notify::new()),
         progress: Arc::new(Notify::new()),
-    })
-    .unwrap()
+    }
+}
+
+fn clock() -> Arc<dyn Clock> {
+    Arc::new(FixedClock(at("2024-01-05T00:00:00Z")))
 }
 
 pub(crate) fn at(text: &str) -> Instant {

@@ -40,6 +40,7 @@ pub enum Mode {
 pub struct Fault {
     mode: Mode,
     method: Option<String>,
+    writes_only: bool,
     target: String,
     skip: u64,
     every: u64,
@@ -50,7 +51,16 @@ pub struct Fault {
 impl Fault {
     /// For every request, until it is taken away.
     pub fn new(mode: Mode) -> Self {
-        Self { mode, method: None, target: String::new(), skip: 0, every: 1, times: u64::MAX, strikes: 0 }
+        Self {
+            mode,
+            method: None,
+            writes_only: false,
+            target: String::new(),
+            skip: 0,
+            every: 1,
+            times: u64::MAX,
+            strikes: 0,
+        }
     }
 
     /// Only for requests of this method whose path or query holds `target`.
@@ -58,6 +68,13 @@ impl Fault {
     pub fn on(mut self, method: &str, target: &str) -> Self {
         self.method = Some(method.to_owned());
         target.clone_into(&mut self.target);
+        self
+    }
+
+    /// Only for requests that change something.
+    #[must_use]
+    pub fn on_writes(mut self) -> Self {
+        self.writes_only = true;
         self
     }
 
@@ -92,6 +109,9 @@ impl Fault {
         if self.method.as_ref().is_some_and(|wanted| wanted != method) || !target.contains(&self.target) {
             return None;
         }
+        if self.writes_only && matches!(method, "GET" | "HEAD") {
+            return None;
+        }
         if self.skip > 0 {
             self.skip -= 1;
             return None;
@@ -116,6 +136,9 @@ mod tests {
         assert!(requests.iter().all(|(method, target)| fault.strike(method, target).is_none()));
         let struck: Vec<bool> = (0..3).map(|_| fault.strike("PUT", "/b/_delta_log/1").is_some()).collect();
         assert_eq!((struck, fault.strikes()), (vec![true, true, false], 2));
+        let mut fault = Fault::new(Mode::Cut).on_writes();
+        let struck = ["GET", "HEAD", "PUT", "POST", "DELETE"].map(|method| fault.strike(method, "/b/x").is_some());
+        assert_eq!(struck, [false, false, true, true, true]);
         let mut fault = Fault::new(Mode::Cut).every(2);
         let struck: Vec<bool> = (0..4).map(|_| fault.strike("GET", "/b/x").is_some()).collect();
         assert_eq!(struck, [true, false, true, false]);
