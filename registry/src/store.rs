@@ -8,6 +8,7 @@
 //!   holds its task: a worker that slept through its lease can do no harm here.
 //! * Creating what exists, finishing what is finished and recording what is recorded are harmless.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -140,6 +141,38 @@ pub struct DagState {
     pub created_at: Instant,
     /// The revision of the definitions in force.
     pub definitions: i64,
+}
+
+/// What has come of a DAG so far.
+#[derive(Debug, Clone, Default)]
+pub struct DagHistory {
+    /// Every stored tick, ascending.
+    pub ticks: Vec<Instant>,
+    /// Published intervals of the DAG's views.
+    pub published: BTreeMap<ViewId, BTreeSet<Interval>>,
+    /// Every run of the DAG.
+    pub runs: Vec<Run>,
+}
+
+impl DagHistory {
+    /// Whether `interval` of `view` is in the ledger.
+    pub fn is_published(&self, view: &ViewId, interval: &Interval) -> bool {
+        self.published.get(view).is_some_and(|published| published.contains(interval))
+    }
+
+    /// The latest run of each interval and view.
+    pub fn latest(&self) -> HashMap<(Interval, &ViewId), &Run> {
+        let mut latest: HashMap<(Interval, &ViewId), &Run> = HashMap::new();
+        for run in &self.runs {
+            for view in &run.views {
+                let kept = latest.entry((run.interval, view)).or_insert(run);
+                if kept.revision < run.revision {
+                    *kept = run;
+                }
+            }
+        }
+        latest
+    }
 }
 
 /// What planning one DAG adds. Written only while `planned_until` is still what the decision rests on.
@@ -437,6 +470,10 @@ pub trait Store: Care + Send + Sync + Debug {
 
     /// The stored ticks of `dag` in `[from, to]`, ascending.
     async fn ticks(&self, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Instant>>;
+
+    /// What has come of a DAG and of `views`, which are its own, all as of one moment: read one after the other, a run
+    /// that is recorded meanwhile looks as if it had left out some of its views.
+    async fn dag_history(&self, dag: &DagName, views: &[ViewId]) -> Result<DagHistory>;
 
     /// Pauses or unpauses a DAG; a DAG that is unpaused is due at once.
     async fn dag_pause(&self, dag: &DagName, paused: bool) -> Result<()>;

@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 use tidegate_registry::ids::{BackfillId, DagName, ViewId};
 use tidegate_registry::model::Dag;
 use tidegate_registry::run::{Cause, NewRun, Run, RunState};
+use tidegate_registry::store::DagHistory;
 use tidegate_registry::time::{Instant, Interval};
 
 use crate::grid::intervals;
-use crate::planning::{History, new_runs};
+use crate::planning::new_runs;
 
 /// Which intervals are computed again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -66,7 +67,13 @@ impl BackfillPlan {
 
 /// Plans a backfill of the intervals of `history.ticks` whose start lies in `[from, to)`. The stored grid must reach as far
 /// as it is to be filled: intervals that are not complete do not appear.
-pub fn plan_backfill(dag: &Dag, history: &History, from: Instant, to: Instant, reprocess: Reprocess) -> BackfillPlan {
+pub fn plan_backfill(
+    dag: &Dag,
+    history: &DagHistory,
+    from: Instant,
+    to: Instant,
+    reprocess: Reprocess,
+) -> BackfillPlan {
     let latest = history.latest();
     let open: BTreeSet<Interval> =
         history.runs.iter().filter(|run| run.state.is_open()).map(|run| run.interval).collect();
@@ -110,7 +117,7 @@ fn chooses(published: bool, latest: Option<&Run>, reprocess: Reprocess) -> Resul
     }
 }
 
-fn left_alone(dag: &Dag, history: &History, interval: &Interval) -> &'static str {
+fn left_alone(dag: &Dag, history: &DagHistory, interval: &Interval) -> &'static str {
     if dag.views.iter().all(|view| history.is_published(view, interval)) {
         "published"
     } else {

@@ -6,8 +6,8 @@ use super::*;
 use crate::testing::{dag, daily, day, run, view_id};
 
 /// Five complete days: published, blocked, under way, half published, never computed.
-fn history() -> History {
-    let mut history = History { ticks: (1..=6).map(day).collect(), ..History::default() };
+fn history() -> DagHistory {
+    let mut history = DagHistory { ticks: (1..=6).map(day).collect(), ..DagHistory::default() };
     history.runs = vec![
         run("d", daily(1), &["a", "b"], RunState::Succeeded),
         run("d", daily(2), &["a", "b"], RunState::Blocked),

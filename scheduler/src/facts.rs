@@ -9,11 +9,11 @@ use chrono::TimeDelta;
 use tidegate_registry::ids::{DagName, ViewId};
 use tidegate_registry::model::{OnBlocked, Project};
 use tidegate_registry::run::{Run, RunState};
-use tidegate_registry::store::{RunFilter, Store};
+use tidegate_registry::store::{DagHistory, RunFilter, Store};
 use tidegate_registry::time::{Instant, Interval};
 
 use crate::admission::Situation;
-use crate::planning::{ALL_TIME, History};
+
 use crate::readiness::{self, Upstream, Upstreams};
 
 /// The definitions of one revision.
@@ -114,9 +114,9 @@ impl Facts {
     /// Ticks are only ever added at the end.
     async fn read_ticks(&mut self, store: &dyn Store, dag: &DagName) -> anyhow::Result<()> {
         let known = self.ticks.entry(dag.clone()).or_default();
-        let from = known.last().map_or(ALL_TIME.0, |last| *last + TimeDelta::microseconds(1));
+        let from = known.last().map_or(Instant::MIN_UTC, |last| *last + TimeDelta::microseconds(1));
         let added =
-            store.ticks(dag, from, ALL_TIME.1).await.with_context(|| format!("reading the ticks of `{dag}`"))?;
+            store.ticks(dag, from, Instant::MAX_UTC).await.with_context(|| format!("reading the ticks of `{dag}`"))?;
         known.extend(added);
         Ok(())
     }
@@ -172,7 +172,7 @@ async fn closed(
         let ended = store.runs(&filter).await.with_context(reading)?;
         let Some(from) = ended.iter().map(|run| run.interval.start()).min() else { continue };
         let filter = RunFilter { dag: Some(dag.clone()), from: Some(from), ..RunFilter::default() };
-        let history = History { runs: store.runs(&filter).await.with_context(reading)?, ..History::default() };
+        let history = DagHistory { runs: store.runs(&filter).await.with_context(reading)?, ..DagHistory::default() };
         let is_closed = |run: &Run| !run.state.is_open() && run.state != RunState::Succeeded;
         let intervals =
             history.latest().into_iter().filter(|(_, run)| is_closed(run)).map(|((interval, _), _)| interval);

@@ -6,14 +6,14 @@
 //! look. Only when more than time has changed (a pause ended, the DAG's views or schedule are others) is the whole
 //! history compared with what it should hold; the DAG's stored planning mark tells.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use sha2::{Digest, Sha256};
 use tidegate_registry::cron::CronError;
 use tidegate_registry::ids::{RunId, ViewId};
 use tidegate_registry::model::{Catchup, Dag, PublishUnit};
 use tidegate_registry::run::{Cause, NewRun, Run, RunState};
-use tidegate_registry::store::{DagState, PlanStep};
+use tidegate_registry::store::{DagHistory, DagState, PlanStep};
 use tidegate_registry::time::{Instant, Interval};
 
 use crate::grid::{Grid, intervals};
@@ -23,41 +23,6 @@ pub const TICKS_MAX: usize = 1_000;
 
 /// Runs created in one step (one interval may exceed it when its views are published each on its own).
 pub const RUNS_MAX: usize = 1_000;
-
-/// The instants between which every stored tick lies.
-pub const ALL_TIME: (Instant, Instant) = (Instant::MIN_UTC, Instant::MAX_UTC);
-
-/// What a DAG's history holds. Needed only when [`needs_history`] says so.
-#[derive(Debug, Clone, Default)]
-pub struct History {
-    /// Every stored tick, ascending.
-    pub ticks: Vec<Instant>,
-    /// Published intervals of the DAG's views.
-    pub published: BTreeMap<ViewId, BTreeSet<Interval>>,
-    /// Every run of the DAG.
-    pub runs: Vec<Run>,
-}
-
-impl History {
-    /// Whether `interval` of `view` is in the ledger.
-    pub fn is_published(&self, view: &ViewId, interval: &Interval) -> bool {
-        self.published.get(view).is_some_and(|published| published.contains(interval))
-    }
-
-    /// The latest run of each interval and view.
-    pub fn latest(&self) -> HashMap<(Interval, &ViewId), &Run> {
-        let mut latest: HashMap<(Interval, &ViewId), &Run> = HashMap::new();
-        for run in &self.runs {
-            for view in &run.views {
-                let kept = latest.entry((run.interval, view)).or_insert(run);
-                if kept.revision < run.revision {
-                    *kept = run;
-                }
-            }
-        }
-        latest
-    }
-}
 
 /// Whether a run in this state keeps the schedule from planning its interval again: it is under way, or it ended in a way
 /// that only a person, a new definition or new data may reopen.
@@ -94,7 +59,7 @@ pub fn needs_history(dag: &Dag, state: &DagState) -> bool {
 ///
 /// # Errors
 /// When the schedule's cron is not crontab(5), which validation has refused.
-pub fn plan(dag: &Dag, state: &DagState, history: &History, now: Instant) -> Result<PlanStep, CronError> {
+pub fn plan(dag: &Dag, state: &DagState, history: &DagHistory, now: Instant) -> Result<PlanStep, CronError> {
     let grid = Grid::new(&dag.schedule)?;
     let ticks: Vec<Instant> = grid.ticks(state.planned_until, now).take(TICKS_MAX).collect();
     let planned_until = ticks.last().copied().or(state.planned_until);
@@ -143,7 +108,7 @@ pub fn plan(dag: &Dag, state: &DagState, history: &History, now: Instant) -> Res
 pub fn preview(
     dag: &Dag,
     mut state: DagState,
-    mut history: History,
+    mut history: DagHistory,
     now: Instant,
 ) -> Result<Vec<(Interval, Vec<ViewId>)>, CronError> {
     let mut found = Vec::new();
@@ -199,7 +164,7 @@ fn missing(
     dag: &Dag,
     grid: &Grid,
     state: &DagState,
-    history: &History,
+    history: &DagHistory,
     ticks: &[Instant],
 ) -> Vec<(Interval, Vec<ViewId>)> {
     let bounds: Vec<Instant> = history.ticks.iter().chain(ticks).copied().collect();

@@ -14,7 +14,7 @@ use tidegate_registry::ids::{BackfillId, DagName, RunId};
 use tidegate_registry::model::Dag;
 use tidegate_registry::pulse::Pulse;
 use tidegate_registry::run::{Run, RunState};
-use tidegate_registry::store::{DagState, PlanStep, RunFilter, Store, StoreError};
+use tidegate_registry::store::{DagHistory, DagState, PlanStep, Store, StoreError};
 use tidegate_registry::time::{Clock, Instant};
 use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ use crate::admission::{self, Decision, Limits, Turns};
 use crate::backfill::{BackfillPlan, Reprocess, plan_backfill};
 use crate::facts::Facts;
 use crate::grid::Grid;
-use crate::planning::{self, History};
+use crate::planning;
 
 /// How the loop behaves.
 #[derive(Debug, Clone, Copy)]
@@ -297,7 +297,8 @@ impl Scheduler {
             .dags
             .get(&state.dag)
             .ok_or_else(|| anyhow!("`{}` is not defined in revision {}", state.dag, state.definitions))?;
-        let history = if planning::needs_history(dag, state) { self.history(dag).await? } else { History::default() };
+        let history =
+            if planning::needs_history(dag, state) { self.history(dag).await? } else { DagHistory::default() };
         planning::plan(dag, state, &history, now).with_context(|| format!("reading the schedule of `{}`", dag.name))
     }
 
@@ -352,18 +353,9 @@ impl Scheduler {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn history(&self, dag: &Dag) -> anyhow::Result<History> {
-        let reading = || format!("reading the history of `{}`", dag.name);
-        let (from, to) = planning::ALL_TIME;
-        let ticks = self.store.ticks(&dag.name, from, to).await.with_context(reading)?;
-        let mut published = BTreeMap::new();
-        for view in &dag.views {
-            let ledger = self.store.ledger(view, None, 0).await.with_context(reading)?;
-            published.insert(view.clone(), ledger.into_iter().map(|entry| entry.interval).collect::<BTreeSet<_>>());
-        }
-        let filter = RunFilter { dag: Some(dag.name.clone()), ..RunFilter::default() };
-        let runs = self.store.runs(&filter).await.with_context(reading)?;
-        Ok(History { ticks, published, runs })
+    pub async fn history(&self, dag: &Dag) -> anyhow::Result<DagHistory> {
+        let read = self.store.dag_history(&dag.name, &dag.views).await;
+        read.with_context(|| format!("reading the history of `{}`", dag.name))
     }
 
     /// What a backfill of the intervals whose start lies in `[from, to)` would do. Changes nothing.

@@ -9,8 +9,8 @@ use tidegate_registry::model::{OnBlocked, Output, Project};
 use tidegate_registry::plan::DefinitionKind;
 use tidegate_registry::run::{Pins, StagedView, TaskKind, TaskOutput};
 use tidegate_registry::store::{
-    ApplyChanges, ApplyRequest, ClaimRequest, DefinitionRow, IntentRequest, Record, TaskEnd, ViewIntentRequest,
-    ViewRecord,
+    ApplyChanges, ApplyRequest, ClaimRequest, DefinitionRow, IntentRequest, Record, RunFilter, TaskEnd,
+    ViewIntentRequest, ViewRecord,
 };
 use tidegate_store::SqliteStore;
 use tokio::task::JoinSet;
@@ -303,7 +303,7 @@ async fn a_step_that_is_refused_leaves_no_trace_and_stops_no_other() {
     let states = world.store.dags().await.unwrap();
     let decide = |index: usize| {
         let state: &DagState = &states[index];
-        planning::plan(&project.dags[&state.dag], state, &History::default(), day(3)).unwrap()
+        planning::plan(&project.dags[&state.dag], state, &DagHistory::default(), day(3)).unwrap()
     };
     let (mut broken, good) = (decide(0), decide(1));
     // Its ticks are stored before its last run is found to compute nothing.

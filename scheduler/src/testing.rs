@@ -11,10 +11,10 @@ use tidegate_registry::model::{
     Catchup, Dag, FeatureView, OnBlocked, Output, Project, PublishUnit, Retries, Schedule, SqlText, Table, TableRef,
 };
 use tidegate_registry::run::{Cause, NewRun, Run, RunState};
-use tidegate_registry::store::{DagState, PlanStep};
+use tidegate_registry::store::{DagHistory, DagState, PlanStep};
 use tidegate_registry::time::{Instant, Interval};
 
-use crate::planning::{self, History};
+use crate::planning;
 
 pub(crate) fn at(text: &str) -> Instant {
     let text = if text.contains('T') { format!("{text}:00Z") } else { format!("{text}T00:00:00Z") };
@@ -133,17 +133,17 @@ pub(crate) fn run(dag: &str, interval: Interval, views: &[&str], state: RunState
 pub(crate) struct Model {
     pub(crate) dag: Dag,
     pub(crate) state: DagState,
-    pub(crate) history: History,
+    pub(crate) history: DagHistory,
 }
 
 impl Model {
     pub(crate) fn new(dag: Dag) -> Self {
-        Self { state: dag_state(&dag), history: History::default(), dag }
+        Self { state: dag_state(&dag), history: DagHistory::default(), dag }
     }
 
     pub(crate) fn decide(&self, now: Instant) -> PlanStep {
         let needed = planning::needs_history(&self.dag, &self.state);
-        let history = if needed { self.history.clone() } else { History::default() };
+        let history = if needed { self.history.clone() } else { DagHistory::default() };
         planning::plan(&self.dag, &self.state, &history, now).unwrap()
     }
 

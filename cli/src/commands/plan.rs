@@ -8,9 +8,9 @@ use tidegate_registry::definitions::Settings;
 use tidegate_registry::ids::ViewId;
 use tidegate_registry::model::{Dag, Project};
 use tidegate_registry::plan::{Change, DefinitionKind, Item, Plan, diff};
-use tidegate_registry::store::{DagState, Store};
+use tidegate_registry::store::{DagHistory, DagState, Store};
 use tidegate_registry::time::{Instant, format_instant};
-use tidegate_scheduler::planning::{self, History};
+use tidegate_scheduler::planning;
 
 use crate::checked::{self, Checked};
 use crate::commands::backfill::counted;
@@ -205,7 +205,7 @@ fn is_touched(plan: &Plan, dag: &Dag) -> bool {
 
 async fn computed(dag: &Dag, registry: Option<&Registry>, now: Instant) -> anyhow::Result<Computed> {
     let mut state = None;
-    let mut history = History::default();
+    let mut history = DagHistory::default();
     if let Some(registry) = registry {
         state = registry.store.dags().await?.into_iter().find(|state| state.dag == dag.name);
         if state.is_some() {

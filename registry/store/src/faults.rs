@@ -21,9 +21,9 @@ use tidegate_registry::model::Project;
 use tidegate_registry::plan::DefinitionKind;
 use tidegate_registry::run::{Claim, Intent, NewRun, Run, Task};
 use tidegate_registry::store::{
-    ApplyRecord, ApplyRequest, CheckFilter, CheckRow, ClaimRequest, DagState, DefinitionVersion, IntentRequest,
-    LedgerEntry, Listener, LogLine, PlanStep, PoolState, QueueState, Record, RegistryInfo, Result, RunFilter, Snapshot,
-    Store, StoreError, TaskEnd, ViewState, WaitingTask, WorkerBeat, WorkerRow,
+    ApplyRecord, ApplyRequest, CheckFilter, CheckRow, ClaimRequest, DagHistory, DagState, DefinitionVersion,
+    IntentRequest, LedgerEntry, Listener, LogLine, PlanStep, PoolState, QueueState, Record, RegistryInfo, Result,
+    RunFilter, Snapshot, Store, StoreError, TaskEnd, ViewState, WaitingTask, WorkerBeat, WorkerRow,
 };
 use tidegate_registry::time::Instant;
 use tokio::task::JoinSet;
@@ -193,6 +193,7 @@ pass_on! {
         plan(step: PlanStep, now: Instant) -> () => (step, now);
         plan_all(steps: &[PlanStep], now: Instant) -> Vec<Result<()>> => (&steps, now);
         ticks(dag: &DagName, from: Instant, to: Instant) -> Vec<Instant> => (&dag, from, to);
+        dag_history(dag: &DagName, views: &[ViewId]) -> DagHistory => (&dag, &views);
         dag_pause(dag: &DagName, paused: bool) -> () => (&dag, paused);
         runs_create(runs: Vec<NewRun>, now: Instant) -> Vec<RunId> => (runs, now);
         runs(filter: &RunFilter) -> Vec<Run> => (&filter);

@@ -45,9 +45,9 @@ use tidegate_registry::model::Project;
 use tidegate_registry::plan::DefinitionKind;
 use tidegate_registry::run::{Claim, Intent, NewRun, Run, Task};
 use tidegate_registry::store::{
-    ApplyRecord, ApplyRequest, CheckFilter, CheckRow, ClaimRequest, DagState, DefinitionVersion, IntentRequest,
-    LedgerEntry, Listener, LogLine, PlanStep, PoolState, QueueState, Record, RegistryInfo, Result, RunFilter, Snapshot,
-    Store, TaskEnd, ViewState, WaitingTask, WorkerBeat, WorkerRow,
+    ApplyRecord, ApplyRequest, CheckFilter, CheckRow, ClaimRequest, DagHistory, DagState, DefinitionVersion,
+    IntentRequest, LedgerEntry, Listener, LogLine, PlanStep, PoolState, QueueState, Record, RegistryInfo, Result,
+    RunFilter, Snapshot, Store, TaskEnd, ViewState, WaitingTask, WorkerBeat, WorkerRow,
 };
 use tidegate_registry::time::Instant;
 
@@ -158,6 +158,10 @@ impl<D: std::fmt::Debug + Send + Sync> Store for SqlStore<D> {
 
     async fn ticks(&self, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Instant>> {
         self.db.run(CALL_MAX, || planning::ticks(&self.db, dag, from, to)).await
+    }
+
+    async fn dag_history(&self, dag: &DagName, views: &[ViewId]) -> Result<DagHistory> {
+        self.db.run(BULK_MAX, || planning::history(&self.db, dag, views)).await
     }
 
     async fn dag_pause(&self, dag: &DagName, paused: bool) -> Result<()> {

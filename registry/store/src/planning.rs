@@ -1,7 +1,9 @@
 //! DAGs as the scheduler sees them: when each is due, and the grid of ticks stored so far.
 
-use tidegate_registry::ids::DagName;
-use tidegate_registry::store::{Change, DagState, PlanStep, Result, StoreError};
+use std::collections::BTreeMap;
+
+use tidegate_registry::ids::{DagName, ViewId};
+use tidegate_registry::store::{Change, DagHistory, DagState, PlanStep, Result, RunFilter, StoreError};
 use tidegate_registry::time::{Instant, format_instant};
 
 use crate::codec::micros;
@@ -120,14 +122,35 @@ async fn plan_in_tx(tx: &mut Conn, step: &PlanStep, now: Instant) -> Result<()> 
 
 pub(crate) async fn ticks(db: &Db, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Instant>> {
     let mut tx = db.read().await?;
+    ticks_in_tx(&mut tx, dag, from, to).await
+}
+
+async fn ticks_in_tx(tx: &mut Conn, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Instant>> {
     let rows = query("SELECT at FROM ticks WHERE dag = $1 AND at >= $2 AND at <= $3 ORDER BY at")
         .bind(dag.as_str())
         .bind(micros(from))
         .bind(micros(to))
-        .fetch_all(&mut tx)
+        .fetch_all(tx)
         .await
         .map_err(on("reading ticks"))?;
     rows.iter().map(|row| row.instant("at")).collect()
+}
+
+pub(crate) async fn history(db: &Db, dag: &DagName, views: &[ViewId]) -> Result<DagHistory> {
+    let mut tx = db.read_together().await?;
+    let ticks = ticks_in_tx(&mut tx, dag, Instant::MIN_UTC, Instant::MAX_UTC).await?;
+    let mut published = BTreeMap::new();
+    for view in views {
+        let rows = query("SELECT interval_start, interval_end FROM ledger WHERE view = $1")
+            .bind(view.to_string())
+            .fetch_all(&mut tx)
+            .await
+            .map_err(on("reading a ledger"))?;
+        published.insert(view.clone(), rows.iter().map(Row::interval).collect::<Result<_>>()?);
+    }
+    let runs = runs::list_in_tx(&mut tx, &RunFilter { dag: Some(dag.clone()), ..RunFilter::default() }).await?;
+    commit(tx).await?;
+    Ok(DagHistory { ticks, published, runs })
 }
 
 pub(crate) async fn dag_pause(db: &Db, dag: &DagName, paused: bool) -> Result<()> {

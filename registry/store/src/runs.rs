@@ -153,6 +153,11 @@ pub(crate) fn views_key(views: &[ViewId]) -> String {
 }
 
 pub(crate) async fn list(db: &Db, filter: &RunFilter) -> Result<Vec<Run>> {
+    let mut tx = db.read().await?;
+    list_in_tx(&mut tx, filter).await
+}
+
+pub(crate) async fn list_in_tx(tx: &mut Conn, filter: &RunFilter) -> Result<Vec<Run>> {
     let mut query = Builder::new(run_columns!());
     query.push("WHERE 1 = 1");
     if let Some(dag) = &filter.dag {
@@ -175,8 +180,7 @@ pub(crate) async fn list(db: &Db, filter: &RunFilter) -> Result<Vec<Run>> {
         }
     }
     query.push(" ORDER BY interval_start DESC, revision DESC, dag LIMIT ").push_bind(limit_or_all(filter.limit));
-    let mut tx = db.read().await?;
-    let rows = query.build().fetch_all(&mut tx).await.map_err(on("listing runs"))?;
+    let rows = query.build().fetch_all(tx).await.map_err(on("listing runs"))?;
     rows.iter().map(run_from).collect()
 }
 

@@ -40,7 +40,7 @@ pub(crate) async fn check(stage: &Stage) -> Result<(), String> {
             first.insert((run.interval, run.views.clone()));
         }
         if first.len() != planned.len() * units {
-            broken.push(format!("{} has {} planned runs", dag.name, first.len()));
+            broken.push(format!("{} has {} planned runs: {first:?}", dag.name, first.len()));
         }
         let unknown: Vec<&Run> =
             runs.iter().filter(|run| run.dag == dag.name && !planned.contains(&run.interval)).collect();

@@ -13,7 +13,8 @@
 //! *What a seed decides.* Everything but the ids, which come from the machine; nothing depends on their values, only on
 //! their order. A call to the registry is one indivisible step here, so what happens *between* its statements is not
 //! explored: that is for the conformance suite, on the real databases. `TIDEGATE_SIMULATION_SEED=n` replays one history
-//! and prints it; `TIDEGATE_SIMULATION_RUNS=n` simulates so many.
+//! and prints it; `TIDEGATE_SIMULATION_RUNS=n` simulates so many, from `TIDEGATE_SIMULATION_FIRST` on, and begins none
+//! after `TIDEGATE_SIMULATION_SECONDS`.
 
 mod actor;
 mod checks;
@@ -77,14 +78,10 @@ async fn worker_lives(stage: Stage, number: u32) {
     for life in 0.. {
         let actor = Actor::new(format!("worker {number}.{life}"), &stage.world, &stage.registry, false);
         let store: Arc<dyn Store> = actor.store();
-        if life > 0 && stage.world.dice(2) == 0 {
-            // As a process does that finds a dead one of its machine.
-            drop(store.leases_release(&format!("worker {number}.{}", life - 1)).await);
-        }
         let clock = stage.clock();
         let executor = Model { actor: Arc::clone(&actor), store: Arc::clone(&store), clock: clock.clone() };
         let hands = Hands {
-            store,
+            store: Arc::clone(&store),
             clock,
             executor: Arc::new(executor),
             wake: Arc::clone(&stage.wake),
@@ -105,6 +102,10 @@ async fn worker_lives(stage: Stage, number: u32) {
         let patience =
             if stage.world.strikes(3) { Duration::from_millis(stage.world.dice(10_000)) } else { CALM_MAX * 2 };
         let life = async {
+            if life > 0 && stage.world.dice(2) == 0 {
+                // As a process does that finds a dead one of its machine.
+                drop(store.leases_release(&format!("worker {number}.{}", life - 1)).await);
+            }
             tokio::select! {
                 biased;
                 _ = worker.run(stop.clone()) => {}
@@ -215,18 +216,25 @@ fn simulate(seed: u64, template: &Path) -> Story {
         for number in 0..2 {
             processes.spawn(scheduler_lives(stage.clone(), number));
         }
-        let told = people::live(&stage).await;
-        if told.is_ok() {
-            // The frozen wake and the late arrive, and find everything done.
-            world.time.sleep(LATEST).await;
-        }
-        stage.end.cancel();
-        while let Some(ended) = processes.join_next().await {
-            if let Err(error) = ended {
-                world.outside.lock().unwrap().broken.push(format!("a process broke: {error}"));
+        let hour = async {
+            let told = people::live(&stage).await;
+            if told.is_ok() {
+                // The frozen wake and the late arrive, and find everything done.
+                world.time.sleep(LATEST).await;
             }
-        }
-        let found = told.and(checks::check(&stage).await);
+            stage.end.cancel();
+            while let Some(ended) = processes.join_next().await {
+                if let Err(error) = ended {
+                    world.outside.lock().unwrap().broken.push(format!("a process broke: {error}"));
+                }
+            }
+            told.and(checks::check(&stage).await)
+        };
+        let found = tokio::select! {
+            biased;
+            found = hour => found,
+            () = world.time.stuck() => Err("everybody waits for something that will not happen".to_owned()),
+        };
         world.late.lock().unwrap().abort_all();
         world.note_calls();
         let history = std::mem::take(&mut world.outside.lock().unwrap().history);
@@ -276,10 +284,11 @@ fn whatever_fails_every_interval_is_published_once() {
     let next = AtomicU64::new(first);
     let end = first + runs.unwrap_or(RUNS);
     let began = std::time::Instant::now();
+    let patience = asked("TIDEGATE_SIMULATION_SECONDS").map_or(Duration::MAX, Duration::from_secs);
     let broken: Vec<(u64, String)> = std::thread::scope(|scope| {
         let simulate_some = || {
             let mut broken = Vec::new();
-            while broken.is_empty() {
+            while broken.is_empty() && began.elapsed() < patience {
                 let seed = next.fetch_add(1, Ordering::Relaxed);
                 if seed >= end {
                     break;
@@ -291,7 +300,9 @@ fn whatever_fails_every_interval_is_published_once() {
         let threads: Vec<_> = (0..2).map(|_| scope.spawn(simulate_some)).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
-    println!("{} simulations took {:?}", end - first, began.elapsed());
+    let simulated = next.into_inner().min(end) - first;
+    println!("{simulated} of {} simulations took {:?}", end - first, began.elapsed());
+    assert!(simulated > 0, "nothing was simulated");
     if let Some((seed, what)) = broken.first() {
         panic!(
             "{what}\n\nreplay this with TIDEGATE_SIMULATION_SEED={seed} \

@@ -8,13 +8,19 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 thread_local! {
     static HERE: RefCell<Option<Arc<Time>>> = const { RefCell::new(None) };
 }
 
 /// Virtual time, from 0.
 #[derive(Debug, Default)]
-pub(crate) struct Time(Mutex<State>);
+pub(crate) struct Time {
+    state: Mutex<State>,
+    /// Nobody has anything left to do, and nobody waits for a moment.
+    stuck: Notify,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -42,21 +48,27 @@ impl Time {
     }
 
     pub(crate) fn now(&self) -> Duration {
-        self.0.lock().unwrap().now
+        self.state.lock().unwrap().now
     }
 
     fn advance(&self) {
         let next = {
-            let mut state = self.0.lock().unwrap();
+            let mut state = self.state.lock().unwrap();
             state.sleepers.pop_first().map(|((moment, _), waker)| {
                 state.now = state.now.max(moment);
                 waker
             })
         };
         // Outside of the lock: whoever is woken may ask at once.
-        if let Some(waker) = next {
-            waker.wake();
+        match next {
+            Some(waker) => waker.wake(),
+            None => self.stuck.notify_one(),
         }
+    }
+
+    /// Comes back when everybody waits for something that will not happen.
+    pub(crate) async fn stuck(&self) {
+        self.stuck.notified().await;
     }
 
     pub(crate) fn sleep(self: &Arc<Self>, pause: Duration) -> Sleep {
@@ -77,7 +89,7 @@ impl Future for Sleep {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        let mut state = this.time.0.lock().unwrap();
+        let mut state = this.time.state.lock().unwrap();
         if state.now >= this.until {
             return Poll::Ready(());
         }
@@ -93,7 +105,7 @@ impl Future for Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         if let Some(place) = self.place {
-            self.time.0.lock().unwrap().sleepers.remove(&(self.until, place));
+            self.time.state.lock().unwrap().sleepers.remove(&(self.until, place));
         }
     }
 }

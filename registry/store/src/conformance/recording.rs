@@ -16,7 +16,7 @@ pub async fn a_run_goes_from_pin_to_record(fixture: &Fixture) {
     let snapshot = world.publish(run).await;
 
     let (stored, tasks) = world.run(run).await;
-    assert_eq!((stored.state, stored.reason), (RunState::Succeeded, None));
+    assert_eq!((stored.state, &stored.reason), (RunState::Succeeded, &None));
     assert_eq!((stored.started_at, stored.finished_at), (Some(day(10)), Some(day(10))));
     assert!(tasks.iter().all(|task| task.state == TaskState::Succeeded && task.attempts == 1), "{tasks:?}");
     assert_eq!(tasks.last().unwrap().output, Some(TaskOutput::Published(snapshot)));
@@ -33,6 +33,11 @@ pub async fn a_run_goes_from_pin_to_record(fixture: &Fixture) {
     assert_eq!(ledger.len(), 1);
     assert_eq!((ledger[0].interval, ledger[0].run, ledger[0].snapshot), (interval(0), run, snapshot));
     assert_eq!((ledger[0].rows, ledger[0].digest.len()), (7, 32));
+    let views = [view("a@v1"), view("nowhere@v1")];
+    let history = world.store.dag_history(&dag("daily"), &views).await.unwrap();
+    assert!(history.is_published(&views[0], &interval(0)) && !history.is_published(&views[1], &interval(0)));
+    assert_eq!(history.runs, [stored]);
+    assert_eq!(history.ticks, world.store.ticks(&dag("daily"), day(0), day(99)).await.unwrap());
 
     let stored = world.store.snapshot(snapshot).await.unwrap();
     assert_eq!((stored.id, stored.run, stored.interval, stored.created_at), (snapshot, run, interval(0), day(10)));
