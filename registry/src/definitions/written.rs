@@ -248,7 +248,7 @@ record! {
 record! {
     /// How a view is published online.
     OnlineFile "online" {
-        /// `swap`: a whole new generation, then one switch.
+        /// `swap` (default): a whole new generation, then one switch; `upsert`: what differs, in place.
         strategy: optional StrategyWord,
         /// A run is refused when a larger share (0 to 1) of the entities now online would vanish.
         max_deletes: optional f64,
@@ -334,7 +334,7 @@ pub(super) enum OutputWord {
     Partial,
 }
 
-/// `strategy:` as a word. `upsert` is read so that it can be told from a typing mistake.
+/// `strategy:` as a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StrategyWord {
     Swap,
@@ -353,7 +353,7 @@ words!(OnBlocked, "a choice for blocked intervals" { "continue" => Self::Continu
 words!(PublishUnit, "a unit of publishing" { "together" => Self::Together, "each" => Self::Each, });
 
 schema_of!(OutputWord, "output", { "enum": ["full", "partial"] });
-schema_of!(StrategyWord, "strategy", { "enum": ["swap"] });
+schema_of!(StrategyWord, "strategy", { "enum": ["swap", "upsert"] });
 schema_of!(Severity, "severity", { "enum": ["block", "warn"] });
 schema_of!(Catchup, "catchup", { "enum": ["all", "latest", "none"] });
 schema_of!(Gap, "gap", { "enum": ["run_after", "skip"] });
