@@ -196,7 +196,7 @@ pub fn now(settings: &Settings, registry: Option<&Registry>) -> Instant {
     }
 }
 
-/// Lets go of the leases of processes of this machine that are gone, so that nobody waits for them to run out.
+/// Lets go of the leases and duties of processes of this machine that are gone, so that nobody waits for them to run out.
 ///
 /// # Errors
 /// When the registry cannot be read or written.
@@ -206,6 +206,12 @@ pub async fn release_dead_leases(store: &dyn Store) -> anyhow::Result<()> {
             let released =
                 store.leases_release(&owner).await.with_context(|| format!("releasing leases of `{owner}`"))?;
             info!(owner = %owner, tasks = released, "an earlier process is gone: its tasks are taken up again");
+        }
+    }
+    for (duty, owner) in store.duties().await.context("reading who has which duty")? {
+        if process::is_dead(&owner) {
+            let releasing = || format!("releasing the duty `{duty}` of `{owner}`");
+            store.duty_release(&duty, &owner).await.with_context(releasing)?;
         }
     }
     Ok(())

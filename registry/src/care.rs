@@ -199,6 +199,9 @@ pub trait Care {
     /// Lets go of it, if it is `owner`'s.
     async fn duty_release(&self, name: &str, owner: &str) -> Result<()>;
 
+    /// The duties that are taken, each with its owner; by name.
+    async fn duties(&self) -> Result<Vec<(String, String)>>;
+
     /// The next publish number of a view for a compaction; `None` while a run is publishing it. The number is used up
     /// whatever becomes of the compaction.
     async fn compaction_take(&self, view: &ViewId) -> Result<Option<u64>>;

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tidegate_worker::janitor::{Need, Report, ViewReport};
 
-use crate::context::Context;
+use crate::context::{Context, release_dead_leases};
 use crate::engine;
 use crate::error::Exit;
 use crate::output::Row;
@@ -27,6 +27,9 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
     let settings = context.settings()?;
     let registry = context.registry().await?;
+    if !arguments.dry_run {
+        release_dead_leases(&*registry.store).await?;
+    }
     let janitor = engine::janitor(&settings, &registry).await?;
     let Some(report) = janitor.pass(arguments.dry_run).await? else {
         note("another process is the janitor now; it does the same");

@@ -80,6 +80,10 @@ impl<D: std::fmt::Debug + Send + Sync> Care for SqlStore<D> {
         self.db.run(CALL_MAX, || duty_release(&self.db, name, owner)).await
     }
 
+    async fn duties(&self) -> Result<Vec<(String, String)>> {
+        self.db.run(CALL_MAX, || duties(&self.db)).await
+    }
+
     async fn compaction_take(&self, view: &ViewId) -> Result<Option<u64>> {
         self.db.run(CALL_MAX, || compaction_take(&self.db, view)).await
     }
@@ -163,6 +167,13 @@ async fn duty_release(db: &Db, name: &str, owner: &str) -> Result<()> {
         .await
         .map_err(on("letting go of a duty"))?;
     commit(tx).await
+}
+
+async fn duties(db: &Db) -> Result<Vec<(String, String)>> {
+    let mut tx = db.read().await?;
+    let sql = concat!("SELECT name, owner FROM duties WHERE until > ", db_now!(), " ORDER BY name");
+    let rows = query(sql).fetch_all(&mut tx).await.map_err(on("reading who has which duty"))?;
+    rows.iter().map(|row| Ok((row.get_as("name")?, row.get_as("owner")?))).collect()
 }
 
 async fn schema_version(db: &Db) -> Result<i64> {

@@ -253,6 +253,7 @@ pass_on! {
         pins() -> BTreeMap<SnapshotId, care::Pin> => ();
         duty_take(name: &str, owner: &str, lease: Duration) -> bool => (&name, &owner, lease);
         duty_release(name: &str, owner: &str) -> () => (&name, &owner);
+        duties() -> Vec<(String, String)> => ();
         compaction_take(view: &ViewId) -> Option<u64> => (&view);
         compaction_record(view: &ViewId, number: u64, version: u64) -> bool => (&view, number, version);
         rows_prune(before: Instant) -> PrunedRows => (before);

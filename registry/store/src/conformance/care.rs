@@ -86,10 +86,13 @@ pub async fn a_duty_is_one_process_at_a_time(fixture: &Fixture) {
     assert!(one.duty_take("janitor", "a", LONG).await.unwrap(), "extended");
     assert!(!two.duty_take("janitor", "b", LONG).await.unwrap());
     assert!(two.duty_take("another", "b", LONG).await.unwrap());
+    let owned = [("another", "b"), ("janitor", "a")].map(|(name, owner)| (name.to_owned(), owner.to_owned()));
+    assert_eq!(two.duties().await.unwrap(), owned);
     two.duty_release("janitor", "b").await.unwrap();
     assert!(!two.duty_take("janitor", "b", LONG).await.unwrap(), "only its holder lets go");
     one.duty_release("janitor", "a").await.unwrap();
     assert!(two.duty_take("janitor", "b", Duration::ZERO).await.unwrap());
+    assert_eq!(one.duties().await.unwrap().len(), 1, "what ran out is nobody's");
     assert!(one.duty_take("janitor", "a", LONG).await.unwrap(), "it ran out");
 }
 
