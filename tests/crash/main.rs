@@ -10,6 +10,7 @@
 #![expect(clippy::print_stderr, reason = "what could not be tried, and the numbers of the soak, must be seen")]
 
 mod frozen;
+mod janitor;
 mod kills;
 mod lost;
 mod outages;

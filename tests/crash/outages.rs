@@ -14,7 +14,7 @@ use tidegate_servers::{Fault, Mode, Postgres, Redis, S3Fake};
 use crate::place::Backend;
 use crate::points::{POINTS, UNDISTURBED, assert_undisturbed};
 use crate::seen::saw;
-use crate::world::{World, backfill, copy, served, told};
+use crate::world::{VIEWS, World, backfill, block_on, copy, served, told};
 
 /// Runs of [`backfill`].
 const RUNS: usize = 4;
@@ -119,6 +119,31 @@ fn redis_killed_that_forgets() {
     assert_eq!(served(&world.outcome()), served(&UNDISTURBED), "readers are given something else");
     let what = "the next publication fills it; tables, registry and what readers are given are as undisturbed";
     saw("F51", &backend, "Redis without persistence killed and restarted empty, up to 12 times in mid run", what);
+}
+
+#[test]
+fn redis_that_forgets_between_runs() {
+    let (backend, redis) = Backend::with_own_redis(&[]);
+    let world = World::applied(&backend);
+    world.backfill();
+    locked(&redis).restart().unwrap();
+    let worker = world.start_in(&["worker"], &[("TIDEGATE_RECONCILE_EVERY", "1s")]);
+    let begun = Instant::now();
+    block_on(async {
+        let online = world.online().await;
+        for view in VIEWS.iter().filter(|view| **view != "lifetime@v1") {
+            while online.live(&view.parse().unwrap()).await.unwrap().is_none() {
+                assert!(begun.elapsed() < PATIENCE, "`{view}` does not come back: {}", worker.said());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    });
+    worker.signal("-TERM");
+    let ended = worker.finish();
+    assert!(ended.status.success(), "{}", told(&ended));
+    assert_eq!(served(&world.outcome()), served(&UNDISTURBED), "readers are given something else");
+    let what = "a worker brings it back at its next look; readers are given what they were given before";
+    saw("F51", &backend, "Redis without persistence restarted empty between runs, `reconcile.every` of a second", what);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::sync::LazyLock;
 
+use crate::janitor;
 use crate::place::Backend;
 use crate::world::{World, backfill, told};
 
@@ -145,8 +146,8 @@ fn dies_applying(backend: &Backend) {
     }
 }
 
-/// Fail points that do something else than stop: `frozen` and `outages` use them.
-const NOT_DEADLY: [&str; 2] = ["heartbeat.deaf", "lake.sync"];
+/// Fail points that do something else than stop: `frozen`, `outages` and `janitor` use them.
+const NOT_DEADLY: [&str; 4] = ["heartbeat.deaf", "lake.sync", "stage.small", "prune.now"];
 
 #[test]
 fn every_fail_point_kills_somewhere() {
@@ -166,6 +167,7 @@ fn every_fail_point_kills_somewhere() {
         }
     }
     assert!(found.len() > 20, "{found:?}");
-    found.retain(|point| [POINTS, &APPLY, &NOT_DEADLY].iter().all(|known| !known.contains(&point.as_str())));
+    let known = [POINTS, &APPLY, &NOT_DEADLY, &janitor::POINTS, &[janitor::LAST]];
+    found.retain(|point| known.iter().all(|known| !known.contains(&point.as_str())));
     assert_eq!(found, Vec::<String>::new(), "no test dies at these");
 }

@@ -237,17 +237,24 @@ pub(crate) fn writer(
 ) -> Result<PartitionWriter> {
     let values =
         IndexMap::from([("interval_start".to_owned(), Scalar::Timestamp(interval.start().timestamp_micros()))]);
+    let (file_bytes, write_rows) = file_sizes();
     let config = PartitionWriterConfig::try_new(
         Arc::clone(file_schema),
         values,
         Some(writer_properties(project, view, file_schema)),
-        Some(FILE_BYTES),
-        Some(WRITE_ROWS),
+        Some(file_bytes),
+        Some(write_rows),
         None,
         Some(prefix),
     )?;
     let indexed = DataSkippingNumIndexedCols::NumColumns(INDEXED_COLUMNS);
     Ok(PartitionWriter::try_with_config(table.object_store(), config, indexed, None)?)
+}
+
+/// How large files become, and how many rows the writer is fed at a time; tests ask for a file per row.
+fn file_sizes() -> (NonZeroU64, usize) {
+    fail::fail_point!("stage.small", |_| (NonZeroU64::MIN, 1));
+    (FILE_BYTES, WRITE_ROWS)
 }
 
 /// zstd with dictionaries where they pay: not for keys (one row each) nor for floating point numbers (mostly distinct),

@@ -119,17 +119,21 @@ async fn compact_slice(
             return Err(error).with_context(|| format!("compacting a slice of `{id}`"));
         }
     };
+    fail::fail_point!("compact.written");
     let Some(publish_number) = parts.store.compaction_take(id).await? else {
         // A run is publishing: another time.
         parts.lake.discard_staged(id, folder, &[]).await?;
         return Ok(false);
     };
+    fail::fail_point!("compact.taken");
     let request = CompactionRequest { view: id, publish_number, interval: entry.interval, adds: &adds };
     let Some(version) = parts.lake.commit_compaction(&table, &request).await? else {
         // The files stay until they are old: a commit whose answer was lost may have been built upon since.
         return Ok(false);
     };
+    fail::fail_point!("compact.landed");
     parts.store.compaction_record(id, publish_number, version).await?;
+    fail::fail_point!("compact.recorded");
     Ok(true)
 }
 

@@ -167,6 +167,7 @@ impl Janitor {
         let mut expired = expendable(&keeps, retention, clock.now());
         if !dry_run && !expired.is_empty() {
             expired = store.snapshots_expire(&expired, clock.now()).await.context("expiring snapshots")?;
+            fail::fail_point!("janitor.expired");
         }
         let now = lake.store_now().await?;
         let mut reports = Vec::with_capacity(views.len());
@@ -188,6 +189,7 @@ impl Janitor {
             && !dry_run
         {
             rows = store.rows_prune(clock.now() - age).await.context("removing old rows")?;
+            fail::fail_point!("janitor.rows");
         }
         Ok(Report { dry_run, expired, views: reports, rows })
     }
@@ -228,6 +230,7 @@ impl Janitor {
                 let batch =
                     batch.iter().filter(|object| plan::run_of(&object.path).is_none_or(|run| !open.contains(&run)));
                 lake.delete(view, batch.map(|object| object.path.clone()).collect()).await?;
+                fail::fail_point!("janitor.deleted");
             }
             break;
         }
@@ -294,7 +297,7 @@ impl Janitor {
         };
         let keep = project.views.get(view).and_then(|view| view.online.as_ref()).map_or(0, |online| online.keep);
         report.generations = online
-            .prune(view, keep, SUPERSEDED_AGE_MIN, live.publish_number)
+            .prune(view, keep, superseded_age(), live.publish_number)
             .await
             .with_context(|| format!("removing old generations of `{view}`"))?;
         Ok(())
@@ -323,6 +326,12 @@ impl Janitor {
 }
 
 use JanitorParts as Parts;
+
+/// How long a generation stays online after another took its place; tests do not wait for it.
+fn superseded_age() -> Duration {
+    fail::fail_point!("prune.now", |_| Duration::ZERO);
+    SUPERSEDED_AGE_MIN
+}
 
 fn describe(facts: &TableFacts, plan: &TablePlan, report: &mut ViewReport) {
     report.head = facts.log.head();

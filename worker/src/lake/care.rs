@@ -244,7 +244,13 @@ impl Lake {
         let count = paths.len();
         if self.root.scheme() == "file" {
             let table = self.local_table(view)?;
-            let delete = move || paths.iter().try_for_each(|path| delete_local(&table, &table.join(path)));
+            let delete = move || {
+                paths.iter().try_for_each(|path| {
+                    let done = delete_local(&table, &table.join(path));
+                    fail::fail_point!("lake.delete.between");
+                    done
+                })
+            };
             tokio::task::spawn_blocking(delete).await.context("waiting for the disk")?.with_context(doing)?;
             return Ok(count);
         }
@@ -253,7 +259,7 @@ impl Lake {
         let mut outcomes = self.store.delete_stream(futures::stream::iter(full).boxed());
         while let Some(outcome) = outcomes.next().await {
             match outcome {
-                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => fail::fail_point!("lake.delete.between"),
                 Err(error) => return Err(error).with_context(doing),
             }
         }

@@ -462,7 +462,9 @@ impl OnlineStore for SqliteOnline {
         }
         commit(tx).await?;
         for &generation in &removed {
+            fail::fail_point!("prune.doomed");
             if self.wipe(&name, generation, "removing").await? {
+                fail::fail_point!("prune.wiped");
                 sqlx::query(
                     "DELETE FROM generations WHERE view = $1 AND generation = $2 AND state = 'removing'
                      AND NOT EXISTS (SELECT 1 FROM feature_rows r WHERE r.view = $1 AND r.generation = $2)",

@@ -492,11 +492,13 @@ impl OnlineStore for RedisOnline {
         let mut removed = Vec::new();
         for doomed in doomed {
             let generation = doomed.generation;
+            fail::fail_point!("prune.doomed");
             let states = ["removing", "removed"];
             let gone = index::wipe(&self.connections, &self.keys, view, generation, &states, None).await?;
             if !doomed.removed {
                 removed.push(generation);
                 if gone {
+                    fail::fail_point!("prune.wiped");
                     scripts::removed(&self.connections, &self.keys, view, generation).await?;
                 }
             }
