@@ -434,9 +434,44 @@ pub struct Check {
     pub rule: Rule,
     /// What happens when it does not.
     pub severity: Severity,
+    /// A condition over the view's columns: only rows for which it is true are looked at. For rules about rows.
+    #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
+    pub filter: Option<SqlText>,
+    /// How many rows may break the rule all the same; none when absent. For rules about rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tolerance: Option<Tolerance>,
     /// Where it is defined.
     #[serde(skip)]
     pub origin: Origin,
+}
+
+impl Check {
+    /// A check that blocks, of all rows, and tolerates nothing.
+    pub fn new(name: impl Into<String>, rule: Rule) -> Self {
+        let severity = Severity::default();
+        Self { name: name.into(), rule, severity, filter: None, tolerance: None, origin: Origin::default() }
+    }
+}
+
+/// How many rows may break a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tolerance {
+    /// So many.
+    Rows(u64),
+    /// This share of those that were looked at, from 0 to 1.
+    Ratio(f64),
+}
+
+impl Tolerance {
+    /// Whether `failing` of `rows` rows are few enough.
+    pub fn covers(self, failing: u64, rows: u64) -> bool {
+        match self {
+            Self::Rows(most) => failing <= most,
+            // Compared without dividing, so that no rows at all are no question.
+            Self::Ratio(most) => failing as f64 <= most * rows as f64,
+        }
+    }
 }
 
 /// What happens when a check fails.
@@ -479,6 +514,27 @@ pub enum Rule {
         column: String,
         /// JSON scalars of the column's type.
         values: Vec<serde_json::Value>,
+    },
+    /// Every non-null text has a match of the pattern somewhere in it.
+    Regex {
+        /// A column of type string.
+        column: String,
+        /// A regular expression in the syntax of the crate `regex`; `^` and `$` tie it to the ends.
+        pattern: String,
+    },
+    /// Every non-null text has so many characters.
+    Length {
+        /// A column of type string.
+        column: String,
+        /// At least.
+        min: Option<u64>,
+        /// At most.
+        max: Option<u64>,
+    },
+    /// No row for which the condition is false (as with SQL's CHECK constraints, one for which it is null passes).
+    Expression {
+        /// A condition over the view's columns.
+        condition: SqlText,
     },
     /// The number of rows of the run's slice.
     RowCount {

@@ -82,7 +82,7 @@ pub async fn preview(engine: &Engine, request: &PreviewRequest) -> Result<Previe
     let schema = TableSchema::of(project, &view.id)?;
     let rows = output(&ctx, project, view, &schema.file, request.interval, RunId::generate()).await?;
     let staged = rows.clone().into_view();
-    let mut runner = CheckRunner::new(view, project.keys_of(view), request.interval, engine.runtime());
+    let mut runner = CheckRunner::new(view, project.keys_of(view), request.interval, &ctx.state());
     let shown = state_schema(project, view);
     let mut first = Vec::new();
     let mut stream = rows.execute_stream().await.with_context(|| format!("computing `{}`", view.id))?;
@@ -137,7 +137,7 @@ async fn judge_pending(
             continue;
         };
         *result = match check.rule {
-            Rule::Sql { .. } => run_sql_check(ctx, check, request.interval).await,
+            Rule::Sql { .. } => run_sql_check(ctx, check, request.interval, total).await,
             _ => judge_history(check, total, before),
         };
     }

@@ -11,14 +11,17 @@
 use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
 
-use datafusion::common::{ParamValues, ScalarValue, plan_err};
+use datafusion::arrow::datatypes::DataType;
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{DFSchema, ParamValues, ScalarValue, plan_err};
 use datafusion::config::Dialect;
 use datafusion::error::Result;
 use datafusion::execution::SessionStateDefaults;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::sqlparser::ast::Statement as SqlStatement;
-use datafusion::logical_expr::{LogicalPlan, Signature, Volatility};
+use datafusion::logical_expr::{Expr, LogicalPlan, Signature, Volatility, lit};
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
 use tidegate_registry::time::Interval;
@@ -84,6 +87,36 @@ pub(crate) async fn plan_in(state: &SessionState, sql: &str, params: Interval) -
         ("interval_start", instant(params.start().timestamp_micros())),
         ("interval_end", instant(params.end().timestamp_micros())),
     ]))
+}
+
+/// Plans `sql` as a condition over the columns of `schema`, with the same functions and placeholders as a query.
+///
+/// # Errors
+/// When `sql` is not exactly one expression over these columns, looks at other rows or tables, or is not true or false.
+pub(crate) fn plan_condition(
+    state: &SessionState,
+    sql: &str,
+    schema: &DFSchema,
+    params: Interval,
+) -> Result<Arc<dyn PhysicalExpr>> {
+    let condition = state.create_logical_expr(sql, schema)?;
+    let of_many = |part: &Expr| matches!(part, Expr::AggregateFunction(_) | Expr::WindowFunction(_));
+    if condition.exists(|part| Ok(of_many(part)))? {
+        return plan_err!("a condition looks at one row at a time: write a `sql` check to compare rows");
+    }
+    let bound = condition.transform(|part| match &part {
+        Expr::Placeholder(placeholder) => match placeholder.id.as_str() {
+            "$interval_start" => Ok(Transformed::yes(lit(instant(params.start().timestamp_micros())))),
+            "$interval_end" => Ok(Transformed::yes(lit(instant(params.end().timestamp_micros())))),
+            other => plan_err!("there is no placeholder {other}: write $interval_start or $interval_end"),
+        },
+        _ => Ok(Transformed::no(part)),
+    })?;
+    let condition = state.create_physical_expr(bound.data, schema)?;
+    match condition.data_type(schema.as_arrow())? {
+        DataType::Boolean | DataType::Null => Ok(condition),
+        other => plan_err!("a condition is true or false, and this is a {}", crate::types::describe(&other)),
+    }
 }
 
 fn instant(micros: i64) -> ScalarValue {

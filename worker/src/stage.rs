@@ -98,7 +98,7 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
     let table = reads.lake.open_table(&view.id)?;
     let mut writer = writer(&table, project, view, &schema.file, reads.interval, prefix)?;
     let judge = Judge {
-        checks: CheckRunner::new(view, project.keys_of(view), reads.interval, engine.runtime()),
+        checks: CheckRunner::new(view, project.keys_of(view), reads.interval, &ctx.state()),
         digest: Digester::new(digest_columns(project, view)),
     };
     // Judging and writing look at the same batches at the same time: each costs about as much as the other.
@@ -148,7 +148,7 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
         let start = partition_value(reads.interval.start());
         add.partition_values.insert("interval_start".to_owned(), Some(start));
     }
-    run_sql_checks(engine, request, view, &adds, &mut results).await?;
+    run_sql_checks(engine, request, view, &adds, rows, &mut results).await?;
     let bytes = adds.iter().filter_map(|add| u64::try_from(add.size).ok()).sum();
     let adds = adds.iter().map(serde_json::to_value).collect::<Result<_, _>>().context("describing staged files")?;
     Ok(StagedView { adds, rows, bytes, digest, checks: results, profile })
@@ -287,6 +287,7 @@ async fn run_sql_checks(
     request: &StageRequest,
     view: &FeatureView,
     adds: &[Add],
+    rows: u64,
     results: &mut [tidegate_registry::run::CheckResult],
 ) -> Result<()> {
     if !view.checks.iter().any(|check| matches!(check.rule, Rule::Sql { .. })) {
@@ -310,7 +311,7 @@ async fn run_sql_checks(
         }
         let Some(result) = results.iter_mut().find(|result| result.check == check.name) else { continue };
         debug_assert_eq!(result.verdict, Verdict::Pending, "sql checks are judged here");
-        *result = run_sql_check(&ctx, check, request.reads.interval).await;
+        *result = run_sql_check(&ctx, check, request.reads.interval, rows).await;
     }
     Ok(())
 }

@@ -168,6 +168,12 @@ one_key! {
         Range = "range": RangeCheck,
         /// Every value that is not null is one of `values`.
         AcceptedValues = "accepted_values": ValuesCheck,
+        /// Every text that is not null matches `pattern`.
+        Regex = "regex": PatternCheck,
+        /// Every text that is not null has between `min` and `max` characters.
+        Length = "length": LengthCheck,
+        /// A condition is false for no row.
+        Expression = "expression": ExpressionCheck,
         /// The number of rows of an interval.
         RowCount = "row_count": RowCountCheck,
         /// A query that returns the offending rows.
@@ -180,6 +186,10 @@ record! {
     ColumnsCheck "check" {
         /// Column names.
         columns: required Vec<At<String>>,
+        /// A condition in SQL: only rows for which it is true are looked at.
+        r#where: optional Sql,
+        /// How many rows may break the rule all the same.
+        tolerate: optional ToleranceFile,
         /// Unique in its view; made from the rule when left out.
         name: optional String,
         /// `block` (default) or `warn`.
@@ -196,6 +206,10 @@ record! {
         min: optional f64,
         /// Highest allowed value.
         max: optional f64,
+        /// A condition in SQL: only rows for which it is true are looked at.
+        r#where: optional Sql,
+        /// How many rows may break the rule all the same.
+        tolerate: optional ToleranceFile,
         /// Unique in its view; made from the rule when left out.
         name: optional String,
         /// `block` (default) or `warn`.
@@ -210,10 +224,78 @@ record! {
         column: required String,
         /// What is allowed.
         values: required Vec<At<serde_json::Value>>,
+        /// A condition in SQL: only rows for which it is true are looked at.
+        r#where: optional Sql,
+        /// How many rows may break the rule all the same.
+        tolerate: optional ToleranceFile,
         /// Unique in its view; made from the rule when left out.
         name: optional String,
         /// `block` (default) or `warn`.
         severity: optional Severity,
+    }
+}
+
+record! {
+    /// A rule about the texts of a column.
+    PatternCheck "check" {
+        /// Column name, of type `string`.
+        column: required String,
+        /// A regular expression that must match somewhere in each text; tie it to the ends with `^` and `$`.
+        pattern: required String,
+        /// A condition in SQL: only rows for which it is true are looked at.
+        r#where: optional Sql,
+        /// How many rows may break the rule all the same.
+        tolerate: optional ToleranceFile,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// A rule about the lengths of texts, in characters.
+    LengthCheck "check" {
+        /// Column name, of type `string`.
+        column: required String,
+        /// At least so many characters.
+        min: optional u64,
+        /// At most so many characters.
+        max: optional u64,
+        /// A condition in SQL: only rows for which it is true are looked at.
+        r#where: optional Sql,
+        /// How many rows may break the rule all the same.
+        tolerate: optional ToleranceFile,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// A rule as a condition.
+    ExpressionCheck "check" {
+        /// A condition in SQL over the view's columns that is false for no row; null passes.
+        condition: required Sql,
+        /// A condition in SQL: only rows for which it is true are looked at.
+        r#where: optional Sql,
+        /// How many rows may break the rule all the same.
+        tolerate: optional ToleranceFile,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+one_key! {
+    /// How many rows may break a rule: a number or a share.
+    ToleranceFile "tolerance" {
+        /// At most so many rows.
+        Rows = "rows": u64,
+        /// At most this share of the rows looked at, from 0 to 1.
+        Ratio = "ratio": f64,
     }
 }
 
@@ -238,6 +320,8 @@ record! {
     SqlCheck "check" {
         /// Returns the offending rows; may name the view itself (the staged rows) and the sources that it reads.
         query: required Sql,
+        /// How many rows may come back all the same.
+        tolerate: optional ToleranceFile,
         /// Unique in its view; `sql` when left out.
         name: optional String,
         /// `block` (default) or `warn`.

@@ -51,7 +51,7 @@ fn counted(rows: u64) -> String {
     if rows == 1 { "1 row".to_owned() } else { format!("{rows} rows") }
 }
 
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     let percent = share * 100.0;
     if percent == percent.round() { format!("{percent:.0} %") } else { format!("{percent:.1} %") }
 }
@@ -59,15 +59,9 @@ fn percent(share: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidegate_registry::model::Severity;
 
     fn judge(min: Option<u64>, max: Option<u64>, max_change: Option<f64>, rows: u64, before: Option<u64>) -> String {
-        let check = Check {
-            name: "row_count".into(),
-            rule: Rule::RowCount { min, max, max_change },
-            severity: Severity::Block,
-            origin: Default::default(),
-        };
+        let check = Check::new("row_count", Rule::RowCount { min, max, max_change });
         let result = judge_history(&check, rows, before);
         format!("{}: {}", result.verdict, result.message)
     }

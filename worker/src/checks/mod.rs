@@ -9,25 +9,27 @@
 //! ([`run_sql_check`]), and `row_count: {max_change}` needs the interval before ([`judge_history`]).
 //! A check that cannot be computed is an `error`, which counts as failed: doubt holds the gate.
 
+mod condition;
 mod history;
 mod order;
 mod profile;
 mod rows;
 mod sql;
+mod texts;
 mod unique;
 
-use std::sync::Arc;
-
+use datafusion::arrow::compute::filter_record_batch;
 use datafusion::arrow::record_batch::RecordBatch;
-use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::execution::session_state::SessionState;
 use indexmap::IndexMap;
-use tidegate_registry::model::{Check, FeatureView, Key, Output, Rule, Severity};
+use tidegate_registry::model::{Check, FeatureView, Key, Output, Rule, Severity, Tolerance};
 use tidegate_registry::run::{CheckResult, ColumnProfile, Verdict};
 use tidegate_registry::time::Interval;
 
 pub use self::history::judge_history;
 pub use self::sql::run_sql_check;
 
+use self::condition::{Condition, Expression};
 use self::profile::Profiler;
 use self::rows::{AcceptedValues, Failing, InTime, NotNull, Range, RowRule, Unjudgeable};
 use crate::text::TextColumn;
@@ -48,9 +50,10 @@ pub struct CheckRunner {
 }
 
 impl CheckRunner {
-    /// A runner for the checks of `view` and those that hold for every view; `interval` is the run's. State that grows
-    /// with the data is accounted in `runtime`'s memory pool and spills to its temporary files.
-    pub fn new(view: &FeatureView, keys: &[Key], interval: Interval, runtime: &Arc<RuntimeEnv>) -> Self {
+    /// A runner for the checks of `view` and those that hold for every view; `interval` is the run's. Conditions mean what
+    /// they mean in a query of `state`; what grows with the data is accounted in its memory pool and spills to its
+    /// temporary files.
+    pub fn new(view: &FeatureView, keys: &[Key], interval: Interval, state: &SessionState) -> Self {
         let key_names: Vec<String> = keys.iter().map(|key| key.name.clone()).collect();
         let mut judges = built_in(view, &key_names, interval);
         let mut others = Vec::new();
@@ -61,15 +64,22 @@ impl CheckRunner {
                 Rule::Unique { columns } if same_columns(columns, &key_names) => {
                     Box::new(order::SortedUnique::new(&key_names, &key_names))
                 }
-                Rule::Unique { columns } => Box::new(unique::Unique::new(columns, runtime)),
+                Rule::Unique { columns } => Box::new(unique::Unique::new(columns, state.runtime_env())),
                 Rule::Range { column, min, max } => Box::new(Range::new(column, *min, *max)),
                 Rule::AcceptedValues { column, values } => Box::new(AcceptedValues::new(column, values)),
+                Rule::Regex { column, pattern } => Box::new(texts::Matches::new(column, pattern)),
+                Rule::Length { column, min, max } => Box::new(texts::Length::new(column, *min, *max)),
+                Rule::Expression { condition } => {
+                    Box::new(Expression::new(Condition::new(&condition.text, interval, state)))
+                }
                 Rule::RowCount { .. } | Rule::Sql { .. } => {
                     others.push(check.clone());
                     continue;
                 }
             };
-            judges.push(Judge::new(check.name.clone(), check.severity, rule));
+            let filter = check.filter.as_ref().map(|filter| Condition::new(&filter.text, interval, state));
+            let judge = Judge::new(check.name.clone(), check.severity, rule);
+            judges.push(Judge { filter, tolerance: check.tolerance, ..judge });
         }
         let features = view.features.iter().map(|feature| feature.name.clone());
         let columns = key_names.iter().cloned().chain([EVENT_TIMESTAMP.to_owned()]).chain(features);
@@ -94,7 +104,7 @@ impl CheckRunner {
     /// the number of rows seen.
     pub fn finish(self) -> (Vec<CheckResult>, IndexMap<String, ColumnProfile>, u64) {
         let rows = self.rows;
-        let mut results: Vec<CheckResult> = self.judges.into_iter().map(|judge| judge.finish(rows)).collect();
+        let mut results: Vec<CheckResult> = self.judges.into_iter().map(Judge::finish).collect();
         results.extend(self.others.iter().map(|check| match &check.rule {
             Rule::Sql { .. } => pending(check, "waits for all rows to be staged".to_owned()),
             _ => history::judge_bounds(check, rows),
@@ -141,6 +151,10 @@ struct Judge {
     name: String,
     severity: Severity,
     rule: Box<dyn RowRule>,
+    filter: Option<Condition>,
+    tolerance: Option<Tolerance>,
+    /// Rows that it was asked about.
+    rows: u64,
     failing: u64,
     samples: Vec<serde_json::Value>,
     /// Set once; the rule is not asked again after that.
@@ -149,25 +163,39 @@ struct Judge {
 
 impl Judge {
     fn new(name: String, severity: Severity, rule: Box<dyn RowRule>) -> Self {
-        Self { name, severity, rule, failing: 0, samples: Vec::new(), error: None }
+        let (filter, tolerance) = (None, None);
+        Self { name, severity, rule, filter, tolerance, rows: 0, failing: 0, samples: Vec::new(), error: None }
     }
 
     fn update(&mut self, batch: &RecordBatch, identity: &[String]) {
         if self.error.is_some() {
             return;
         }
-        match self.rule.failing(batch) {
-            Ok(Failing { count, first }) => {
-                self.failing += count;
-                for row in first.into_iter().take(SAMPLES_MAX - self.samples.len()) {
-                    self.samples.push(sample(batch, row, identity, self.rule.columns()));
-                }
-            }
-            Err(error) => self.error = Some(error),
+        if let Err(error) = self.look(batch, identity) {
+            self.error = Some(error);
         }
     }
 
-    fn finish(mut self, rows: u64) -> CheckResult {
+    fn look(&mut self, batch: &RecordBatch, identity: &[String]) -> Result<(), Unjudgeable> {
+        let chosen = match &mut self.filter {
+            None => None,
+            Some(filter) => {
+                let mask = filter.evaluate(batch)?;
+                let chosen = filter_record_batch(batch, &mask);
+                Some(chosen.map_err(|error| Unjudgeable(format!("choosing rows: {error}")))?)
+            }
+        };
+        let batch = chosen.as_ref().unwrap_or(batch);
+        self.rows += batch.num_rows() as u64;
+        let Failing { count, first } = self.rule.failing(batch)?;
+        self.failing += count;
+        for row in first.into_iter().take(SAMPLES_MAX - self.samples.len()) {
+            self.samples.push(sample(batch, row, identity, self.rule.columns()));
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> CheckResult {
         if self.error.is_none() {
             match self.rule.finish() {
                 Ok(more) => self.failing += more,
@@ -175,12 +203,25 @@ impl Judge {
             }
         }
         let complaint = self.rule.complaint();
+        let of = match &self.filter {
+            None => format!("{} rows", self.rows),
+            Some(filter) => format!("{} rows where {}", self.rows, filter.shown()),
+        };
         let (verdict, message) = match (&self.error, self.failing) {
             (Some(error), _) => (Verdict::Error, format!("could not be computed: {error}")),
-            (None, 0) if rows == 0 => (Verdict::Passed, "there are no rows".to_owned()),
-            (None, 0) => (Verdict::Passed, format!("none of {rows} rows has {complaint}")),
-            (None, 1) => (Verdict::Failed, format!("1 of {rows} rows has {complaint}")),
-            (None, failing) => (Verdict::Failed, format!("{failing} of {rows} rows have {complaint}")),
+            (None, 0) if self.rows == 0 => (
+                Verdict::Passed,
+                match &self.filter {
+                    None => "there are no rows".to_owned(),
+                    Some(filter) => format!("there are no rows where {}", filter.shown()),
+                },
+            ),
+            (None, 0) => (Verdict::Passed, format!("none of {of} has {complaint}")),
+            (None, failing) => {
+                let (verdict, tolerated) = tolerated(self.tolerance, failing, self.rows);
+                let have = if failing == 1 { "has" } else { "have" };
+                (verdict, format!("{failing} of {of} {have} {complaint}{tolerated}"))
+            }
         };
         CheckResult {
             check: self.name,
@@ -191,6 +232,18 @@ impl Judge {
             samples: self.samples,
         }
     }
+}
+
+/// The verdict over `failing` (at least one) of `rows` rows, and what is to be said of the tolerance.
+fn tolerated(tolerance: Option<Tolerance>, failing: u64, rows: u64) -> (Verdict, String) {
+    let said = match tolerance {
+        None => String::new(),
+        Some(Tolerance::Rows(1)) => "; 1 is tolerated".to_owned(),
+        Some(Tolerance::Rows(most)) => format!("; {most} are tolerated"),
+        Some(Tolerance::Ratio(most)) => format!("; {} are tolerated", history::percent(most)),
+    };
+    let passed = tolerance.is_some_and(|tolerance| tolerance.covers(failing, rows));
+    (if passed { Verdict::Passed } else { Verdict::Failed }, said)
 }
 
 fn sample(batch: &RecordBatch, row: usize, identity: &[String], columns: &[String]) -> serde_json::Value {

@@ -4,9 +4,13 @@ use datafusion::arrow::array::{
 };
 use datafusion::arrow::datatypes::Int64Type;
 use datafusion::datasource::MemTable;
+use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::SessionConfig;
 use serde_json::json;
+use std::sync::Arc;
 use tidegate_registry::model::{ColumnType, Feature, SqlText};
+
+use crate::session::new_context;
 
 /// Microseconds of the interval's end.
 const END: i64 = 1_357_603_200_000_000;
@@ -15,8 +19,12 @@ fn interval() -> Interval {
     Interval::new("2013-01-07T00:00:00Z".parse().unwrap(), "2013-01-08T00:00:00Z".parse().unwrap()).unwrap()
 }
 
+fn state() -> SessionState {
+    new_context(SessionConfig::new(), Arc::new(RuntimeEnv::default())).state()
+}
+
 fn check(name: &str, rule: Rule) -> Check {
-    Check { name: name.into(), rule, severity: Severity::Block, origin: Default::default() }
+    Check::new(name, rule)
 }
 
 fn view(features: &[(&str, &str)], checks: Vec<Check>) -> FeatureView {
@@ -64,7 +72,7 @@ fn batch(carriers: &[&str], others: &[(&str, ArrayRef)]) -> RecordBatch {
 }
 
 fn judge(view: &FeatureView, batches: &[RecordBatch]) -> Vec<CheckResult> {
-    let mut runner = CheckRunner::new(view, &keys(), interval(), &Arc::new(RuntimeEnv::default()));
+    let mut runner = CheckRunner::new(view, &keys(), interval(), &state());
     for batch in batches {
         runner.update(batch);
     }
@@ -190,6 +198,96 @@ fn no_rows_pass_what_looks_at_rows() {
     );
 }
 
+fn sql(text: &str) -> SqlText {
+    SqlText { text: text.to_owned(), origin: Default::default() }
+}
+
+/// Three texts and a null: `AA-1`, empty, `é`.
+fn texts() -> RecordBatch {
+    let texts: ArrayRef = Arc::new(StringArray::from(vec![Some("AA-1"), Some(""), None, Some("é")]));
+    batch(&["A", "B", "C", "D"], &[("t", texts)])
+}
+
+fn judge_texts(check: Check) -> CheckResult {
+    judge(&view(&[("t", "string")], vec![check]), &[texts()]).remove(3)
+}
+
+#[test]
+fn patterns_match_anywhere_unless_tied() {
+    let said = |pattern: &str| {
+        let rule = Rule::Regex { column: "t".into(), pattern: pattern.into() };
+        lines(&[judge_texts(check("r", rule))]).remove(0)
+    };
+    assert_eq!(
+        said("^[A-Z]{2}-[0-9]$"),
+        "r: failed: 2 of 4 rows have a text in t that does not match `^[A-Z]{2}-[0-9]$`"
+    );
+    assert_eq!(said("-"), "r: failed: 2 of 4 rows have a text in t that does not match `-`");
+    assert_eq!(said(".*"), "r: passed: none of 4 rows has a text in t that does not match `.*`");
+    assert!(said("(").starts_with("r: error: could not be computed: "));
+}
+
+#[test]
+fn lengths_count_characters() {
+    let said = |min, max| lines(&[judge_texts(check("l", Rule::Length { column: "t".into(), min, max }))]).remove(0);
+    assert_eq!(said(Some(1), Some(4)), "l: failed: 1 of 4 rows has a text in t that has not 1 to 4 characters");
+    assert_eq!(said(Some(2), None), "l: failed: 2 of 4 rows have a text in t that has fewer than 2 characters");
+    assert_eq!(said(None, Some(3)), "l: failed: 1 of 4 rows has a text in t that has more than 3 characters");
+    assert_eq!(said(None, Some(4)), "l: passed: none of 4 rows has a text in t that has more than 4 characters");
+}
+
+#[test]
+fn a_condition_fails_rows_for_which_it_is_false_and_not_those_for_which_it_is_null() {
+    let said =
+        |condition: &str| lines(&[judge_texts(check("e", Rule::Expression { condition: sql(condition) }))]).remove(0);
+    assert_eq!(said("length(t) > 0"), "e: failed: 1 of 4 rows has something else than `length(t) > 0`");
+    assert_eq!(said("t IS NOT NULL"), "e: failed: 1 of 4 rows has something else than `t IS NOT NULL`");
+    assert_eq!(
+        said("event_timestamp\n <= $interval_end"),
+        "e: passed: none of 4 rows has something else than `event_timestamp <= $interval_end`"
+    );
+    assert_eq!(said("NULL"), "e: passed: none of 4 rows has something else than `NULL`");
+    for broken in [
+        "gone > 1",
+        "length(t)",
+        "t = 'a'; DROP TABLE t",
+        "t IN (SELECT t FROM other)",
+        "max(t) = 'a'",
+        "1 / (length(t) - length(t)) = 1",
+        "$other",
+    ] {
+        let verdict = judge_texts(check("e", Rule::Expression { condition: sql(broken) }));
+        assert_eq!(verdict.verdict, Verdict::Error, "{broken}: {}", verdict.message);
+        assert!(verdict.blocks());
+    }
+}
+
+#[test]
+fn a_check_looks_only_at_rows_where_its_condition_is_true() {
+    let not_null = || Rule::NotNull { columns: vec!["t".into()] };
+    let said =
+        |filter: &str| lines(&[judge_texts(Check { filter: Some(sql(filter)), ..check("n", not_null()) })]).remove(0);
+    assert_eq!(said("carrier <> 'C'"), "n: passed: none of 3 rows where carrier <> 'C' has a null in t");
+    assert_eq!(said("carrier >= 'B'"), "n: failed: 1 of 3 rows where carrier >= 'B' has a null in t");
+    assert_eq!(said("t = 'x'"), "n: passed: there are no rows where t = 'x'");
+    assert!(said("gone = 1").starts_with("n: error: could not be computed: `gone = 1`: "));
+}
+
+#[test]
+fn what_is_tolerated_passes_and_is_told() {
+    let said = |tolerance| {
+        let not_empty = Rule::Length { column: "t".into(), min: Some(1), max: None };
+        let result = judge_texts(Check { tolerance: Some(tolerance), ..check("l", not_empty) });
+        assert_eq!((result.failing_rows, result.samples.len()), (1, 1));
+        lines(&[result]).remove(0)
+    };
+    let found = "1 of 4 rows has a text in t that has fewer than 1 characters";
+    assert_eq!(said(Tolerance::Rows(1)), format!("l: passed: {found}; 1 is tolerated"));
+    assert_eq!(said(Tolerance::Rows(0)), format!("l: failed: {found}; 0 are tolerated"));
+    assert_eq!(said(Tolerance::Ratio(0.25)), format!("l: passed: {found}; 25 % are tolerated"));
+    assert_eq!(said(Tolerance::Ratio(0.249)), format!("l: failed: {found}; 24.9 % are tolerated"));
+}
+
 #[test]
 fn at_most_five_samples_are_kept() {
     let view = view(&[("n", "bigint")], vec![check("c", Rule::NotNull { columns: vec!["n".into()] })]);
@@ -202,7 +300,7 @@ fn at_most_five_samples_are_kept() {
 #[test]
 fn profiles_know_nulls_and_extremes() {
     let view = view(&[("n", "bigint"), ("x", "double"), ("b", "boolean"), ("l", "array<bigint>")], vec![]);
-    let mut runner = CheckRunner::new(&view, &keys(), interval(), &Arc::new(RuntimeEnv::default()));
+    let mut runner = CheckRunner::new(&view, &keys(), interval(), &state());
     for (carriers, n, x) in
         [(["AA", "B6"], [None, Some(7)], [0.5, -1.0]), (["DL", "UA"], [Some(-3), None], [2.0, 1e20])]
     {
@@ -235,13 +333,13 @@ fn profiles_know_nulls_and_extremes() {
 
 #[tokio::test]
 async fn queries_return_the_offending_rows() {
-    let ctx = crate::session::new_context(SessionConfig::new(), Arc::new(RuntimeEnv::default()));
+    let ctx = new_context(SessionConfig::new(), Arc::new(RuntimeEnv::default()));
     let n: ArrayRef = Arc::new(Int64Array::from(vec![-1, 5, -2]));
     let staged = batch(&["AA", "B6", "DL"], &[("n", n)]);
     ctx.register_table("delays", Arc::new(MemTable::try_new(staged.schema(), vec![vec![staged]]).unwrap())).unwrap();
     let run = async |sql: &str| {
         let query = SqlText { text: sql.to_owned(), origin: Default::default() };
-        run_sql_check(&ctx, &check("sql", Rule::Sql { query }), interval()).await
+        run_sql_check(&ctx, &check("sql", Rule::Sql { query }), interval(), 3).await
     };
     let failed =
         run("SELECT carrier, n FROM delays WHERE n < 0 AND event_timestamp <= $interval_end ORDER BY carrier").await;

@@ -16,6 +16,7 @@ use datafusion::catalog::{
     CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider,
     SchemaProvider,
 };
+use datafusion::common::DFSchema;
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::error::Result as PlanResult;
 use datafusion::execution::runtime_env::RuntimeEnv;
@@ -25,13 +26,13 @@ use datafusion::prelude::SessionConfig;
 use indexmap::IndexMap;
 use tidegate_registry::diagnostics::{Diagnostic, ids};
 use tidegate_registry::ids::SourceName;
-use tidegate_registry::model::{ColumnType, Feature, FeatureView, Key, Project, Rule, SqlText, Table};
+use tidegate_registry::model::{Check, ColumnType, Feature, FeatureView, Key, Project, Rule, SqlText, Table};
 use tidegate_registry::time::Interval;
 use tokio::task::JoinSet;
 
 use self::places::{Places, nearest};
 use crate::reads::{history_schema, state_schema};
-use crate::session::{new_context, plan_in};
+use crate::session::{new_context, plan_condition, plan_in};
 use crate::types::{
     Compat, EVENT_TIMESTAMP, INTERVAL_END, INTERVAL_START, RUN_ID, cast_expression, compatible, describe_one,
 };
@@ -108,7 +109,18 @@ impl Work {
                 found.extend(errors::explain(query, &error, &tables.columns()));
             }
         }
+        let columns: Vec<&str> = own.fields().iter().map(|field| field.name().as_str()).collect();
+        for condition in view.checks.iter().flat_map(conditions) {
+            if let Err(error) = self.plan_condition(&own, condition) {
+                found.extend(errors::explain(condition, &error, &columns));
+            }
+        }
         found
+    }
+
+    fn plan_condition(&self, rows: &SchemaRef, condition: &SqlText) -> PlanResult<()> {
+        let schema = DFSchema::try_from(Arc::clone(rows))?;
+        plan_condition(&self.state, &condition.text, &schema, any_interval()).map(drop)
     }
 
     /// The tables that the view's SQL names; `None` when one of them cannot be read.
@@ -189,6 +201,15 @@ impl Work {
         found.extend(left.map(|name| undeclared(name, &places)));
         found
     }
+}
+
+/// What a check says of single rows in SQL.
+fn conditions(check: &Check) -> impl Iterator<Item = &SqlText> {
+    let rule = match &check.rule {
+        Rule::Expression { condition } => Some(condition),
+        _ => None,
+    };
+    check.filter.iter().chain(rule)
 }
 
 fn is_declared(view: &FeatureView, keys: &[Key], name: &str) -> bool {

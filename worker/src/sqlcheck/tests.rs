@@ -62,6 +62,9 @@ async fn good_sql_has_no_findings() {
     let check = "sql: {query: \"SELECT carrier FROM v WHERE n < 0 AND event_timestamp > $interval_end\"}";
     let (found, files) = find(&project(sql, features, check), &schemas()).await;
     assert_eq!(render(&found, &files, RenderStyle::default()), "");
+    let check = "expression: {condition: delay < n OR event_timestamp = $interval_end, where: length(name) > 0}";
+    let (found, files) = find(&project(sql, features, check), &schemas()).await;
+    assert_eq!(render(&found, &files, RenderStyle::default()), "");
 }
 
 /// Name (its beginning is the expected id), SQL, features, checks.
@@ -78,6 +81,42 @@ const BAD: &[(&str, &str, &str, &str)] = &[
         "SELECT carrier, 1.0 AS x FROM carriers",
         "name: x, type: double",
         "sql: {query: SELECT y FROM v}",
+    ),
+    (
+        "unknown-column-in-condition",
+        "SELECT carrier, 1.0 AS delay FROM carriers",
+        "name: delay, type: double",
+        "expression: {condition: dely > 0}",
+    ),
+    (
+        "unknown-function-in-condition",
+        "SELECT carrier, 1.0 AS delay FROM carriers",
+        "name: delay, type: double",
+        "not_null: {columns: [delay], where: lenght(carrier) = 2}",
+    ),
+    (
+        "sql-invalid-table-in-condition",
+        "SELECT carrier, 1.0 AS delay FROM carriers",
+        "name: delay, type: double",
+        "expression: {condition: carrier IN (SELECT carrier FROM carriers)}",
+    ),
+    (
+        "sql-invalid-condition",
+        "SELECT carrier, 1.0 AS delay FROM carriers",
+        "name: delay, type: double",
+        "expression: {condition: delay + 1}",
+    ),
+    (
+        "sql-invalid-condition-over-rows",
+        "SELECT carrier, 1.0 AS delay FROM carriers",
+        "name: delay, type: double",
+        "expression: {condition: delay < max(delay)}",
+    ),
+    (
+        "sql-invalid-condition-placeholder",
+        "SELECT carrier, 1.0 AS delay FROM carriers",
+        "name: delay, type: double",
+        "expression: {condition: event_timestamp < $now}",
     ),
     (
         "ambiguous-column",

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::definitions::read::{At, Field, nearest};
-use crate::definitions::written::{CheckFile, RangeCheck, RowCountCheck, ValuesCheck, ViewFile};
+use crate::definitions::read::{At, Field, Sql, nearest};
+use crate::definitions::written::{
+    CheckFile, LengthCheck, PatternCheck, RangeCheck, RowCountCheck, ToleranceFile, ValuesCheck, ViewFile,
+};
 use crate::diagnostics::{Diagnostic, Origin, ids};
-use crate::model::{Check, ColumnType, Rule, Severity, SqlText};
+use crate::model::{Check, ColumnType, Rule, Severity, SqlText, Tolerance};
 
 type Columns = HashMap<String, Option<ColumnType>>;
 
@@ -18,17 +20,24 @@ pub(super) fn checks(file: &At<ViewFile>, columns: &Columns, keys: &[&str], out:
     let mut taken: BTreeSet<String> = BTreeSet::new();
     let mut checks = Vec::with_capacity(written.len());
     for check in written.iter() {
-        let (name, severity) = common(&check.value);
-        if let Some(name) = name.get() {
+        let common = Common::of(&check.value);
+        if let Some(name) = common.name.get() {
             if let Some(first) = named.get(&name.value) {
                 out.push(super::duplicate(&format!("check `{}`", name.value), &name.origin, first));
             }
             named.entry(name.value.clone()).or_insert_with(|| name.origin.clone());
             taken.insert(name.value.clone());
         }
+        let tolerance = common.tolerate.and_then(|tolerate| tolerance(tolerate, out));
         let Some(rule) = rule(check, known, out) else { continue };
-        let name = name.value().unwrap_or_default();
-        checks.push(Check { name, rule, severity, origin: check.origin.clone() });
+        checks.push(Check {
+            name: common.name.value().unwrap_or_default(),
+            rule,
+            severity: common.severity.value().unwrap_or_default(),
+            filter: common.filter.and_then(sql_text),
+            tolerance,
+            origin: check.origin.clone(),
+        });
     }
     // The author's names go first, so that a made one never takes one of them.
     for check in checks.iter_mut().filter(|check| check.name.is_empty()) {
@@ -38,15 +47,58 @@ pub(super) fn checks(file: &At<ViewFile>, columns: &Columns, keys: &[&str], out:
     checks
 }
 
-fn common(check: &CheckFile) -> (&Field<String>, Severity) {
-    let (name, severity) = match check {
-        CheckFile::NotNull(check) | CheckFile::Unique(check) => (&check.name, &check.severity),
-        CheckFile::Range(check) => (&check.name, &check.severity),
-        CheckFile::AcceptedValues(check) => (&check.name, &check.severity),
-        CheckFile::RowCount(check) => (&check.name, &check.severity),
-        CheckFile::Sql(check) => (&check.name, &check.severity),
-    };
-    (name, severity.value().unwrap_or_default())
+/// What checks of several kinds have.
+struct Common<'a> {
+    name: &'a Field<String>,
+    severity: &'a Field<Severity>,
+    filter: Option<&'a Field<Sql>>,
+    tolerate: Option<&'a Field<ToleranceFile>>,
+}
+
+impl<'a> Common<'a> {
+    fn of(check: &'a CheckFile) -> Self {
+        macro_rules! of_rows {
+            ($check:expr) => {
+                Self {
+                    name: &$check.name,
+                    severity: &$check.severity,
+                    filter: Some(&$check.r#where),
+                    tolerate: Some(&$check.tolerate),
+                }
+            };
+        }
+        match check {
+            CheckFile::NotNull(check) | CheckFile::Unique(check) => of_rows!(check),
+            CheckFile::Range(check) => of_rows!(check),
+            CheckFile::AcceptedValues(check) => of_rows!(check),
+            CheckFile::Regex(check) => of_rows!(check),
+            CheckFile::Length(check) => of_rows!(check),
+            CheckFile::Expression(check) => of_rows!(check),
+            CheckFile::RowCount(check) => {
+                Self { name: &check.name, severity: &check.severity, filter: None, tolerate: None }
+            }
+            CheckFile::Sql(check) => {
+                let tolerate = Some(&check.tolerate);
+                Self { name: &check.name, severity: &check.severity, filter: None, tolerate }
+            }
+        }
+    }
+}
+
+fn tolerance(written: &Field<ToleranceFile>, out: &mut Vec<Diagnostic>) -> Option<Tolerance> {
+    let written = written.get()?;
+    match written.value {
+        ToleranceFile::Rows(rows) => Some(Tolerance::Rows(rows)),
+        ToleranceFile::Ratio(ratio) if (0.0..=1.0).contains(&ratio) => Some(Tolerance::Ratio(ratio)),
+        ToleranceFile::Ratio(_) => {
+            out.push(bad(&written.origin, "`ratio` is not between 0 and 1", "write `0.01` for one row in a hundred"));
+            None
+        }
+    }
+}
+
+fn sql_text(field: &Field<Sql>) -> Option<SqlText> {
+    field.get().map(|sql| SqlText { text: sql.value.0.clone(), origin: sql.origin.clone() })
 }
 
 fn made_name(rule: &Rule) -> String {
@@ -55,6 +107,9 @@ fn made_name(rule: &Rule) -> String {
         Rule::Unique { columns } => format!("unique({})", columns.join(", ")),
         Rule::Range { column, .. } => format!("range({column})"),
         Rule::AcceptedValues { column, .. } => format!("accepted_values({column})"),
+        Rule::Regex { column, .. } => format!("regex({column})"),
+        Rule::Length { column, .. } => format!("length({column})"),
+        Rule::Expression { .. } => "expression".to_owned(),
         Rule::RowCount { .. } => "row_count".to_owned(),
         Rule::Sql { .. } => "sql".to_owned(),
     }
@@ -106,10 +161,10 @@ fn rule(check: &At<CheckFile>, known: Option<Known<'_>>, out: &mut Vec<Diagnosti
         CheckFile::Range(file) => range(file, &check.origin, known, out),
         CheckFile::AcceptedValues(file) => accepted_values(file, known, out),
         CheckFile::RowCount(file) => row_count(file, &check.origin, out),
-        CheckFile::Sql(file) => {
-            let query = file.query.get()?;
-            Some(Rule::Sql { query: SqlText { text: query.0.clone(), origin: query.origin.clone() } })
-        }
+        CheckFile::Regex(file) => regex(file, known, out),
+        CheckFile::Length(file) => length(file, &check.origin, known, out),
+        CheckFile::Expression(file) => Some(Rule::Expression { condition: sql_text(&file.condition)? }),
+        CheckFile::Sql(file) => Some(Rule::Sql { query: sql_text(&file.query)? }),
     }
 }
 
@@ -148,21 +203,79 @@ fn range(file: &RangeCheck, origin: &Origin, known: Option<Known<'_>>, out: &mut
             return None;
         }
     }
-    match (file.min.get(), file.max.get()) {
-        (None, None) if file.min.is_missing() && file.max.is_missing() => {
-            out.push(bad(origin, "`range` has no bounds", "add `min:` or `max:`, or both"));
-            None
-        }
-        (Some(min), Some(max)) if min.value > max.value => {
-            out.push(
-                bad(&max.origin, "`max` is below `min`", "exchange them")
-                    .with_label("no value can pass")
-                    .with_related(min.origin.clone(), "above `max`"),
-            );
-            None
-        }
-        _ => Some(Rule::Range { column: column.value.clone(), min: file.min.value(), max: file.max.value() }),
+    if file.min.is_missing() && file.max.is_missing() {
+        out.push(bad(origin, "`range` has no bounds", "add `min:` or `max:`, or both"));
+        return None;
     }
+    let (min, max) = bounds(&file.min, &file.max, "no value can pass", out)?;
+    Some(Rule::Range { column: column.value.clone(), min, max })
+}
+
+/// Both bounds, when they leave something between them.
+fn bounds<T: Clone + PartialOrd>(
+    min: &Field<T>,
+    max: &Field<T>,
+    label: &str,
+    out: &mut Vec<Diagnostic>,
+) -> Option<(Option<T>, Option<T>)> {
+    if let (Some(min), Some(max)) = (min.get(), max.get())
+        && min.value > max.value
+    {
+        out.push(
+            bad(&max.origin, "`max` is below `min`", "exchange them")
+                .with_label(label)
+                .with_related(min.origin.clone(), "above `max`"),
+        );
+        return None;
+    }
+    Some((min.value(), max.value()))
+}
+
+/// The column of a rule about texts.
+fn text_column(
+    rule: &str,
+    column: &Field<String>,
+    known: Option<Known<'_>>,
+    out: &mut Vec<Diagnostic>,
+) -> Option<String> {
+    let column = column.get()?;
+    if let Some(known) = known {
+        if !known.check(column, out) {
+            return None;
+        }
+        if let Some(kind) = known.kind(&column.value).filter(|kind| **kind != ColumnType::String) {
+            let title = format!("`{rule}` cannot check a column of type `{kind}`");
+            out.push(bad(&column.origin, title, "use it on `string`; for other types write an `expression` check"));
+            return None;
+        }
+    }
+    Some(column.value.clone())
+}
+
+fn regex(file: &PatternCheck, known: Option<Known<'_>>, out: &mut Vec<Diagnostic>) -> Option<Rule> {
+    let column = text_column("regex", &file.column, known, out);
+    let pattern = file.pattern.get()?;
+    if let Err(error) = regex::Regex::new(&pattern.value) {
+        // The last line says what is wrong; those before draw the pattern.
+        let text = error.to_string();
+        let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        out.push(
+            bad(&pattern.origin, "the pattern is not a regular expression", "see the syntax of the crate `regex`")
+                .with_label(reason),
+        );
+        return None;
+    }
+    Some(Rule::Regex { column: column?, pattern: pattern.value.clone() })
+}
+
+fn length(file: &LengthCheck, origin: &Origin, known: Option<Known<'_>>, out: &mut Vec<Diagnostic>) -> Option<Rule> {
+    let column = text_column("length", &file.column, known, out);
+    if file.min.is_missing() && file.max.is_missing() {
+        out.push(bad(origin, "`length` has no bounds", "add `min:` or `max:`, or both"));
+        return None;
+    }
+    let (min, max) = bounds(&file.min, &file.max, "no text can pass", out)?;
+    Some(Rule::Length { column: column?, min, max })
 }
 
 fn accepted_values(file: &ValuesCheck, known: Option<Known<'_>>, out: &mut Vec<Diagnostic>) -> Option<Rule> {
@@ -210,15 +323,6 @@ fn row_count(file: &RowCountCheck, origin: &Origin, out: &mut Vec<Diagnostic>) -
         out.push(bad(&change.origin, "`max_change` is below 0", "write `0.5` for half of the rows"));
         return None;
     }
-    if let (Some(min), Some(max)) = (file.min.get(), file.max.get())
-        && min.value > max.value
-    {
-        out.push(
-            bad(&max.origin, "`max` is below `min`", "exchange them")
-                .with_label("no number of rows can pass")
-                .with_related(min.origin.clone(), "above `max`"),
-        );
-        return None;
-    }
-    Some(Rule::RowCount { min: file.min.value(), max: file.max.value(), max_change: file.max_change.value() })
+    let (min, max) = bounds(&file.min, &file.max, "no number of rows can pass", out)?;
+    Some(Rule::RowCount { min, max, max_change: file.max_change.value() })
 }
