@@ -18,4 +18,5 @@ pub mod pulse;
 pub mod retry;
 pub mod run;
 pub mod store;
+pub mod text;
 pub mod time;

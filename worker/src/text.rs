@@ -5,8 +5,6 @@
 //! A null has no text. Two Arrow columns that hold the same values have the same text, whatever their physical type
 //! (`Utf8View` or a dictionary, microseconds or nanoseconds).
 
-use std::io::Write as _;
-
 use datafusion::arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, GenericStringArray, PrimitiveArray, StringViewArray,
 };
@@ -16,6 +14,8 @@ use datafusion::arrow::datatypes::{
     TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt64Type,
 };
 use std::sync::Arc;
+
+use tidegate_registry::text::{write_date, write_float, write_instant, write_integer};
 
 /// A column whose type has no canonical text (binary, maps, decimals…); views cannot declare such columns.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -218,90 +218,8 @@ pub(crate) fn into_text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-fn write_integer(value: impl itoa::Integer, out: &mut Vec<u8>) {
-    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
-}
-
-fn write_float<F: ryu::Float + Into<f64>>(value: F, out: &mut Vec<u8>) {
-    let wide: f64 = value.into();
-    let text = if wide.is_nan() {
-        "NaN"
-    } else if wide == f64::INFINITY {
-        "Infinity"
-    } else if wide == f64::NEG_INFINITY {
-        "-Infinity"
-    } else {
-        return out.extend_from_slice(ryu::Buffer::new().format_finite(value).as_bytes());
-    };
-    out.extend_from_slice(text.as_bytes());
-}
-
 fn write_json_string(text: &str, out: &mut Vec<u8>) {
     serde_json::to_writer(out, text).expect("writing a string to memory cannot fail");
-}
-
-/// Days since 1970 as `2013-01-08`.
-fn write_date(days: i64, out: &mut Vec<u8>) {
-    let (year, month, day) = civil(days);
-    if (0..=9999).contains(&year) {
-        digits::<4>(year as u64, out);
-    } else {
-        // outside RFC 3339, which has four digits; as ISO 8601 and chrono write it
-        write!(out, "{year:+05}").expect("writing to memory cannot fail");
-    }
-    out.push(b'-');
-    digits::<2>(month, out);
-    out.push(b'-');
-    digits::<2>(day, out);
-}
-
-/// `units` since 1970, `per_second` of them in a second, as RFC 3339 in UTC.
-fn write_instant(units: i64, per_second: i64, out: &mut Vec<u8>) {
-    let seconds = units.div_euclid(per_second);
-    let fraction = units.rem_euclid(per_second) * (1_000_000_000 / per_second);
-    write_date(seconds.div_euclid(86_400), out);
-    let second_of_day = seconds.rem_euclid(86_400) as u64;
-    out.push(b'T');
-    digits::<2>(second_of_day / 3600, out);
-    out.push(b':');
-    digits::<2>(second_of_day / 60 % 60, out);
-    out.push(b':');
-    digits::<2>(second_of_day % 60, out);
-    let fraction = fraction as u64;
-    if fraction > 0 {
-        out.push(b'.');
-        if fraction.is_multiple_of(1_000_000) {
-            digits::<3>(fraction / 1_000_000, out);
-        } else if fraction.is_multiple_of(1_000) {
-            digits::<6>(fraction / 1_000, out);
-        } else {
-            digits::<9>(fraction, out);
-        }
-    }
-    out.push(b'Z');
-}
-
-fn digits<const WIDTH: usize>(mut value: u64, out: &mut Vec<u8>) {
-    let mut buffer = [b'0'; WIDTH];
-    for digit in buffer.iter_mut().rev() {
-        *digit = b'0' + (value % 10) as u8;
-        value /= 10;
-    }
-    out.extend_from_slice(&buffer);
-}
-
-/// Year, month and day of a count of days since 1970 (Howard Hinnant's `civil_from_days`).
-fn civil(days: i64) -> (i64, u64, u64) {
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let march_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    (year, month as u64, day as u64)
 }
 
 #[cfg(test)]
