@@ -14,6 +14,7 @@ pub mod fingerprint;
 pub mod ids;
 pub mod model;
 pub mod plan;
+pub mod profile;
 pub mod pulse;
 pub mod retry;
 pub mod run;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{BackfillId, DagName, LeaseToken, RunId, SnapshotId, ViewId};
 use crate::model::Severity;
+use crate::profile::ColumnProfile;
 use crate::time::{Instant, Interval};
 
 /// Why a run exists.
@@ -314,21 +315,8 @@ pub struct StagedView {
     pub digest: String,
     /// Verdicts; those that compare with history are still `pending` and are judged with the intent.
     pub checks: Vec<CheckResult>,
-    /// Per-column statistics (rows, nulls, min, max), by column name.
+    /// Per-column statistics, by column name.
     pub profile: IndexMap<String, ColumnProfile>,
-}
-
-/// Statistics of one staged column.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct ColumnProfile {
-    /// Nulls.
-    pub nulls: u64,
-    /// Smallest value as canonical text; absent for lists, and when all are null.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub min: Option<String>,
-    /// Largest value as canonical text.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max: Option<String>,
 }
 
 states!(

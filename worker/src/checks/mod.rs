@@ -23,7 +23,8 @@ use datafusion::arrow::record_batch::RecordBatch;
 use datafusion::execution::session_state::SessionState;
 use indexmap::IndexMap;
 use tidegate_registry::model::{Check, FeatureView, Key, Output, Rule, Severity, Tolerance};
-use tidegate_registry::run::{CheckResult, ColumnProfile, Verdict};
+use tidegate_registry::profile::ColumnProfile;
+use tidegate_registry::run::{CheckResult, Verdict};
 use tidegate_registry::time::Interval;
 
 pub use self::history::judge_history;

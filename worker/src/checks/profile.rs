@@ -11,7 +11,7 @@ use datafusion::arrow::datatypes::{
 use datafusion::arrow::record_batch::RecordBatch;
 use datafusion::common::ScalarValue;
 use indexmap::IndexMap;
-use tidegate_registry::run::ColumnProfile;
+use tidegate_registry::profile::ColumnProfile;
 
 use crate::text::TextColumn;
 
@@ -48,6 +48,7 @@ impl Profiler {
             nulls: extremes.nulls,
             min: extremes.min.as_ref().and_then(text),
             max: extremes.max.as_ref().and_then(text),
+            ..ColumnProfile::default()
         };
         self.columns.into_iter().map(|(name, extremes)| (name, profile(extremes))).collect()
     }
