@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every test: those in Rust, with private servers on free ports; the comparison of the example project's lake with
-# DuckDB and deltalake; and the checks of what operators deploy (infra/).
+# Runs every test: those in Rust, with private servers on free ports; the comparisons of statistics with scipy, and of the
+# example project's lake with DuckDB and deltalake; and the checks of what operators deploy (infra/).
 #
 # Needs Rust, a C compiler, git, PostgreSQL, Redis, systemd's tools and Python 3.10 or newer with venv. As root on Debian and
 # its kin it installs what is missing of these, without starting any service; elsewhere it says what to install. Python
@@ -93,6 +93,9 @@ tidegate="$target/debug/tidegate"
 own_home="$HOME"
 export HOME="$work/home"
 mkdir -p "$HOME"
+
+say "Statistics of columns and drift, against numpy and scipy"
+python tests/oracle/quality.py "$target/debug/examples/oracle"
 
 say "The example project, computed whole by tidegate"
 cp -r dags "$work/example"

@@ -130,9 +130,10 @@ fn nothing_unfinished_is_in_the_sources() {
 
 #[test]
 fn crates_know_only_what_they_may() {
-    let forbidden: [(&str, &[&str]); 4] = [
+    let forbidden: [(&str, &[&str]); 5] = [
         ("registry", &["sqlx", "datafusion", "deltalake", "reqwest", "axum", "tidegate-"]),
         ("registry/store", &["datafusion", "deltalake", "reqwest", "axum", "tidegate-worker", "tidegate-scheduler"]),
+        ("quality", &["sqlx", "datafusion", "deltalake", "object_store", "tokio", "reqwest", "axum", "tidegate-store"]),
         ("scheduler", &["sqlx", "datafusion", "deltalake", "reqwest", "axum", "tidegate-worker", "tidegate-store"]),
         ("worker", &["reqwest", "axum", "tidegate-scheduler", "tidegate-store"]),
     ];
