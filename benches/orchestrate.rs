@@ -8,6 +8,7 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark's figures are its output")]
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -25,7 +26,7 @@ use tidegate_registry::run::{Claim, Pins, StagedView, TaskKind, TaskOutput};
 use tidegate_registry::store::{
     ApplyRequest, Change, IntentRequest, Record, Store, StoreError, TaskEnd, ViewIntentRequest, ViewRecord,
 };
-use tidegate_registry::time::{Clock, FixedClock, Instant, SimulatedClock, SystemClock};
+use tidegate_registry::time::{Clock, FixedClock, Instant, SimulatedClock, SystemClock, format_instant};
 use tidegate_scheduler::service::{Options, Scheduler};
 use tidegate_servers::Postgres;
 use tidegate_store::PostgresStore;
@@ -113,8 +114,23 @@ async fn tick_to_start(server: &Postgres) -> Result<Duration> {
     let clock: Arc<dyn Clock> = Arc::new(SimulatedClock { real_start: SystemClock.now(), project_start, speed: SPEED });
     let processes = Processes::start(&url, &clock, 2).await?;
     tokio::time::sleep(WATCHED).await;
-    let mut delays = processes.log.delays();
+    let started = processes.log.delays();
     processes.stop().await;
+    let mut minutes: BTreeMap<Instant, Vec<Duration>> = BTreeMap::new();
+    for (tick, delay) in &started {
+        minutes.entry(*tick).or_default().push(*delay);
+    }
+    for (tick, delays) in &minutes {
+        let (first, last) = (delays.iter().min().copied(), delays.iter().max().copied());
+        println!(
+            "  due at {}: {} runs, the first after {:.0} ms, the last after {:.0} ms",
+            format_instant(*tick),
+            delays.len(),
+            millis(first.unwrap_or_default()),
+            millis(last.unwrap_or_default())
+        );
+    }
+    let mut delays: Vec<Duration> = started.into_iter().map(|(_, delay)| delay).collect();
     delays.sort();
     anyhow::ensure!(delays.len() >= 100, "only {} runs started", delays.len());
     let at = |share: f64| delays[((delays.len() - 1) as f64 * share) as usize];
@@ -194,11 +210,11 @@ impl Processes {
 
 /// What happened.
 #[derive(Debug, Default)]
-struct Log(Mutex<(Vec<Duration>, usize)>);
+struct Log(Mutex<(Vec<(Instant, Duration)>, usize)>);
 
 impl Log {
-    fn started(&self, delay: Duration) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.push(delay);
+    fn started(&self, tick: Instant, delay: Duration) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.push((tick, delay));
     }
 
     fn recorded(&self) {
@@ -209,7 +225,7 @@ impl Log {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).1
     }
 
-    fn delays(&self) -> Vec<Duration> {
+    fn delays(&self) -> Vec<(Instant, Duration)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 }
@@ -227,8 +243,9 @@ impl Executor for NoOp {
     async fn execute(&self, claim: &Claim, _project: Arc<Project>) -> Result<Outcome> {
         let output = match &claim.kind {
             TaskKind::Pin => {
-                let project = (self.clock.now() - claim.run.interval.end()).as_seconds_f64().max(0.0);
-                self.log.started(Duration::from_secs_f64(project / SPEED));
+                let tick = claim.run.interval.end();
+                let project = (self.clock.now() - tick).as_seconds_f64().max(0.0);
+                self.log.started(tick, Duration::from_secs_f64(project / SPEED));
                 TaskOutput::Pins(Pins::default())
             }
             TaskKind::View(_) => TaskOutput::Staged(staged()),
