@@ -168,6 +168,9 @@ impl Scheduler {
     /// tried again.
     pub async fn run(&self, cancel: CancellationToken) {
         let mut failures = 0_u32;
+        if cancel.run_until_cancelled(self.read_ahead()).await.is_none() {
+            return;
+        }
         loop {
             self.pulse.beat();
             // Subscribed before looking: what happens during the pass wakes the next one.
@@ -193,6 +196,17 @@ impl Scheduler {
                 () = woken, if failures == 0 => {}
                 () = tokio::time::sleep(pause) => {}
             }
+        }
+    }
+
+    /// Reads the newest definitions, so that the first tick need not wait for them.
+    async fn read_ahead(&self) {
+        let read = async {
+            let revision = self.store.info().await?.revision;
+            self.memory.lock().await.facts.definitions(&*self.store, revision).await.map(drop)
+        };
+        if let Err(failure) = read.await {
+            debug!(error = format!("{failure:#}"), "the definitions were not read ahead of the first pass");
         }
     }
 

@@ -166,6 +166,7 @@ impl Worker {
     /// Never for trouble with a task or an outage of the registry: those are logged and tried again.
     pub async fn run(&self, cancel: CancellationToken) -> Result<()> {
         self.sweep().await;
+        cancel.run_until_cancelled(self.read_ahead()).await;
         let mut beside = JoinSet::new();
         if let Some(period) = self.reconcile_every.filter(|_| !self.serving.is_empty()) {
             beside.spawn(reconcile(self.serving.clone(), period));
@@ -210,7 +211,13 @@ impl Worker {
                 biased;
                 () = cancel.cancelled() => {}
                 _ = heard.tick() => self.say_alive(tasks.len()).await,
-                Some(ended) = tasks.join_next(), if !tasks.is_empty() => report(ended),
+                Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
+                    report(ended);
+                    // One claim for all that are free by now.
+                    while let Some(ended) = tasks.try_join_next() {
+                        report(ended);
+                    }
+                }
                 () = woken => {}
                 () = sleep(POLL) => {}
             }
@@ -289,6 +296,15 @@ impl Worker {
         }
     }
 
+    /// Reads the newest definitions, so that the first tasks need not wait for them.
+    async fn read_ahead(&self) {
+        let store = &*self.hands.store;
+        let read = async { self.projects.get(store, store.info().await?.revision).await };
+        if let Err(error) = read.await {
+            tracing::debug!("The definitions were not read ahead of the first task: {error:#}");
+        }
+    }
+
     /// Deletes staged files of runs that ended without publishing: what a crash or a cancellation left behind.
     async fn sweep(&self) {
         let ended = NEVER_PUBLISHED;
@@ -311,24 +327,33 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 
 /// The newest definitions that runs used: most runs use the same.
 #[derive(Debug, Default)]
-struct Projects(Mutex<VecDeque<(i64, Arc<Project>)>>);
+struct Projects {
+    kept: Mutex<VecDeque<(i64, Arc<Project>)>>,
+    /// Tasks that begin together need the same, and large definitions take long to read: one reads, the others wait.
+    reading: tokio::sync::Mutex<()>,
+}
 
 impl Projects {
     async fn get(&self, store: &dyn Store, revision: i64) -> Result<Arc<Project>> {
-        let kept =
-            self.0.lock().ok().and_then(|kept| {
-                kept.iter().find(|(known, _)| *known == revision).map(|(_, project)| Arc::clone(project))
-            });
-        if let Some(project) = kept {
+        if let Some(project) = self.find(revision) {
+            return Ok(project);
+        }
+        let _reading = self.reading.lock().await;
+        if let Some(project) = self.find(revision) {
             return Ok(project);
         }
         let (_, project) = store.project(Some(revision)).await.context("reading the run's definitions")?;
         let project = Arc::new(project);
-        if let Ok(mut kept) = self.0.lock() {
+        if let Ok(mut kept) = self.kept.lock() {
             kept.push_front((revision, Arc::clone(&project)));
             kept.truncate(PROJECTS_KEPT);
         }
         Ok(project)
+    }
+
+    fn find(&self, revision: i64) -> Option<Arc<Project>> {
+        let kept = self.kept.lock().ok()?;
+        kept.iter().find(|(known, _)| *known == revision).map(|(_, project)| Arc::clone(project))
     }
 }
 
