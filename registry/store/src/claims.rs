@@ -1,6 +1,6 @@
 //! Who gets which task: claiming by lease, and taking back what the dead hold.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use indexmap::IndexMap;
@@ -11,9 +11,9 @@ use tidegate_registry::time::Instant;
 
 use crate::codec::{duration_micros, micros};
 use crate::db::{Conn, Db, commit, on};
-use crate::moves::{self, task_columns};
+use crate::moves::{self, task_fields};
 use crate::runs::{self, run_fields};
-use crate::sql::{Builder, Row, Sql, db_now, locked, query};
+use crate::sql::{Arg, Builder, Row, Sql, db_now, locked, query};
 use crate::{pools, tasks};
 
 /// Tasks that may be claimed now, by the index `tasks_ready` alone.
@@ -74,14 +74,16 @@ pub(crate) async fn claim(db: &Db, request: &ClaimRequest, now: Instant) -> Resu
         }
         // Idle workers ask often: they look without taking any lock.
         let mut look = db.read().await?;
-        let found = is_anything_to_do(&mut look, request).await?;
+        let found = look_around(&mut look, request).await?;
         drop(look);
-        if !found {
+        if !found.is_anything {
             break;
         }
         let mut tx = db.write().await?;
-        take_back_expired(&mut tx, request, now).await?;
-        let claims = claim_in_tx(&mut tx, request, now).await?;
+        if found.is_expired {
+            take_back_expired(&mut tx, request, now).await?;
+        }
+        let claims = claim_in_tx(&mut tx, request, found.has_pools, now).await?;
         commit(tx).await?;
         if !claims.is_empty() {
             return Ok(claims);
@@ -90,25 +92,27 @@ pub(crate) async fn claim(db: &Db, request: &ClaimRequest, now: Instant) -> Resu
     Ok(Vec::new())
 }
 
-async fn claim_in_tx(tx: &mut Conn, request: &ClaimRequest, now: Instant) -> Result<Vec<Claim>> {
+async fn claim_in_tx(tx: &mut Conn, request: &ClaimRequest, has_pools: bool, now: Instant) -> Result<Vec<Claim>> {
     let limit = request.limit.max(1) as usize;
     let mut claims = Vec::new();
-    let mut full = pools::full(tx).await?;
+    let mut full = if has_pools { pools::full(tx).await? } else { Vec::new() };
     for _ in 0..ROUNDS {
         let rows = next(tx, request, &full, limit - claims.len()).await?;
         let mut free = free_slots(tx, &rows).await?;
         let before = full.len();
+        let mut taken = Vec::with_capacity(rows.len());
         for row in &rows {
             let pool: Option<&str> = row.get_as("pool")?;
             match pool.and_then(|pool| free.get_mut(pool).map(|free| (pool, free))) {
                 Some((pool, free)) if *free <= 0 => full.push(pool.to_owned()),
                 Some((_, free)) => {
                     *free -= 1;
-                    claims.push(lease(tx, row, request, now).await?);
+                    taken.push(row);
                 }
-                None => claims.push(lease(tx, row, request, now).await?),
+                None => taken.push(row),
             }
         }
+        claims.extend(lease(tx, &taken, request, now).await?);
         if full.len() == before || claims.len() >= limit {
             break;
         }
@@ -125,14 +129,27 @@ async fn free_slots(tx: &mut Conn, rows: &[Row]) -> Result<HashMap<String, i64>>
     if names.is_empty() { Ok(HashMap::new()) } else { pools::lock_free(tx, &names).await }
 }
 
-async fn is_anything_to_do(conn: &mut Conn, request: &ClaimRequest) -> Result<bool> {
-    let mut look = Builder::new("SELECT 1 WHERE EXISTS (SELECT 1 FROM tasks WHERE ");
+/// What a worker sees before it claims.
+struct Look {
+    /// There is something to claim or to take back.
+    is_anything: bool,
+    is_expired: bool,
+    has_pools: bool,
+}
+
+async fn look_around(conn: &mut Conn, request: &ClaimRequest) -> Result<Look> {
+    let mut look = Builder::new("SELECT CASE WHEN EXISTS (SELECT 1 FROM tasks WHERE ");
     look.push(ready!());
     push_wanted(&mut look, request);
-    look.push(concat!(") OR EXISTS (", expired!()));
+    look.push(concat!(") THEN CAST(1 AS BIGINT) ELSE 0 END AS ready, CASE WHEN EXISTS (", expired!()));
     push_own(&mut look, request);
-    look.push(")");
-    Ok(look.build().fetch_optional(conn).await.map_err(on("looking for a task"))?.is_some())
+    look.push(
+        ") THEN CAST(1 AS BIGINT) ELSE 0 END AS expired, \
+         CASE WHEN EXISTS (SELECT 1 FROM pools) THEN CAST(1 AS BIGINT) ELSE 0 END AS pools",
+    );
+    let row = look.build().fetch_one(conn).await.map_err(on("looking for a task"))?;
+    let is_expired: bool = row.get_as("expired")?;
+    Ok(Look { is_anything: is_expired || row.get_as("ready")?, is_expired, has_pools: row.get_as("pools")? })
 }
 
 /// The next tasks, locked with their runs. Those that somebody else holds are passed over, and those in `full` pools.
@@ -184,12 +201,17 @@ async fn take_back_expired(tx: &mut Conn, request: &ClaimRequest, now: Instant) 
 
 async fn take_back(tx: &mut Conn, run: Run, seq: i64, now: Instant) -> Result<()> {
     // Looked at again under the lock: a heartbeat may have come in between.
-    let row = query(locked!(task_columns!(), "WHERE run = $1 AND seq = $2 AND lease_until <= ", db_now!()))
-        .bind(run.id.to_string())
-        .bind(seq)
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(on("looking at an expired lease"))?;
+    let row = query(locked!(
+        "SELECT ",
+        task_fields!(),
+        " FROM tasks WHERE run = $1 AND seq = $2 AND lease_until <= ",
+        db_now!()
+    ))
+    .bind(run.id.to_string())
+    .bind(seq)
+    .fetch_optional(&mut *tx)
+    .await
+    .map_err(on("looking at an expired lease"))?;
     let Some(row) = row else { return Ok(()) };
     let task = moves::held_from(run, &row)?;
     if task.state != TaskState::Running {
@@ -217,75 +239,102 @@ async fn take_back(tx: &mut Conn, run: Run, seq: i64, now: Instant) -> Result<()
     Ok(())
 }
 
-/// Gives a task of [`next`] to whoever asked.
-async fn lease(tx: &mut Conn, row: &Row, request: &ClaimRequest, now: Instant) -> Result<Claim> {
-    let token = LeaseToken::generate();
-    let mut run = runs::run_from(row)?;
-    let seq: i64 = row.get_as("seq")?;
-    query(concat!(
-        "UPDATE tasks SET state = 'running', ready = 0, attempts = attempts + 1, started_at = $1, \
-         finished_at = NULL, retry_at = NULL, token = $2, lease_owner = $3, lease_until = $4 + ",
-        db_now!(),
-        " WHERE run = $5 AND seq = $6"
-    ))
-    .bind(micros(now))
-    .bind(token.to_string())
-    .bind(&request.owner)
-    .bind(duration_micros(request.lease))
-    .bind(run.id.to_string())
-    .bind(seq)
-    .execute(&mut *tx)
-    .await
-    .map_err(on("claiming a task"))?;
-    if !row.get_as::<bool>("begun")? {
-        query("UPDATE tasks SET begun = 1 WHERE run = $1 AND begun = 0")
-            .bind(run.id.to_string())
-            .execute(&mut *tx)
-            .await
-            .map_err(on("beginning a run"))?;
+/// Gives tasks of [`next`] to whoever asked.
+async fn lease(tx: &mut Conn, rows: &[&Row], request: &ClaimRequest, now: Instant) -> Result<Vec<Claim>> {
+    if rows.is_empty() {
+        return Ok(Vec::new());
     }
-    if run.state == RunState::Queued || run.started_at.is_none() || run.reason.is_some() {
-        if run.state == RunState::Queued {
-            run.state = RunState::Running;
+    let mut claims = rows.iter().map(|row| claim_from(row)).collect::<Result<Vec<_>>>()?;
+    let seqs = rows.iter().map(|row| row.get_as::<i64>("seq")).collect::<Result<Vec<_>>>()?;
+    let mut lease = Builder::new(
+        "UPDATE tasks SET state = 'running', ready = 0, attempts = attempts + 1, finished_at = NULL, retry_at = NULL, \
+         token = given.column3, started_at = ",
+    );
+    lease.push_bind(micros(now)).push(", lease_owner = ").push_bind(&request.owner).push(", lease_until = ");
+    lease.push_bind(duration_micros(request.lease)).push(concat!(" + ", db_now!(), " FROM (VALUES "));
+    lease.push_rows(
+        claims
+            .iter()
+            .zip(&seqs)
+            .map(|(claim, seq)| [Arg::from(claim.run.id.to_string()), (*seq).into(), claim.token.to_string().into()]),
+    );
+    lease.push(") AS given WHERE tasks.run = given.column1 AND tasks.seq = given.column2");
+    lease.build().execute(&mut *tx).await.map_err(on("claiming tasks"))?;
+    begin(tx, rows, &mut claims, now).await?;
+    give_inputs(tx, rows, &mut claims).await?;
+    Ok(claims)
+}
+
+/// The runs of `claims` are under way from now on.
+async fn begin(tx: &mut Conn, rows: &[&Row], claims: &mut [Claim], now: Instant) -> Result<()> {
+    let (mut fresh, mut resting) = (BTreeSet::new(), BTreeSet::new());
+    for (row, Claim { run, .. }) in rows.iter().zip(claims) {
+        if !row.get_as::<bool>("begun")? {
+            fresh.insert(run.id);
         }
-        run.started_at = run.started_at.or(Some(now));
-        run.reason = None;
-        query("UPDATE runs SET state = $1, started_at = $2, reason = NULL WHERE id = $3")
-            .bind(run.state.as_str())
-            .bind(run.started_at.map(micros))
-            .bind(run.id.to_string())
-            .execute(&mut *tx)
-            .await
-            .map_err(on("beginning a run"))?;
+        if run.state == RunState::Queued || run.started_at.is_none() || run.reason.is_some() {
+            resting.insert(run.id);
+            if run.state == RunState::Queued {
+                run.state = RunState::Running;
+            }
+            run.started_at = run.started_at.or(Some(now));
+            run.reason = None;
+        }
     }
+    if !fresh.is_empty() {
+        let mut begun = Builder::new("UPDATE tasks SET begun = 1 WHERE begun = 0 AND run IN ");
+        begun.push_list(fresh.iter().map(ToString::to_string));
+        begun.build().execute(&mut *tx).await.map_err(on("beginning runs"))?;
+    }
+    if !resting.is_empty() {
+        let mut begun = Builder::new(
+            "UPDATE runs SET state = CASE state WHEN 'queued' THEN 'running' ELSE state END, reason = NULL, \
+             started_at = coalesce(started_at, ",
+        );
+        begun.push_bind(micros(now)).push(") WHERE id IN ").push_list(resting.iter().map(ToString::to_string));
+        begun.build().execute(&mut *tx).await.map_err(on("beginning runs"))?;
+    }
+    Ok(())
+}
+
+/// A claim on the task of `row`, as it will be, yet without inputs.
+fn claim_from(row: &Row) -> Result<Claim> {
     Ok(Claim {
-        token,
+        token: LeaseToken::generate(),
         kind: row.parse::<TaskKind>("kind")?,
         attempt: row.count::<u32>("attempts")? + 1,
         attempts_max: row.count("attempts_max")?,
-        inputs: inputs(tx, run.id, seq, &row.json::<Vec<i64>>("waits_for")?).await?,
-        run,
+        inputs: IndexMap::new(),
+        run: runs::run_from(row)?,
     })
 }
 
-/// The outputs of what a task waits for.
-async fn inputs(tx: &mut Conn, run: RunId, seq: i64, waits_for: &[i64]) -> Result<IndexMap<String, TaskOutput>> {
-    let mut inputs = IndexMap::new();
-    if waits_for.is_empty() {
-        return Ok(inputs);
-    }
-    let rows = query("SELECT seq, kind, output FROM tasks WHERE run = $1 AND seq < $2 ORDER BY seq")
-        .bind(run.to_string())
-        .bind(seq)
-        .fetch_all(tx)
-        .await
-        .map_err(on("reading the inputs of a task"))?;
-    for row in &rows {
-        if waits_for.contains(&row.get_as::<i64>("seq")?)
-            && let Some(output) = row.json_option("output")?
-        {
-            inputs.insert(row.get_as("kind")?, output);
+/// Tasks whose outputs are read by one statement.
+const INPUTS_MAX: usize = 1_000;
+
+/// Adds the outputs of what the claimed tasks wait for, in the order of the tasks.
+async fn give_inputs(tx: &mut Conn, rows: &[&Row], claims: &mut [Claim]) -> Result<()> {
+    let mut wanted: HashMap<(RunId, i64), Vec<usize>> = HashMap::new();
+    for (position, (row, claim)) in rows.iter().zip(&*claims).enumerate() {
+        for before in row.json::<Vec<i64>>("waits_for")? {
+            wanted.entry((claim.run.id, before)).or_default().push(position);
         }
     }
-    Ok(inputs)
+    let mut places: Vec<(RunId, i64)> = wanted.keys().copied().collect();
+    places.sort();
+    for places in places.chunks(INPUTS_MAX) {
+        let mut outputs = Builder::new("SELECT tasks.run, tasks.seq, tasks.kind, tasks.output FROM (VALUES ");
+        outputs.push_rows(places.iter().map(|(run, seq)| [Arg::from(run.to_string()), (*seq).into()]));
+        outputs.push(
+            ") AS place JOIN tasks ON tasks.run = place.column1 AND tasks.seq = place.column2 \
+             WHERE tasks.output IS NOT NULL ORDER BY tasks.run, tasks.seq",
+        );
+        for row in outputs.build().fetch_all(&mut *tx).await.map_err(on("reading the inputs of tasks"))? {
+            let output: TaskOutput = row.json("output")?;
+            for position in wanted.get(&(row.parse("run")?, row.get_as("seq")?)).into_iter().flatten() {
+                claims[*position].inputs.insert(row.get_as("kind")?, output.clone());
+            }
+        }
+    }
+    Ok(())
 }

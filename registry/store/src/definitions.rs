@@ -13,7 +13,7 @@ use tidegate_registry::time::Instant;
 
 use crate::codec::{internal, json, micros, number};
 use crate::db::{Conn, Db, commit, on};
-use crate::sql::{Row, query};
+use crate::sql::{Builder, Row, query};
 use crate::{audit, pools};
 
 /// The name of the empty project that a registry serves before its first apply.
@@ -277,24 +277,25 @@ async fn dags_touched(
     Ok(touched)
 }
 
-/// What `view` is to a run, as defined at `revision`.
-pub(crate) async fn view_task_in_tx(tx: &mut Conn, view: &ViewId, revision: i64) -> Result<ViewTask> {
-    let row = query(
-        "SELECT body FROM definitions WHERE kind = 'feature_view' AND name = $1 AND since <= $2 \
-         AND (until IS NULL OR until > $2)",
-    )
-    .bind(view.to_string())
-    .bind(revision)
-    .fetch_optional(tx)
-    .await
-    .map_err(on("reading a view's definition"))?
-    .ok_or_else(|| StoreError::NotFound { what: "feature view", name: format!("{view} at revision {revision}") })?;
-    let parts: ViewParts = row.json("body")?;
-    let reads = parts.reads.into_iter().filter_map(|read| match read.table {
-        Table::Source(_) => None,
-        Table::State(view) | Table::History(view) => Some(view),
-    });
-    Ok(ViewTask { reads: reads.collect(), queue: parts.queue, pool: parts.pool })
+/// What those of `views` that are defined at `revision` are to a run.
+pub(crate) async fn view_tasks_in_tx(
+    tx: &mut Conn,
+    views: &[&ViewId],
+    revision: i64,
+) -> Result<Vec<(ViewId, ViewTask)>> {
+    let mut bodies = Builder::new("SELECT name, body FROM definitions WHERE kind = 'feature_view' AND since <= ");
+    bodies.push_bind(revision).push(" AND (until IS NULL OR until > ").push_bind(revision).push(") AND name IN ");
+    bodies.push_list(views.iter().map(ToString::to_string));
+    let rows = bodies.build().fetch_all(tx).await.map_err(on("reading the definitions of views"))?;
+    let task = |row: &Row| -> Result<(ViewId, ViewTask)> {
+        let parts: ViewParts = row.json("body")?;
+        let reads = parts.reads.into_iter().filter_map(|read| match read.table {
+            Table::Source(_) => None,
+            Table::State(view) | Table::History(view) => Some(view),
+        });
+        Ok((row.parse("name")?, ViewTask { reads: reads.collect(), queue: parts.queue, pool: parts.pool }))
+    };
+    rows.iter().map(task).collect()
 }
 
 pub(crate) async fn applies(db: &Db) -> Result<Vec<ApplyRecord>> {

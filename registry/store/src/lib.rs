@@ -14,6 +14,7 @@ mod care;
 mod claims;
 mod codec;
 pub mod conformance;
+mod creation;
 mod db;
 mod definitions;
 pub mod faults;

@@ -4,8 +4,6 @@
 //! that claiming is one step in an index, however many runs are stored. A task that runs has a token and a lease; one
 //! that ended keeps the token, so that ending it again is recognised as the same.
 
-use std::collections::HashMap;
-
 use tidegate_registry::ids::{LeaseToken, RunId, ViewId};
 use tidegate_registry::run::{CheckResult, Run, RunState, TaskKind, TaskOutput, TaskState};
 use tidegate_registry::store::{Change, Result, StoreError};
@@ -13,15 +11,17 @@ use tidegate_registry::time::Instant;
 
 use crate::codec::{json, micros, number_option};
 use crate::db::{Conn, on};
-use crate::runs;
-use crate::sql::{Builder, Row, query};
+use crate::runs::{self, run_fields};
+use crate::sql::{Arg, Builder, Row, Sql, query};
 
-macro_rules! task_columns {
+/// All columns of [`held_from`].
+macro_rules! task_fields {
     () => {
-        "SELECT seq, kind, state, attempts, attempts_max, lease_owner, pool FROM tasks "
+        "tasks.seq, tasks.kind, tasks.state AS task_state, tasks.attempts, tasks.attempts_max, tasks.lease_owner, \
+         tasks.pool"
     };
 }
-pub(crate) use task_columns;
+pub(crate) use task_fields;
 
 /// A task with its run.
 #[derive(Debug)]
@@ -53,25 +53,39 @@ pub(crate) async fn held(tx: &mut Conn, token: LeaseToken) -> Result<Held> {
     by_token(tx, token).await?.filter(|task| task.state == TaskState::Running).ok_or(StoreError::LostLease)
 }
 
-/// The task that `token` holds or was the last to hold. Its run is locked first: what is read of both stays so.
+/// The task that `token` holds or was the last to hold. Its run is locked first, then the task: what is read of both
+/// stays so.
 pub(crate) async fn by_token(tx: &mut Conn, token: LeaseToken) -> Result<Option<Held>> {
-    let Some(run) = runs::lock_by_token(tx, token).await? else { return Ok(None) };
-    let row = query(concat!(task_columns!(), "WHERE token = $1"))
-        .bind(token.to_string())
-        .fetch_optional(tx)
-        .await
-        .map_err(on("looking for a lease"))?;
-    // It may have been taken away while we waited for the lock.
-    row.map(|row| held_from(run, &row)).transpose()
+    let row = query(BY_TOKEN).bind(token.to_string()).fetch_optional(tx).await.map_err(on("looking for a lease"))?;
+    row.map(|row| held_from(runs::run_from(&row)?, &row)).transpose()
 }
 
-/// A row of [`task_columns!`] of that run.
+/// PostgreSQL reads what is inside `WITH`, and so locks the run, before it can lock the task, of which it then takes the
+/// newest version: if it was taken away while we waited for the run, there is no row.
+const BY_TOKEN: Sql = Sql {
+    sqlite: concat!(
+        "SELECT ",
+        run_fields!(),
+        ", ",
+        task_fields!(),
+        " FROM tasks JOIN runs ON runs.id = tasks.run WHERE tasks.token = $1"
+    ),
+    postgres: concat!(
+        "WITH held AS MATERIALIZED (SELECT ",
+        run_fields!(),
+        " FROM runs WHERE id = (SELECT run FROM tasks WHERE token = $1) FOR NO KEY UPDATE) SELECT held.*, ",
+        task_fields!(),
+        " FROM held JOIN tasks ON tasks.run = held.id WHERE tasks.token = $1 FOR NO KEY UPDATE OF tasks"
+    ),
+};
+
+/// A row of [`task_fields!`] of that run.
 pub(crate) fn held_from(run: Run, row: &Row) -> Result<Held> {
     Ok(Held {
         run,
         seq: row.get_as("seq")?,
         kind: row.parse("kind")?,
-        state: row.parse("state")?,
+        state: row.parse("task_state")?,
         attempts: row.count("attempts")?,
         attempts_max: row.count("attempts_max")?,
         owner: row.get_as("lease_owner")?,
@@ -79,41 +93,35 @@ pub(crate) fn held_from(run: Run, row: &Row) -> Result<Held> {
     })
 }
 
-/// Brings `ready` of the tasks of a run in `state` up to date. The run is locked.
+/// Makes those tasks of a run in `state` ready for which everything is done. The run is locked.
 pub(crate) async fn refresh_ready(tx: &mut Conn, run: RunId, state: RunState) -> Result<()> {
-    let admitted = matches!(state, RunState::Queued | RunState::Running | RunState::Publishing);
-    let rows = query("SELECT seq, state, waits_for, ready FROM tasks WHERE run = $1 ORDER BY seq")
-        .bind(run.to_string())
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(on("reading the tasks of a run"))?;
-    let mut states = HashMap::new();
-    for row in &rows {
-        states.insert(row.get_as::<i64>("seq")?, row.parse::<TaskState>("state")?);
+    if !matches!(state, RunState::Queued | RunState::Running | RunState::Publishing) {
+        return Ok(());
     }
-    let (mut begin, mut stop) = (Vec::new(), Vec::new());
-    for row in &rows {
-        let seq: i64 = row.get_as("seq")?;
-        let waits_for: Vec<i64> = row.json("waits_for")?;
-        let done = waits_for.iter().all(|before| states.get(before) == Some(&TaskState::Succeeded));
-        let ready = admitted && done && states.get(&seq) == Some(&TaskState::Queued);
-        if ready != row.get_as::<bool>("ready")? {
-            if ready { &mut begin } else { &mut stop }.push(seq);
-        }
-    }
-    for (ready, tasks) in [(true, begin), (false, stop)] {
-        if !tasks.is_empty() {
-            let mut change = Builder::new("UPDATE tasks SET ready = ");
-            change.push_bind(ready).push(" WHERE run = ").push_bind(run.to_string()).push(" AND seq IN ");
-            change.push_list(tasks);
-            if ready {
-                tx.has_changed(Change::Tasks);
-            }
-            change.build().execute(&mut *tx).await.map_err(on("moving tasks along"))?;
-        }
+    let ready = query(READY).bind(run.to_string()).execute(&mut *tx).await.map_err(on("moving tasks along"))?;
+    if ready > 0 {
+        tx.has_changed(Change::Tasks);
     }
     Ok(())
 }
+
+macro_rules! ready {
+    ($waits_for:literal) => {
+        concat!(
+            "UPDATE tasks SET ready = 1 WHERE run = $1 AND ready = 0 AND state = 'queued' AND NOT EXISTS (\
+             SELECT 1 FROM tasks AS before WHERE before.run = $1 AND before.state <> 'succeeded' AND before.seq IN (",
+            $waits_for,
+            "))"
+        )
+    };
+}
+
+/// What lists what a task waits for is the only function on JSON that we use in queries, and the databases name it
+/// differently.
+const READY: Sql = Sql {
+    sqlite: ready!("SELECT value FROM json_each(tasks.waits_for)"),
+    postgres: ready!("SELECT CAST(value AS BIGINT) FROM json_array_elements_text(CAST(tasks.waits_for AS json))"),
+};
 
 /// Ends a task for good.
 pub(crate) async fn task_end(
@@ -185,9 +193,21 @@ pub(crate) async fn run_end(tx: &mut Conn, run: RunId, state: RunState, reason: 
     Ok(())
 }
 
+/// Verdicts in one statement.
+const CHECKS_MAX: usize = 1_000;
+
 /// Replaces the verdicts of one view of a run.
 pub(crate) async fn verdicts_store(tx: &mut Conn, run: RunId, view: &ViewId, checks: &[CheckResult]) -> Result<()> {
     let doing = "storing verdicts";
+    query("DELETE FROM checks WHERE run = $1 AND view = $2")
+        .bind(run.to_string())
+        .bind(view.to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(on(doing))?;
+    if checks.is_empty() {
+        return Ok(());
+    }
     let row = query("SELECT seq FROM tasks WHERE run = $1 AND kind = $2")
         .bind(run.to_string())
         .bind(view.to_string())
@@ -196,23 +216,15 @@ pub(crate) async fn verdicts_store(tx: &mut Conn, run: RunId, view: &ViewId, che
         .map_err(on(doing))?
         .ok_or_else(|| StoreError::Refused(format!("the run `{run}` does not compute `{view}`")))?;
     let seq: i64 = row.get_as("seq")?;
-    query("DELETE FROM checks WHERE run = $1 AND seq = $2")
-        .bind(run.to_string())
-        .bind(seq)
-        .execute(&mut *tx)
-        .await
-        .map_err(on(doing))?;
-    for (position, check) in (0_i64..).zip(checks) {
-        query("INSERT INTO checks (run, seq, position, view, verdict, result) VALUES ($1, $2, $3, $4, $5, $6)")
-            .bind(run.to_string())
-            .bind(seq)
-            .bind(position)
-            .bind(view.to_string())
-            .bind(check.verdict.as_str())
-            .bind(json(check)?)
-            .execute(&mut *tx)
-            .await
-            .map_err(on(doing))?;
+    let row = |(position, check): (i64, &CheckResult)| -> Result<[Arg; 6]> {
+        let verdict = check.verdict.as_str().into();
+        Ok([run.to_string().into(), seq.into(), position.into(), view.to_string().into(), verdict, json(check)?.into()])
+    };
+    let rows = (0..).zip(checks).map(row).collect::<Result<Vec<_>>>()?;
+    for rows in rows.chunks(CHECKS_MAX) {
+        let mut insert = Builder::new("INSERT INTO checks (run, seq, position, view, verdict, result) VALUES ");
+        insert.push_rows(rows.iter().cloned());
+        insert.build().execute(&mut *tx).await.map_err(on(doing))?;
     }
     Ok(())
 }

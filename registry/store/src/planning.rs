@@ -1,15 +1,17 @@
 //! DAGs as the scheduler sees them: when each is due, and the grid of ticks stored so far.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tidegate_registry::ids::{DagName, ViewId};
+use tidegate_registry::run::NewRun;
 use tidegate_registry::store::{Change, DagHistory, DagState, PlanStep, Result, RunFilter, StoreError};
 use tidegate_registry::time::{Instant, format_instant};
 
 use crate::codec::micros;
+use crate::creation::Creation;
 use crate::db::{Conn, Db, commit, on};
 use crate::runs;
-use crate::sql::{Row, query};
+use crate::sql::{Arg, Builder, Row, query};
 
 macro_rules! dag_columns {
     () => {
@@ -46,25 +48,17 @@ pub(crate) async fn next_due(db: &Db) -> Result<Option<Instant>> {
 }
 
 pub(crate) async fn plan(db: &Db, step: &PlanStep, now: Instant) -> Result<()> {
-    let mut tx = db.write_alone().await?;
-    plan_in_tx(&mut tx, step, now).await?;
-    tx.has_changed(Change::Runs);
-    commit(tx).await
+    plan_all(db, std::slice::from_ref(step), now).await?.into_iter().collect()
 }
 
-/// Each step behind a savepoint of its own, so that one that is refused takes nothing else back.
 pub(crate) async fn plan_all(db: &Db, steps: &[PlanStep], now: Instant) -> Result<Vec<Result<()>>> {
     let mut tx = db.write_alone().await?;
     let mut verdicts = Vec::with_capacity(steps.len());
-    for step in steps {
-        tx.part().await?;
-        let verdict = plan_in_tx(&mut tx, step, now).await;
-        match verdict {
-            Ok(()) => tx.part_keep().await?,
-            Err(unavailable @ StoreError::Unavailable(_)) => return Err(unavailable),
-            Err(_) => tx.part_undo().await?,
-        }
-        verdicts.push(verdict);
+    let mut rest = steps;
+    while !rest.is_empty() {
+        let (some, later) = rest.split_at(distinct(rest));
+        verdicts.extend(plan_in_tx(&mut tx, some, now).await?);
+        rest = later;
     }
     if verdicts.iter().any(Result::is_ok) {
         tx.has_changed(Change::Runs);
@@ -73,18 +67,53 @@ pub(crate) async fn plan_all(db: &Db, steps: &[PlanStep], now: Instant) -> Resul
     Ok(verdicts)
 }
 
-async fn plan_in_tx(tx: &mut Conn, step: &PlanStep, now: Instant) -> Result<()> {
-    let state = dag_in_tx(&mut *tx, &step.dag).await?;
-    if state.planned_until != step.planned_until {
+/// Steps that are judged and written together.
+const STEPS_MAX: usize = 500;
+
+/// How many of the first `steps` are of one DAG each: a second step of a DAG builds on the first.
+fn distinct(steps: &[PlanStep]) -> usize {
+    let mut dags = HashSet::new();
+    steps.iter().take(STEPS_MAX).take_while(|step| dags.insert(&step.dag)).count()
+}
+
+/// First judges all of `steps`, then writes those that hold: a handful of questions, however many steps there are.
+async fn plan_in_tx(tx: &mut Conn, steps: &[PlanStep], now: Instant) -> Result<Vec<Result<()>>> {
+    let planned = planned(tx, steps).await?;
+    let runs: Vec<&NewRun> = steps.iter().flat_map(|step| &step.runs).collect();
+    let mut creation = Creation::read(tx, &runs).await?;
+    let mut verdicts = Vec::with_capacity(steps.len());
+    let mut kept = Vec::new();
+    for step in steps {
+        let verdict = judge(step, &planned, &creation);
+        if verdict.is_ok() {
+            kept.push(step);
+            step.runs.iter().for_each(|run| _ = creation.add(run));
+        }
+        verdicts.push(verdict);
+    }
+    write(tx, &kept).await?;
+    creation.write(tx, now).await?;
+    Ok(verdicts)
+}
+
+/// How far the DAGs of `steps` are planned, and the revision that changed each last.
+async fn planned(tx: &mut Conn, steps: &[PlanStep]) -> Result<HashMap<DagName, (Option<Instant>, i64)>> {
+    let mut dags = Builder::new("SELECT dag, planned_until, changed FROM dags WHERE retired = 0 AND dag IN ");
+    dags.push_list(steps.iter().map(|step| step.dag.as_str()));
+    let rows = dags.build().fetch_all(tx).await.map_err(on("reading DAGs"))?;
+    rows.iter()
+        .map(|row| Ok((row.parse("dag")?, (row.instant_option("planned_until")?, row.get_as("changed")?))))
+        .collect()
+}
+
+fn judge(step: &PlanStep, planned: &HashMap<DagName, (Option<Instant>, i64)>, creation: &Creation<'_>) -> Result<()> {
+    let Some((planned_until, changed)) = planned.get(&step.dag) else {
+        return Err(StoreError::NotFound { what: "DAG", name: step.dag.to_string() });
+    };
+    if *planned_until != step.planned_until {
         return Err(StoreError::Conflict(format!("`{}` was planned by somebody else meanwhile", step.dag)));
     }
-    let changed: i64 = query("SELECT changed FROM dags WHERE dag = $1")
-        .bind(step.dag.as_str())
-        .fetch_one(&mut *tx)
-        .await
-        .map_err(on("reading a DAG"))?
-        .get_as("changed")?;
-    if changed > step.definitions {
+    if *changed > step.definitions {
         return Err(StoreError::Conflict(format!(
             "`{}` was changed at revision {changed}, and this plan was made on revision {}",
             step.dag, step.definitions
@@ -100,23 +129,41 @@ async fn plan_in_tx(tx: &mut Conn, step: &PlanStep, now: Instant) -> Result<()> 
                 format_instant(before)
             )));
         }
-        query("INSERT INTO ticks (dag, at) VALUES ($1, $2)")
-            .bind(step.dag.as_str())
-            .bind(micros(*tick))
-            .execute(&mut *tx)
-            .await
-            .map_err(on("storing a tick"))?;
         last = Some(*tick);
     }
-    query("UPDATE dags SET planned_until = $1, due_at = $2, schedule_fingerprint = $3 WHERE dag = $4")
-        .bind(last.map(micros))
-        .bind(step.due_at.map(micros))
-        .bind(&step.schedule_fingerprint)
-        .bind(step.dag.as_str())
-        .execute(&mut *tx)
-        .await
-        .map_err(on("planning a DAG"))?;
-    runs::create_in_tx(tx, &step.runs, now).await?;
+    step.runs.iter().try_for_each(|run| creation.refuse_unless_possible(run))
+}
+
+/// Ticks that are stored by one statement.
+const TICKS_MAX: usize = 2_000;
+
+/// Stores what `steps` add to the grids.
+async fn write(tx: &mut Conn, steps: &[&PlanStep]) -> Result<()> {
+    if steps.is_empty() {
+        return Ok(());
+    }
+    let ticks: Vec<(&DagName, Instant)> =
+        steps.iter().flat_map(|step| step.ticks.iter().map(|tick| (&step.dag, *tick))).collect();
+    for ticks in ticks.chunks(TICKS_MAX) {
+        let mut insert = Builder::new("INSERT INTO ticks (dag, at) VALUES ");
+        insert.push_rows(ticks.iter().map(|(dag, tick)| [Arg::from(dag.as_str()), micros(*tick).into()]));
+        insert.build().execute(&mut *tx).await.map_err(on("storing ticks"))?;
+    }
+    let mut update = Builder::new(
+        "UPDATE dags SET planned_until = step.column2, due_at = step.column3, schedule_fingerprint = step.column4 \
+         FROM (VALUES ",
+    );
+    update.push_rows(steps.iter().map(|step| {
+        let planned_until = step.ticks.last().copied().or(step.planned_until);
+        [
+            Arg::from(step.dag.as_str()),
+            planned_until.map(micros).into(),
+            step.due_at.map(micros).into(),
+            (&step.schedule_fingerprint).into(),
+        ]
+    }));
+    update.push(") AS step WHERE dags.dag = step.column1");
+    update.build().execute(tx).await.map_err(on("planning DAGs"))?;
     Ok(())
 }
 

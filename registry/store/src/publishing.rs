@@ -14,7 +14,7 @@ use tidegate_registry::time::{Instant, Interval};
 use crate::codec::{self, limit_or_all, micros, number, number_option};
 use crate::db::{Conn, Db, commit, on};
 use crate::moves::{self, Held};
-use crate::sql::{Builder, Row, locked, query};
+use crate::sql::{Arg, Builder, Row, locked, query};
 use crate::{audit, snapshots};
 
 macro_rules! view_columns {
@@ -47,15 +47,6 @@ struct ViewRow {
     recorded_number: u64,
 }
 
-async fn view_row(tx: &mut Conn, view: &ViewId) -> Result<Option<ViewRow>> {
-    let row = query(concat!(view_columns!(), " WHERE view = $1"))
-        .bind(view.to_string())
-        .fetch_optional(tx)
-        .await
-        .map_err(on("reading what is known of a view"))?;
-    row.as_ref().map(view_from).transpose()
-}
-
 fn view_from(row: &Row) -> Result<ViewRow> {
     let newest = row.instant_option("interval_end")?.map(|_| row.interval()).transpose()?;
     Ok(ViewRow {
@@ -69,10 +60,6 @@ fn view_from(row: &Row) -> Result<ViewRow> {
         },
         recorded_number: row.count("recorded_number")?,
     })
-}
-
-async fn view_row_known(tx: &mut Conn, view: &ViewId) -> Result<ViewRow> {
-    view_row(tx, view).await?.ok_or_else(|| StoreError::NotFound { what: "feature view", name: view.to_string() })
 }
 
 pub(crate) async fn ledger(db: &Db, view: &ViewId, until: Option<Instant>, limit: u32) -> Result<Vec<LedgerEntry>> {
@@ -110,13 +97,21 @@ pub(crate) async fn intent_take(db: &Db, token: LeaseToken, request: &IntentRequ
         return Ok(stored);
     }
     refuse_unless_same_views(run, request.views.keys())?;
-    lock_views(&mut tx, run).await?;
+    let states = lock_views(&mut tx, run).await?;
     let mut views = IndexMap::new();
     for (view, judged) in &request.views {
         refuse_unless_passed(view, judged)?;
-        views.insert(view.clone(), view_take(&mut tx, run, view, judged).await?);
+        let publish_number = publish_number(run, view, judged, known(&states, view)?)?;
+        let checks = judged.checks.clone();
+        views.insert(view.clone(), ViewIntent { publish_number, online: true, checks });
+    }
+    for later in published_later(&mut tx, run).await? {
+        if let Some(intent) = views.get_mut(&later) {
+            intent.online = false;
+        }
     }
     let intent = Intent { run: run.id, views };
+    views_take(&mut tx, &intent).await?;
     query("INSERT INTO intents (run, taken_at, views) VALUES ($1, $2, $3)")
         .bind(run.id.to_string())
         .bind(micros(now))
@@ -134,40 +129,54 @@ pub(crate) async fn intent_take(db: &Db, token: LeaseToken, request: &IntentRequ
     Ok(intent)
 }
 
-/// Locks what is known of the views of a run, in an order that all runs share.
-async fn lock_views(tx: &mut Conn, run: &Run) -> Result<()> {
-    let mut views = Builder::new("SELECT view FROM view_states WHERE view IN ");
+/// What is known of the views of a run, locked in an order that all runs share.
+async fn lock_views(tx: &mut Conn, run: &Run) -> Result<HashMap<ViewId, ViewRow>> {
+    let mut views = Builder::new(concat!(view_columns!(), " WHERE view IN "));
     views.push_list(run.views.iter().map(ToString::to_string)).push(" ORDER BY view").push_end(locked!(""));
-    views.build().fetch_all(tx).await.map_err(on("locking the views of a run"))?;
-    Ok(())
+    let rows = views.build().fetch_all(tx).await.map_err(on("locking the views of a run"))?;
+    rows.iter().map(|row| Ok((row.parse("view")?, view_from(row)?))).collect()
 }
 
-/// Takes one view for the run and gives it its publish number.
-async fn view_take(tx: &mut Conn, run: &Run, view: &ViewId, judged: &ViewIntentRequest) -> Result<ViewIntent> {
-    let state = view_row_known(tx, view).await?.state;
+fn known<'a>(states: &'a HashMap<ViewId, ViewRow>, view: &ViewId) -> Result<&'a ViewRow> {
+    states.get(view).ok_or_else(|| StoreError::NotFound { what: "feature view", name: view.to_string() })
+}
+
+/// The number under which the run publishes the view, if it may.
+fn publish_number(run: &Run, view: &ViewId, judged: &ViewIntentRequest, known: &ViewRow) -> Result<u64> {
+    let state = &known.state;
     if let Some(other) = state.publishing.filter(|other| *other != run.id) {
         return Err(StoreError::Conflict(format!("the run `{other}` is publishing `{view}`")));
     }
     if state.records != judged.records {
         return Err(StoreError::Conflict(format!("`{view}` was published since its history was judged")));
     }
-    let publish_number = state.publish_number + 1;
-    query("UPDATE view_states SET publish_number = $1, publishing = $2 WHERE view = $3")
-        .bind(number(publish_number)?)
-        .bind(run.id.to_string())
-        .bind(view.to_string())
-        .execute(&mut *tx)
-        .await
-        .map_err(on("taking a view"))?;
-    let later = query("SELECT 1 FROM ledger WHERE view = $1 AND interval_end > $2 LIMIT 1")
-        .bind(view.to_string())
-        .bind(micros(run.interval.end()))
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(on("looking for later intervals"))?;
-    moves::verdicts_store(tx, run.id, view, &judged.checks).await?;
-    tracing::debug!(run.id = %run.id, view = %view, publish_number, "took the intent");
-    Ok(ViewIntent { publish_number, online: later.is_none(), checks: judged.checks.clone() })
+    Ok(state.publish_number + 1)
+}
+
+/// Those of the run's views of which a later interval is published.
+async fn published_later(tx: &mut Conn, run: &Run) -> Result<Vec<ViewId>> {
+    let mut later = Builder::new("SELECT DISTINCT view FROM ledger WHERE interval_end > ");
+    later.push_bind(micros(run.interval.end())).push(" AND view IN ");
+    later.push_list(run.views.iter().map(ToString::to_string));
+    let rows = later.build().fetch_all(tx).await.map_err(on("looking for later intervals"))?;
+    rows.iter().map(|row| row.parse("view")).collect()
+}
+
+/// Takes the views for the run and notes their publish numbers and verdicts.
+async fn views_take(tx: &mut Conn, intent: &Intent) -> Result<()> {
+    let mut take = Builder::new("UPDATE view_states SET publish_number = taken.column2, publishing = ");
+    take.push_bind(intent.run.to_string()).push(" FROM (VALUES ");
+    let mut rows = Vec::with_capacity(intent.views.len());
+    for (view, what) in &intent.views {
+        rows.push([Arg::from(view.to_string()), number(what.publish_number)?.into()]);
+        tracing::debug!(run.id = %intent.run, view = %view, publish_number = what.publish_number, "took the intent");
+    }
+    take.push_rows(rows).push(") AS taken WHERE view_states.view = taken.column1");
+    take.build().execute(&mut *tx).await.map_err(on("taking views"))?;
+    for (view, what) in &intent.views {
+        moves::verdicts_store(tx, intent.run, view, &what.checks).await?;
+    }
+    Ok(())
 }
 
 fn refuse_unless_publish(task: &Held) -> Result<()> {
@@ -228,12 +237,9 @@ pub(crate) async fn record(db: &Db, token: LeaseToken, record: &Record, now: Ins
         .await?
         .ok_or_else(|| StoreError::Refused(format!("the run `{}` has not taken its intent", run.id)))?;
     refuse_unless_same_views(run, record.views.keys())?;
-    lock_views(&mut tx, run).await?;
-    snapshots::insert_in_tx(&mut tx, run, record, now).await?;
-    let mut rows = 0;
+    let states = lock_views(&mut tx, run).await?;
     for (view, what) in &record.views {
-        view_record(&mut tx, run, &intent, record, (view, what)).await?;
-        rows += what.rows;
+        refuse_unless_taken(&intent, view, what, known(&states, view)?)?;
     }
     query("INSERT INTO manifests (run, pins) VALUES ($1, $2)")
         .bind(run.id.to_string())
@@ -242,6 +248,7 @@ pub(crate) async fn record(db: &Db, token: LeaseToken, record: &Record, now: Ins
         .await
         .map_err(on("recording a manifest"))?;
     let output = TaskOutput::Published(record.snapshot);
+    let rows = record.views.values().map(|what| what.rows).sum();
     moves::task_end(&mut tx, &task, TaskState::Succeeded, None, Some(&output), Some(rows), now).await?;
     moves::run_end(&mut tx, run.id, RunState::Succeeded, "", now).await?;
     let event = audit::Event { at: now, actor: &record.actor, action: "publish", subject: &run.id.to_string() };
@@ -253,6 +260,9 @@ pub(crate) async fn record(db: &Db, token: LeaseToken, record: &Record, now: Ins
         "publish_numbers": numbers,
     });
     audit::add_in_tx(&mut tx, &event, &detail).await?;
+    // Last, since snapshots are numbered by one run at a time: from here on until the commit others wait.
+    snapshots::insert_in_tx(&mut tx, run, record, now).await?;
+    views_record(&mut tx, run, record, &states).await?;
     commit(tx).await
 }
 
@@ -269,13 +279,8 @@ async fn recorded_already(tx: &mut Conn, run: RunId, record: &Record) -> Result<
     Err(StoreError::Refused(format!("the run `{run}` is recorded already, as another snapshot")))
 }
 
-async fn view_record(
-    tx: &mut Conn,
-    run: &Run,
-    intent: &Intent,
-    record: &Record,
-    (view, what): (&ViewId, &ViewRecord),
-) -> Result<()> {
+/// A record is of what the intent took, and of nothing that was overtaken.
+fn refuse_unless_taken(intent: &Intent, view: &ViewId, what: &ViewRecord, known: &ViewRow) -> Result<()> {
     let given = intent.views.get(view).map(|intent| intent.publish_number);
     if given != Some(what.publish_number) {
         return Err(StoreError::Refused(format!(
@@ -283,40 +288,56 @@ async fn view_record(
             what.publish_number
         )));
     }
-    let known = view_row_known(tx, view).await?;
-    if known.recorded_number > what.publish_number || known.state.publishing != Some(run.id) {
+    if known.recorded_number > what.publish_number || known.state.publishing != Some(intent.run) {
         return Err(StoreError::Superseded { view: view.clone() });
     }
-    query(
-        "INSERT INTO ledger (view, interval_end, interval_start, run, snapshot, rows, digest) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (view, interval_end, interval_start) \
-         DO UPDATE SET run = excluded.run, snapshot = excluded.snapshot, rows = excluded.rows, \
-         digest = excluded.digest",
-    )
-    .bind(view.to_string())
-    .bind(micros(run.interval.end()))
-    .bind(micros(run.interval.start()))
-    .bind(run.id.to_string())
-    .bind(record.snapshot.to_string())
-    .bind(number(what.rows)?)
-    .bind(&what.digest)
-    .execute(&mut *tx)
-    .await
-    .map_err(on("recording an interval"))?;
-    let newest = newer(known.state.newest, run.interval);
-    query(
-        "UPDATE view_states SET recorded_number = $1, records = records + 1, delta_version = $2, \
-         online_generation = coalesce($3, online_generation), newest_start = $4, newest_end = $5 WHERE view = $6",
-    )
-    .bind(number(what.publish_number)?)
-    .bind(number(what.delta_version)?)
-    .bind(number_option(what.online_generation)?)
-    .bind(micros(newest.start()))
-    .bind(micros(newest.end()))
-    .bind(view.to_string())
-    .execute(&mut *tx)
-    .await
-    .map_err(on("recording a view"))?;
+    Ok(())
+}
+
+/// Views in one statement.
+const VIEWS_WRITTEN_MAX: usize = 500;
+
+async fn views_record(tx: &mut Conn, run: &Run, record: &Record, states: &HashMap<ViewId, ViewRow>) -> Result<()> {
+    let (mut ledger, mut views) = (Vec::new(), Vec::new());
+    for (view, what) in &record.views {
+        ledger.push([
+            Arg::from(view.to_string()),
+            micros(run.interval.end()).into(),
+            micros(run.interval.start()).into(),
+            run.id.to_string().into(),
+            record.snapshot.to_string().into(),
+            number(what.rows)?.into(),
+            (&what.digest).into(),
+        ]);
+        let newest = newer(known(states, view)?.state.newest, run.interval);
+        views.push([
+            Arg::from(view.to_string()),
+            number(what.publish_number)?.into(),
+            number(what.delta_version)?.into(),
+            number_option(what.online_generation)?.into(),
+            micros(newest.start()).into(),
+            micros(newest.end()).into(),
+        ]);
+    }
+    for rows in ledger.chunks(VIEWS_WRITTEN_MAX) {
+        let mut insert = Builder::new(
+            "INSERT INTO ledger (view, interval_end, interval_start, run, snapshot, rows, digest) VALUES ",
+        );
+        insert.push_rows(rows.iter().cloned()).push(
+            " ON CONFLICT (view, interval_end, interval_start) DO UPDATE SET run = excluded.run, \
+             snapshot = excluded.snapshot, rows = excluded.rows, digest = excluded.digest",
+        );
+        insert.build().execute(&mut *tx).await.map_err(on("recording an interval"))?;
+    }
+    for rows in views.chunks(VIEWS_WRITTEN_MAX) {
+        let mut update = Builder::new(
+            "UPDATE view_states SET recorded_number = done.column2, records = records + 1, \
+             delta_version = done.column3, online_generation = coalesce(done.column4, online_generation), \
+             newest_start = done.column5, newest_end = done.column6 FROM (VALUES ",
+        );
+        update.push_rows(rows.iter().cloned()).push(") AS done WHERE view_states.view = done.column1");
+        update.build().execute(&mut *tx).await.map_err(on("recording views"))?;
+    }
     Ok(())
 }
 

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
-use tidegate_registry::ids::{DagName, LeaseToken, PoolName, QueueName, RunId, ViewId};
-use tidegate_registry::run::{Cause, NewRun, Run, RunState, Task, TaskKind, TaskState};
+use tidegate_registry::ids::{DagName, RunId};
+use tidegate_registry::run::{Cause, NewRun, Run, RunState, Task, TaskState};
 use tidegate_registry::store::{Change, LogLine, Result, RunFilter, StoreError};
 use tidegate_registry::time::{Instant, Interval};
 
-use crate::codec::{json, limit_or_all, micros};
+use crate::codec::{limit_or_all, micros};
+use crate::creation::Creation;
 use crate::db::{Conn, Db, commit, on};
-use crate::definitions::ViewTask;
 use crate::sql::{Builder, Row, Sql, db_now, locked, query};
 use crate::{audit, definitions, moves};
 
@@ -37,119 +37,15 @@ pub(crate) async fn create(db: &Db, runs: &[NewRun], now: Instant) -> Result<Vec
 }
 
 /// Creates those of `runs` that do not exist. A run that was made anew by a retry exists under its newest id.
-pub(crate) async fn create_in_tx(tx: &mut Conn, runs: &[NewRun], now: Instant) -> Result<Vec<RunId>> {
+async fn create_in_tx(tx: &mut Conn, runs: &[NewRun], now: Instant) -> Result<Vec<RunId>> {
+    let mut creation = Creation::read(tx, &runs.iter().collect::<Vec<_>>()).await?;
     let mut ids = Vec::with_capacity(runs.len());
-    // The runs of one plan mostly share their views, and reading what these read is most of the work.
-    let mut parts = Parts::new();
     for run in runs {
-        let existing = query(
-            "SELECT id FROM runs WHERE dag = $1 AND interval_start = $2 AND interval_end = $3 AND views_key = $4 \
-             AND cause = $5 ORDER BY retry DESC LIMIT 1",
-        )
-        .bind(run.dag.as_str())
-        .bind(micros(run.interval.start()))
-        .bind(micros(run.interval.end()))
-        .bind(views_key(&run.views))
-        .bind(run.cause.to_string())
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(on("looking for a run"))?;
-        ids.push(match existing {
-            Some(row) => row.parse("id")?,
-            None => insert(tx, run, false, &mut parts, now).await?,
-        });
+        creation.refuse_unless_possible(run)?;
+        ids.push(creation.add(run));
     }
+    creation.write(tx, now).await?;
     Ok(ids)
-}
-
-/// Tasks that fit into one statement.
-const TASKS_MAX: usize = 500;
-
-/// Per (definitions, views): for each view in order, the positions of those of the views that it reads, and what else its
-/// task needs.
-type Parts = HashMap<(i64, Vec<ViewId>), Vec<(Vec<usize>, ViewTask)>>;
-
-async fn insert(tx: &mut Conn, run: &NewRun, retry: bool, parts: &mut Parts, now: Instant) -> Result<RunId> {
-    if run.views.is_empty() {
-        return Err(StoreError::Refused(format!("a run of `{}` needs at least one view", run.dag)));
-    }
-    let key = (run.definitions, run.views.clone());
-    if !parts.contains_key(&key) {
-        let found = parts_in_tx(tx, run).await?;
-        parts.insert(key.clone(), found);
-    }
-    let id = RunId::generate();
-    let revision: i64 = query(
-        "SELECT coalesce(max(revision) + 1, 0) AS revision FROM runs \
-         WHERE dag = $1 AND interval_start = $2 AND interval_end = $3",
-    )
-    .bind(run.dag.as_str())
-    .bind(micros(run.interval.start()))
-    .bind(micros(run.interval.end()))
-    .fetch_one(&mut *tx)
-    .await
-    .map_err(on("numbering a run"))?
-    .get_as("revision")?;
-    query(
-        "INSERT INTO runs (id, dag, interval_start, interval_end, views, views_key, cause, retry, definitions, \
-         revision, attempts_max, state, created_at, priority) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'waiting', $12, $13)",
-    )
-    .bind(id.to_string())
-    .bind(run.dag.as_str())
-    .bind(micros(run.interval.start()))
-    .bind(micros(run.interval.end()))
-    .bind(json(&run.views)?)
-    .bind(views_key(&run.views))
-    .bind(run.cause.to_string())
-    .bind(if retry { revision } else { 0 })
-    .bind(run.definitions)
-    .bind(revision)
-    .bind(run.attempts_max.max(1))
-    .bind(micros(now))
-    .bind(run.priority)
-    .execute(&mut *tx)
-    .await
-    .map_err(on("creating a run"))?;
-    // Task 0 pins, task n stages view n − 1, the last one publishes.
-    let mut tasks: Vec<(TaskKind, Vec<usize>, Option<&ViewTask>)> = vec![(TaskKind::Pin, Vec::new(), None)];
-    for (view, (reads, part)) in run.views.iter().zip(&parts[&key]) {
-        let waits_for = std::iter::once(0).chain(reads.iter().map(|position| position + 1)).collect();
-        tasks.push((TaskKind::View(view.clone()), waits_for, Some(part)));
-    }
-    tasks.push((TaskKind::Publish, (0..tasks.len()).collect(), None));
-    for (first, tasks) in (0_i64..).step_by(TASKS_MAX).zip(tasks.chunks(TASKS_MAX)) {
-        let mut insert = Builder::new(
-            "INSERT INTO tasks (run, seq, kind, state, waits_for, attempts_max, interval_start, queue, pool) VALUES ",
-        );
-        for (seq, (kind, waits_for, part)) in (first..).zip(tasks) {
-            let queue = part.and_then(|part| part.queue.as_ref()).map_or(QueueName::DEFAULT, QueueName::as_str);
-            let pool = part.and_then(|part| part.pool.as_ref()).map(PoolName::as_str);
-            insert.push(if seq == first { "(" } else { ", (" }).push_bind(id.to_string()).push(", ").push_bind(seq);
-            insert.push(", ").push_bind(kind.to_string()).push(", 'queued', ").push_bind(json(waits_for)?);
-            insert.push(", ").push_bind(run.attempts_max.max(1)).push(", ").push_bind(micros(run.interval.start()));
-            insert.push(", ").push_bind(queue).push(", ").push_bind(pool).push(")");
-        }
-        insert.build().execute(&mut *tx).await.map_err(on("creating the tasks of a run"))?;
-    }
-    Ok(id)
-}
-
-async fn parts_in_tx(tx: &mut Conn, run: &NewRun) -> Result<Vec<(Vec<usize>, ViewTask)>> {
-    let mut parts = Vec::with_capacity(run.views.len());
-    for (position, view) in run.views.iter().enumerate() {
-        let part = definitions::view_task_in_tx(tx, view, run.definitions).await?;
-        // Views come in dependency order, so only earlier ones count: a run can never wait for itself.
-        let reads = (0..position).filter(|earlier| part.reads.contains(&run.views[*earlier])).collect();
-        parts.push((reads, part));
-    }
-    Ok(parts)
-}
-
-pub(crate) fn views_key(views: &[ViewId]) -> String {
-    let mut names: Vec<String> = views.iter().map(ToString::to_string).collect();
-    names.sort();
-    names.join(",")
 }
 
 pub(crate) async fn list(db: &Db, filter: &RunFilter) -> Result<Vec<Run>> {
@@ -228,16 +124,6 @@ pub(crate) async fn lock_if_free_in_tx(tx: &mut Conn, id: RunId) -> Result<Optio
     .fetch_optional(tx)
     .await
     .map_err(on("locking a run"))?;
-    row.as_ref().map(run_from).transpose()
-}
-
-/// Locks the run of the task that `token` holds or was the last to hold.
-pub(crate) async fn lock_by_token(tx: &mut Conn, token: LeaseToken) -> Result<Option<Run>> {
-    let row = query(locked!(run_columns!(), "WHERE id = (SELECT run FROM tasks WHERE token = $1)"))
-        .bind(token.to_string())
-        .fetch_optional(tx)
-        .await
-        .map_err(on("looking for a lease"))?;
     row.as_ref().map(run_from).transpose()
 }
 
@@ -396,10 +282,12 @@ pub(crate) async fn retry(db: &Db, id: RunId, attempts_max: u32, now: Instant) -
         attempts_max,
         priority: priority_in_tx(&mut tx, id).await?,
     };
-    let new = insert(&mut tx, &new, true, &mut Parts::new(), now).await?;
+    let mut creation = Creation::read_again(&mut tx, &new).await?;
+    let again = creation.add_again(&new);
+    creation.write(&mut tx, now).await?;
     tx.has_changed(Change::Runs);
     commit(tx).await?;
-    Ok(new)
+    Ok(again)
 }
 
 async fn priority_in_tx(tx: &mut Conn, id: RunId) -> Result<i32> {

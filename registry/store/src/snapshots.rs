@@ -7,7 +7,7 @@ use tidegate_registry::time::Instant;
 
 use crate::codec::{json, limit_or_all, micros, number, number_option};
 use crate::db::{Conn, Db, on};
-use crate::sql::{Builder, Row, query};
+use crate::sql::{Arg, Builder, Row, query};
 
 /// Live is a snapshot when for each of its views it holds the newest interval, as published last.
 macro_rules! snapshot_columns {
@@ -22,6 +22,9 @@ macro_rules! snapshot_columns {
          FROM snapshots AS s "
     };
 }
+
+/// Views in one statement.
+const VIEWS_MAX: usize = 500;
 
 /// # Errors
 /// [`StoreError::Conflict`] when the id is taken by another run.
@@ -43,25 +46,29 @@ pub(crate) async fn insert_in_tx(tx: &mut Conn, run: &Run, record: &Record, now:
     .execute(&mut *tx)
     .await
     .map_err(on(doing))?;
+    let mut rows = Vec::with_capacity(run.views.len());
     for (position, view) in (0_i64..).zip(&run.views) {
         let Some(what) = record.views.get(view) else { continue };
-        query(
-            "INSERT INTO snapshot_views (snapshot, position, view, fingerprint, delta_version, publish_number, \
-             rows, digest, online_generation, profile) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-        )
-        .bind(&id)
-        .bind(position)
-        .bind(view.to_string())
-        .bind(&what.fingerprint)
-        .bind(number(what.delta_version)?)
-        .bind(number(what.publish_number)?)
-        .bind(number(what.rows)?)
-        .bind(&what.digest)
-        .bind(number_option(what.online_generation)?)
-        .bind(json(&what.profile)?)
-        .execute(&mut *tx)
-        .await
-        .map_err(on(doing))?;
+        rows.push([
+            Arg::from(&id),
+            position.into(),
+            view.to_string().into(),
+            (&what.fingerprint).into(),
+            number(what.delta_version)?.into(),
+            number(what.publish_number)?.into(),
+            number(what.rows)?.into(),
+            (&what.digest).into(),
+            number_option(what.online_generation)?.into(),
+            json(&what.profile)?.into(),
+        ]);
+    }
+    for rows in rows.chunks(VIEWS_MAX) {
+        let mut insert = Builder::new(
+            "INSERT INTO snapshot_views (snapshot, position, view, fingerprint, delta_version, publish_number, rows, \
+             digest, online_generation, profile) VALUES ",
+        );
+        insert.push_rows(rows.iter().cloned());
+        insert.build().execute(&mut *tx).await.map_err(on(doing))?;
     }
     Ok(())
 }

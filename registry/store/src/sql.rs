@@ -72,6 +72,10 @@ args! {
     &Option<String> => |value| Self::Text(value.clone());
 }
 
+/// A connection keeps its last hundred statements prepared. Those with more values than this are as many as there are
+/// numbers of rows, and would push out the others.
+const ARGS_KEPT: usize = 40;
+
 /// A query with its values: `query("SELECT …").bind(…).fetch_one(&mut tx)`.
 #[derive(Debug, Clone)]
 pub(crate) struct Query {
@@ -142,7 +146,8 @@ impl Query {
             Text::Fixed(sql) => sql.sqlite.into_sql_str(),
             Text::Built { text, end } => AssertSqlSafe(text + end.sqlite).into_sql_str(),
         };
-        self.args.into_iter().fold(sqlx::query(text), |query, arg| match arg {
+        let query = sqlx::query(text).persistent(self.args.len() <= ARGS_KEPT);
+        self.args.into_iter().fold(query, |query, arg| match arg {
             Arg::Number(value) => query.bind(value),
             Arg::Text(value) => query.bind(value),
         })
@@ -153,7 +158,8 @@ impl Query {
             Text::Fixed(sql) => sql.postgres.into_sql_str(),
             Text::Built { text, end } => AssertSqlSafe(text + end.postgres).into_sql_str(),
         };
-        self.args.into_iter().fold(sqlx::query(text), |query, arg| match arg {
+        let query = sqlx::query(text).persistent(self.args.len() <= ARGS_KEPT);
+        self.args.into_iter().fold(query, |query, arg| match arg {
             Arg::Number(value) => query.bind(value),
             Arg::Text(value) => query.bind(value),
         })
@@ -199,6 +205,14 @@ impl Builder {
             separator = ", ";
         }
         self.push(if separator == "(" { "(NULL)" } else { ")" })
+    }
+
+    /// `($1, $2), ($3, $4), …`, the rows of a `VALUES`; there must be one.
+    pub(crate) fn push_rows<R: IntoIterator<Item = Arg>>(&mut self, rows: impl IntoIterator<Item = R>) -> &mut Self {
+        for (number, row) in rows.into_iter().enumerate() {
+            self.push(if number == 0 { "" } else { ", " }).push_list(row);
+        }
+        self
     }
 
     /// What stands at the very end, and differs.

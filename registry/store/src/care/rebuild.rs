@@ -15,7 +15,7 @@ use tidegate_registry::time::Instant;
 use crate::codec::{json as to_json, micros, number, number_option};
 use crate::db::{Conn, Db, commit, on};
 use crate::sql::query;
-use crate::{audit, definitions, moves, runs};
+use crate::{audit, creation, definitions, moves, runs};
 
 /// What is stored as a DAG's planning mark so that the next planning compares its whole history.
 const REBUILT: &str = "rebuilt";
@@ -82,7 +82,7 @@ async fn run_ensure(tx: &mut Conn, id: RunId, run: &FoundRun, definitions: i64, 
     .bind(run.dag.as_str())
     .bind(micros(run.interval.start()))
     .bind(micros(run.interval.end()))
-    .bind(runs::views_key(&run.views))
+    .bind(creation::views_key(&run.views))
     .bind(cause.to_string())
     .fetch_all(&mut *tx)
     .await
@@ -118,7 +118,7 @@ async fn run_ensure(tx: &mut Conn, id: RunId, run: &FoundRun, definitions: i64, 
     .bind(micros(run.interval.start()))
     .bind(micros(run.interval.end()))
     .bind(to_json(&run.views)?)
-    .bind(runs::views_key(&run.views))
+    .bind(creation::views_key(&run.views))
     .bind(cause.to_string())
     // Only one run of a kind has 0 here. Revisions differ, and 0 is no retry's.
     .bind(if twins.is_empty() { 0 } else { revision.max(1) })

@@ -59,6 +59,7 @@ macro_rules! conformance {
                 a_plan_holds_only_on_what_it_was_made_on,
                 planning_stores_ticks_and_runs_together,
                 a_plan_with_ticks_out_of_order_changes_nothing,
+                plans_of_many_dags_are_judged_each_for_itself,
                 an_unpaused_dag_is_due_at_once,
             }
             runs {
@@ -76,6 +77,7 @@ macro_rules! conformance {
             tasks {
                 each_task_is_claimed_once,
                 tasks_come_after_what_they_read,
+                tasks_claimed_together_get_their_own_inputs,
                 runs_already_begun_come_first,
                 a_lost_lease_does_nothing,
                 ending_an_attempt_twice_is_harmless,

@@ -5,7 +5,7 @@ use tidegate_registry::store::{PlanStep, RunFilter, StoreError};
 use tidegate_registry::time::Instant;
 
 use super::Fixture;
-use super::world::{World, dag, dag_row, day, interval};
+use super::world::{World, dag, dag_row, day, interval, view};
 
 fn step(planned_until: Option<Instant>, ticks: Vec<Instant>, due_at: Option<Instant>) -> PlanStep {
     PlanStep {
@@ -87,6 +87,45 @@ pub async fn a_plan_with_ticks_out_of_order_changes_nothing(fixture: &Fixture) {
     assert!(world.store.ticks(&dag("daily"), day(0), day(9)).await.unwrap().is_empty());
     let unknown = PlanStep { dag: dag("nowhere"), ..step(None, Vec::new(), None) };
     assert!(matches!(world.store.plan(unknown, day(1)).await, Err(StoreError::NotFound { .. })));
+}
+
+/// A plan that is refused leaves no trace and takes no other back; a second plan of a DAG builds on the first.
+pub async fn plans_of_many_dags_are_judged_each_for_itself(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    world.apply(1, vec![dag_row("third", &["c@v1"], "@daily")], Vec::new(), day(0)).await;
+    let of = |name: &str, numbers: &[i64]| PlanStep {
+        dag: dag(name),
+        definitions: 2,
+        runs: numbers.iter().map(|number| World::new_run(name, *number)).collect(),
+        ..step(None, vec![day(0), day(1)], Some(day(2)))
+    };
+    let mut no_view = of("other", &[0, 1]);
+    no_view.runs[1].views = vec![view("nowhere@v1")];
+    let unordered = PlanStep { ticks: vec![day(1), day(0)], ..of("other", &[0]) };
+    let outdated = PlanStep { definitions: 1, ..of("third", &[0]) };
+    let next = PlanStep { planned_until: Some(day(1)), ticks: vec![day(2)], due_at: None, ..of("daily", &[0, 1]) };
+    let steps = [of("daily", &[0]), no_view, of("nowhere", &[]), of("daily", &[7]), next, unordered, outdated];
+    let verdicts = world.store.plan_all(&steps, day(2)).await.unwrap();
+    let told: Vec<&str> = verdicts
+        .iter()
+        .map(|verdict| match verdict {
+            Ok(()) => "stored",
+            Err(StoreError::NotFound { what, .. }) => what,
+            Err(StoreError::Conflict(_)) => "conflict",
+            Err(StoreError::Refused(_)) => "refused",
+            Err(_) => "failed",
+        })
+        .collect();
+    assert_eq!(told, ["stored", "feature view", "DAG", "conflict", "stored", "refused", "conflict"]);
+
+    let open = world.store.runs_open().await.unwrap();
+    let found: Vec<_> = open.iter().map(|run| (run.dag.as_str(), run.interval, run.revision)).collect();
+    assert_eq!(found, [("daily", interval(0), 0), ("daily", interval(1), 0)]);
+    assert_eq!(world.store.ticks(&dag("daily"), day(0), day(9)).await.unwrap(), [day(0), day(1), day(2)]);
+    let states = world.store.dags().await.unwrap();
+    let planned: Vec<_> = states.iter().map(|state| (state.planned_until, state.due_at)).collect();
+    assert_eq!(planned, [(Some(day(2)), None), (None, Some(day(0))), (None, Some(day(0)))]);
+    assert!(world.store.plan_all(&[], day(2)).await.unwrap().is_empty());
 }
 
 /// Pausing does not stop the grid; unpausing catches up without waiting for the next tick.

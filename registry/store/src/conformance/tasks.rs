@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tidegate_registry::ids::{LeaseToken, RunId, SnapshotId, ViewId};
 use tidegate_registry::run::{NewRun, RunState, TaskKind, TaskOutput, TaskState, Verdict};
-use tidegate_registry::store::{CheckFilter, IntentRequest, StoreError, TaskEnd};
+use tidegate_registry::store::{CheckFilter, ClaimRequest, IntentRequest, StoreError, TaskEnd};
 use tokio::task::JoinSet;
 
 use super::Fixture;
@@ -74,6 +74,33 @@ pub async fn tasks_come_after_what_they_read(fixture: &Fixture) {
     assert_eq!(publish.kind, TaskKind::Publish);
     assert_eq!(publish.inputs.keys().collect::<Vec<_>>(), ["pin", "a@v1", "b@v1"]);
     assert_eq!(publish.inputs["b@v1"], staged(6, Vec::new()));
+}
+
+/// A worker with free slots takes several tasks in one go, of one run and of others.
+pub async fn tasks_claimed_together_get_their_own_inputs(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    let (daily, other) = (world.admitted("daily", 0).await, world.admitted("other", 0).await);
+    let request = ClaimRequest { limit: 5, ..ClaimRequest::new("w1", LONG) };
+    let pinned = world.claim_by(&request).await;
+    assert_eq!(pinned.iter().map(|claim| claim.run.id).collect::<Vec<_>>(), [daily, other]);
+    assert!(pinned.iter().all(|claim| claim.run.state == RunState::Running && claim.run.started_at == Some(day(10))));
+    for claim in &pinned {
+        assert_eq!(world.run(claim.run.id).await.0, claim.run, "as it is stored");
+        world.end(claim.token, succeeded(pins())).await;
+    }
+    let staging = world.claim_by(&request).await;
+    let found: Vec<_> = staging.iter().map(|claim| (claim.kind.to_string(), claim.inputs.keys().collect())).collect();
+    let pin = "pin".to_owned();
+    let expected: [(String, Vec<&String>); 2] = [("a@v1".to_owned(), vec![&pin]), ("c@v1".to_owned(), vec![&pin])];
+    assert_eq!(found, expected);
+    for (claim, rows) in staging.iter().zip([4, 5]) {
+        world.end(claim.token, succeeded(staged(rows, Vec::new()))).await;
+    }
+    let next = world.claim_by(&request).await;
+    assert_eq!(next.iter().map(|claim| claim.kind.to_string()).collect::<Vec<_>>(), ["b@v1", "publish"]);
+    assert_eq!(next[0].inputs.get("a@v1"), Some(&staged(4, Vec::new())));
+    assert_eq!(next[1].inputs.keys().collect::<Vec<_>>(), ["pin", "c@v1"]);
+    assert_eq!(next[1].inputs["c@v1"], staged(5, Vec::new()));
 }
 
 /// What has begun is finished before something new begins; then the oldest interval comes first.

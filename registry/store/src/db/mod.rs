@@ -166,25 +166,6 @@ impl Conn {
         }
         Ok(())
     }
-
-    /// Opens a part of the transaction that [`Self::part_keep`] keeps and [`Self::part_undo`] takes back.
-    pub(crate) async fn part(&mut self) -> Result<()> {
-        self.statement("SAVEPOINT part").await
-    }
-
-    pub(crate) async fn part_keep(&mut self) -> Result<()> {
-        self.statement("RELEASE SAVEPOINT part").await
-    }
-
-    pub(crate) async fn part_undo(&mut self) -> Result<()> {
-        self.statement("ROLLBACK TO SAVEPOINT part").await?;
-        self.part_keep().await
-    }
-
-    async fn statement(&mut self, text: &'static str) -> Result<()> {
-        query(text).execute(self).await.map_err(on("dividing a transaction"))?;
-        Ok(())
-    }
 }
 
 /// Ends a transaction for good.
