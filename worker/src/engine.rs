@@ -71,11 +71,23 @@ impl Engine {
     /// # Errors
     /// When the engine refuses its own settings.
     pub fn context(&self, joins: Joins) -> Result<SessionContext> {
+        self.session(self.config(joins))
+    }
+
+    /// [`Engine::context`] whose plans have one stream, so that a file's rows come in the file's order.
+    ///
+    /// # Errors
+    /// When the engine refuses its own settings.
+    pub fn context_in_order(&self) -> Result<SessionContext> {
+        self.session(self.config(Joins::Hash).with_target_partitions(1))
+    }
+
+    fn session(&self, config: SessionConfig) -> Result<SessionContext> {
         let runtime = RuntimeEnvBuilder::from_runtime_env(&self.base)
             .with_object_store_registry(Arc::new(DefaultObjectStoreRegistry::new()))
             .build_arc()
             .context("setting up a session")?;
-        Ok(new_context(self.config(joins), runtime))
+        Ok(new_context(config, runtime))
     }
 
     /// A session with its own tables that shares the object stores of `other`, so that a plan made here runs there.

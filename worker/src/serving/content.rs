@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::prelude::DataFrame;
+use datafusion::prelude::{DataFrame, SessionContext};
 use tidegate_registry::ids::ViewId;
 use tidegate_registry::model::{FeatureView, Key, Output, Project};
 use tidegate_registry::time::{Instant, Interval};
@@ -12,6 +12,15 @@ use tidegate_registry::time::{Instant, Interval};
 use crate::engine::{Engine, Joins};
 use crate::lake::Lake;
 use crate::reads::{column, living, slice, state_schema};
+
+/// How rows come to be sorted by entity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// As their files have them: every run sorts what it writes.
+    AsStored,
+    /// By the engine, which spills what does not fit into memory.
+    Sorted,
+}
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -37,27 +46,36 @@ impl Content {
 
     /// Its rows: keys, `event_timestamp`, features.
     pub(crate) async fn rows(&self, engine: &Engine, lake: &Lake) -> Result<SendableRecordBatchStream> {
-        let frame = self.frame(engine, lake).await?;
+        let frame = self.frame(&engine.context(Joins::Hash)?, lake).await?;
         frame.execute_stream().await.with_context(|| format!("reading the rows of `{}`", self.view))
     }
 
-    /// The keys of its rows.
-    pub(crate) async fn entities(&self, engine: &Engine, lake: &Lake) -> Result<SendableRecordBatchStream> {
-        let keys: Vec<_> = self.keys()?.iter().map(|key| column(&key.name)).collect();
-        let frame = self.frame(engine, lake).await?.select(keys)?;
-        frame.execute_stream().await.with_context(|| format!("reading the keys of `{}`", self.view))
+    /// Its rows one after the other in the order of their entities, which [`Order::AsStored`] only hopes for.
+    pub(super) async fn rows_by_entity(
+        &self,
+        engine: &Engine,
+        lake: &Lake,
+        order: Order,
+    ) -> Result<SendableRecordBatchStream> {
+        let frame = match order {
+            Order::AsStored => self.frame(&engine.context_in_order()?, lake).await?,
+            Order::Sorted => {
+                let keys = self.keys()?.iter().map(|key| column(&key.name).sort(true, false)).collect();
+                self.frame(&engine.context(Joins::Hash)?, lake).await?.sort(keys)?
+            }
+        };
+        frame.execute_stream().await.with_context(|| format!("reading the rows of `{}`", self.view))
     }
 
-    async fn frame(&self, engine: &Engine, lake: &Lake) -> Result<DataFrame> {
-        let ctx = engine.context(Joins::Hash)?;
+    async fn frame(&self, ctx: &SessionContext, lake: &Lake) -> Result<DataFrame> {
         let view = self.view()?;
         let table = lake.load(&self.view, Some(self.version)).await?;
         let schema = state_schema(&self.project, view);
         let provider = match view.output {
-            Output::Full => slice(&ctx, &table, self.interval, &schema).await?,
+            Output::Full => slice(ctx, &table, self.interval, &schema).await?,
             Output::Partial { ttl } => {
                 let names: Vec<&str> = self.keys()?.iter().map(|key| key.name.as_str()).collect();
-                living(&ctx, &table, &names, self.at, ttl, &schema).await?
+                living(ctx, &table, &names, self.at, ttl, &schema).await?
             }
         };
         Ok(ctx.read_table(provider)?)

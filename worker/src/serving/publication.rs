@@ -65,13 +65,13 @@ impl Serving {
         if live.publish_number == publish_number {
             return Ok(Some(Published { generation, note: None }));
         }
-        let Some((from, entities)) = self.content_of(content, &live).await? else { return Ok(None) };
+        let Some(from) = self.content_of(content, &live).await? else { return Ok(None) };
         match self.online.begin_upsert(id, generation, publish_number).await? {
             InPlace::Gone => return Ok(None),
             InPlace::Published => return Ok(Some(Published { generation, note: None })),
             InPlace::Ready => {}
         }
-        let found = upsert(self, &from, content, generation, publish_number, entities).await?;
+        let found = upsert(self, &from, content, generation, publish_number).await?;
         self.online.finish_upsert(id, generation, publish_number, found.rows).await?;
         let note = format!(
             "{id} is changed online in generation {generation}: {} entities added, {} changed, {} removed, {} in all.",
@@ -80,9 +80,9 @@ impl Serving {
         Ok(Some(Published { generation, note: Some(note) }))
     }
 
-    /// What is live, as a content of the lake, and how many entities it has; `None` when the registry does not know, or it
-    /// was made by another definition.
-    async fn content_of(&self, content: &Content, live: &Live) -> Result<Option<(Content, u64)>> {
+    /// What is live, as a content of the lake; `None` when the registry does not know, or it was made by another
+    /// definition.
+    async fn content_of(&self, content: &Content, live: &Live) -> Result<Option<Content>> {
         let Some(snapshot) = snapshot_of(&live.tag) else { return Ok(None) };
         let snapshot = match self.store.snapshot(snapshot).await {
             Ok(snapshot) => snapshot,
@@ -101,7 +101,7 @@ impl Serving {
             at: snapshot.interval.end(),
             ..content.clone()
         };
-        Ok(Some((from, of_view.rows)))
+        Ok(Some(from))
     }
 
     /// Whether a version of a view's table can still be read: the janitor removes old ones.

@@ -15,7 +15,7 @@ use crate::online::{RedisOnline, SeveralOnline, SqliteOnline};
 use crate::tests::{DEFINITIONS, World, at, features};
 
 /// The state of shops, some of which come, change and go.
-const STOCK: &str = "\
+pub(super) const STOCK: &str = "\
 owners: [{name: sales, primary: sales@example.com}]
 entities:
   - {name: shop, keys: [{name: shop, type: string}]}
@@ -41,7 +41,7 @@ dags:
     retries: {max: 0, backoff: 1s}
 ";
 
-const STOCK_ROWS: &str = "shop,at,amount,note
+pub(super) const STOCK_ROWS: &str = "shop,at,amount,note
 same,2024-01-01T10:00:00Z,1,x
 changed,2024-01-01T10:00:00Z,1,x
 lost,2024-01-01T10:00:00Z,1,x
@@ -54,14 +54,14 @@ same,2024-01-03T10:00:00Z,1,x
 gone,2024-01-03T10:00:00Z,1,z
 ";
 
-const NOW: &str = "2024-01-05T00:00:00Z";
+pub(super) const NOW: &str = "2024-01-05T00:00:00Z";
 
 async fn redis(server: &Redis) -> Arc<dyn OnlineStore> {
     let location = RedisLocation::parse(&server.url()).unwrap();
     Arc::new(RedisOnline::open(&location, &"shop".parse().unwrap(), true).await.unwrap())
 }
 
-fn serving(world: &World, folder: &str) -> Serving {
+pub(super) fn serving(world: &World, folder: &str) -> Serving {
     Serving {
         store: Arc::<tidegate_store::SqliteStore>::clone(&world.store),
         clock: Arc::new(FixedClock(at(NOW))),
@@ -72,7 +72,7 @@ fn serving(world: &World, folder: &str) -> Serving {
     }
 }
 
-fn view(name: &str) -> ViewId {
+pub(super) fn view(name: &str) -> ViewId {
     format!("{name}@v1").parse().unwrap()
 }
 

@@ -152,13 +152,14 @@ pub(super) async fn write_in_place(
         }
         Keyed::new(&first, cmd)
     });
-    let commands: Vec<Keyed> = written.chain(deleted).collect();
     let per_pipeline = (ROWS_PER_PIPELINE / per_script).max(1);
-    let batches: Vec<Batch> =
-        commands.chunks(per_pipeline).map(|commands| commands.iter().cloned().collect()).collect();
-    let batches = &batches;
-    let answers: Vec<Vec<Value>> = stream::iter(0..batches.len())
-        .map(move |position| target.connections.all("changing", &batches[position]))
+    let mut commands = written.chain(deleted);
+    let batches = std::iter::from_fn(|| {
+        let batch: Batch = commands.by_ref().take(per_pipeline).collect();
+        (!batch.is_empty()).then_some(batch)
+    });
+    let answers: Vec<Vec<Value>> = stream::iter(batches)
+        .map(|batch| async move { target.connections.all("changing", &batch).await })
         .buffer_unordered(PIPELINES_IN_FLIGHT)
         .try_collect()
         .await?;
