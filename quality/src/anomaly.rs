@@ -24,7 +24,7 @@ pub struct Oddness {
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum Unjudged {
     /// Too few numbers of the history count.
-    #[error("{have} earlier values are too few to judge by: {need} are needed")]
+    #[error("too few earlier values to judge by: {have} of {need}")]
     TooFew {
         /// How many there are.
         have: usize,
@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(robust_z(f64::INFINITY, &[1.0], 1), Err(Unjudged::NotFinite));
         assert_eq!(
             robust_z(1.0, &[1.0], 5).unwrap_err().to_string(),
-            "1 earlier values are too few to judge by: 5 are needed"
+            "too few earlier values to judge by: 1 of 5"
         );
     }
 

@@ -3,6 +3,8 @@
 //! These types are what the registry stores (as JSON, one row per definition) and what the scheduler and the worker
 //! read. Places in the author's files ([`Origin`]) ride along for diagnostics and are not stored.
 
+mod checks;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
@@ -14,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use crate::diagnostics::Origin;
 use crate::ids::{DagName, EntityName, OwnerName, PoolName, ProjectName, QueueName, SourceName, ViewId, ViewName};
 use crate::time::Instant;
+
+pub use self::checks::{Check, Direction, DriftMeasure, Metric, Rule, Season, Severity, Tolerance};
 
 /// Everything a project defines.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -423,134 +427,6 @@ pub struct Feature {
     /// Where it is defined.
     #[serde(skip)]
     pub origin: Origin,
-}
-
-/// A rule over staged rows.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Check {
-    /// Unique in its view: the author's, or made from the rule, as in `range(avg_dep_delay_7d)`.
-    pub name: String,
-    /// What must hold.
-    pub rule: Rule,
-    /// What happens when it does not.
-    pub severity: Severity,
-    /// A condition over the view's columns: only rows for which it is true are looked at. For rules about rows.
-    #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
-    pub filter: Option<SqlText>,
-    /// How many rows may break the rule all the same; none when absent. For rules about rows.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tolerance: Option<Tolerance>,
-    /// Where it is defined.
-    #[serde(skip)]
-    pub origin: Origin,
-}
-
-impl Check {
-    /// A check that blocks, of all rows, and tolerates nothing.
-    pub fn new(name: impl Into<String>, rule: Rule) -> Self {
-        let severity = Severity::default();
-        Self { name: name.into(), rule, severity, filter: None, tolerance: None, origin: Origin::default() }
-    }
-}
-
-/// How many rows may break a rule.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Tolerance {
-    /// So many.
-    Rows(u64),
-    /// This share of those that were looked at, from 0 to 1.
-    Ratio(f64),
-}
-
-impl Tolerance {
-    /// Whether `failing` of `rows` rows are few enough.
-    pub fn covers(self, failing: u64, rows: u64) -> bool {
-        match self {
-            Self::Rows(most) => failing <= most,
-            // Compared without dividing, so that no rows at all are no question.
-            Self::Ratio(most) => failing as f64 <= most * rows as f64,
-        }
-    }
-}
-
-/// What happens when a check fails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Severity {
-    /// Nothing of the run is published.
-    #[default]
-    Block,
-    /// The run is published, and the failure is recorded.
-    Warn,
-}
-
-/// What a check demands.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rule {
-    /// No null in any of the columns.
-    NotNull {
-        /// Column names.
-        columns: Vec<String>,
-    },
-    /// No two rows with equal values in all of the columns (nulls are equal to each other here).
-    Unique {
-        /// Column names.
-        columns: Vec<String>,
-    },
-    /// Every non-null value lies in `[min, max]`; NaN never does.
-    Range {
-        /// A numeric column.
-        column: String,
-        /// Lowest allowed value.
-        min: Option<f64>,
-        /// Highest allowed value.
-        max: Option<f64>,
-    },
-    /// Every non-null value is one of these.
-    AcceptedValues {
-        /// A column of type string, boolean, integer or bigint.
-        column: String,
-        /// JSON scalars of the column's type.
-        values: Vec<serde_json::Value>,
-    },
-    /// Every non-null text has a match of the pattern somewhere in it.
-    Regex {
-        /// A column of type string.
-        column: String,
-        /// A regular expression in the syntax of the crate `regex`; `^` and `$` tie it to the ends.
-        pattern: String,
-    },
-    /// Every non-null text has so many characters.
-    Length {
-        /// A column of type string.
-        column: String,
-        /// At least.
-        min: Option<u64>,
-        /// At most.
-        max: Option<u64>,
-    },
-    /// No row for which the condition is false (as with SQL's CHECK constraints, one for which it is null passes).
-    Expression {
-        /// A condition over the view's columns.
-        condition: SqlText,
-    },
-    /// The number of rows of the run's slice.
-    RowCount {
-        /// At least.
-        min: Option<u64>,
-        /// At most.
-        max: Option<u64>,
-        /// `|rows - before| / before` at most, where `before` is the nearest earlier recorded interval; skipped when
-        /// there is none or it was empty.
-        max_change: Option<f64>,
-    },
-    /// A query that returns the offending rows; the view's own name means the staged rows.
-    Sql {
-        /// The query.
-        query: SqlText,
-    },
 }
 
 /// How a view is published online.

@@ -19,8 +19,9 @@ use serde::Serialize;
 
 use crate::care::Care;
 use crate::ids::{DagName, LeaseToken, PoolName, QueueName, RegistryId, RunId, SnapshotId, ViewId};
-use crate::model::Project;
+use crate::model::{Project, Season};
 use crate::plan::DefinitionKind;
+use crate::profile::ColumnProfile;
 use crate::run::{CheckResult, Claim, Intent, NewRun, Pins, Run, RunState, Task, TaskKind, TaskOutput, Verdict};
 use crate::time::{Instant, Interval};
 
@@ -334,6 +335,19 @@ pub struct ViewRecord {
     pub profile: serde_json::Value,
 }
 
+/// What was found out about the rows of one view and interval when they were recorded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recorded {
+    /// The interval.
+    pub interval: Interval,
+    /// The snapshot that holds it.
+    pub snapshot: SnapshotId,
+    /// How many rows.
+    pub rows: u64,
+    /// Per-column statistics; empty when a registry that was rebuilt from the lake does not know them.
+    pub profile: IndexMap<String, ColumnProfile>,
+}
+
 /// A snapshot as stored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Snapshot {
@@ -590,6 +604,22 @@ pub trait Store: Care + Send + Sync + Debug {
 
     /// Snapshots, newest first: of a DAG, of a view, or all; at most `limit` (0: all).
     async fn snapshots(&self, dag: Option<&DagName>, view: Option<&ViewId>, limit: u32) -> Result<Vec<Snapshot>>;
+
+    /// What was recorded of the intervals of `view` that end at or before `before`, newest first, of each what is in the
+    /// ledger now; with a season, of those that begin as `before` does ([`Season`]).
+    async fn recorded(
+        &self,
+        view: &ViewId,
+        before: Instant,
+        season: Option<Season>,
+        limit: u32,
+    ) -> Result<Vec<Recorded>>;
+
+    /// What `snapshot` recorded of `view`.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when there is no such snapshot, or the view is not in it.
+    async fn recorded_in(&self, snapshot: SnapshotId, view: &ViewId) -> Result<Recorded>;
 
     /// One snapshot.
     async fn snapshot(&self, id: SnapshotId) -> Result<Snapshot>;

@@ -18,7 +18,7 @@ use tidegate_registry::run::{CheckResult, Pins, Verdict, ViewPin};
 use tidegate_registry::store::Store;
 use tidegate_registry::time::Interval;
 
-use crate::checks::{CheckRunner, judge_history, run_sql_check};
+use crate::checks::{CheckRunner, Measured, judge_history, run_sql_check};
 use crate::engine::{Engine, Joins};
 use crate::lake::{Lake, TableSchema};
 use crate::reads::{RunReads, history_schema, register, state_schema};
@@ -103,8 +103,9 @@ pub async fn preview(engine: &Engine, request: &PreviewRequest) -> Result<Previe
         drop(columns);
         runner.update(&batch);
     }
-    let (mut checks, _, total) = runner.finish();
-    judge_pending(request, &ctx, view, staged, total, &mut checks).await?;
+    let (mut checks, profile, total) = runner.finish();
+    let measured = Measured { rows: total, profile: &profile };
+    judge_pending(request, &ctx, view, staged, measured, &mut checks).await?;
     Ok(Preview {
         columns: shown.fields().iter().map(|field| field.name().clone()).collect(),
         rows: first,
@@ -119,14 +120,10 @@ async fn judge_pending(
     ctx: &SessionContext,
     view: &FeatureView,
     staged: Arc<dyn TableProvider>,
-    total: u64,
+    measured: Measured<'_>,
     checks: &mut [CheckResult],
 ) -> Result<()> {
-    let before = match &request.applied {
-        Some(applied) => applied.store.ledger(&view.id, Some(request.interval.start()), 1).await?,
-        None => Vec::new(),
-    };
-    let before = before.first().map(|entry| entry.rows);
+    let store = request.applied.as_ref().map(|applied| &*applied.store);
     // The view's name may be taken by its own earlier state; checks mean the rows just computed.
     for name in [view.id.name.to_string(), view.id.to_string()] {
         ctx.deregister_table(name.as_str())?;
@@ -137,8 +134,8 @@ async fn judge_pending(
             continue;
         };
         *result = match check.rule {
-            Rule::Sql { .. } => run_sql_check(ctx, check, request.interval, total).await,
-            _ => judge_history(check, total, before),
+            Rule::Sql { .. } => run_sql_check(ctx, check, request.interval, measured.rows).await,
+            _ => judge_history(check, &view.id, request.interval.start(), measured, store).await?,
         };
     }
     Ok(())

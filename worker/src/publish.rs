@@ -14,11 +14,11 @@ use deltalake::kernel::Add;
 use deltalake::protocol::checkpoints::create_checkpoint;
 use indexmap::IndexMap;
 use tidegate_registry::ids::{RunId, SnapshotId, ViewId};
-use tidegate_registry::model::{FeatureView, Output, Project, Rule};
+use tidegate_registry::model::{FeatureView, Output, Project};
 use tidegate_registry::run::{CheckResult, Claim, Intent, Pins, StagedView, TaskOutput, Verdict};
 use tidegate_registry::store::{IntentRequest, Record, StoreError, TaskEnd, ViewIntentRequest, ViewRecord, ViewState};
 
-use crate::checks::judge_history;
+use crate::checks::{Measured, judge_history, needs_history};
 use crate::engine::Joins;
 use crate::execute::{Parts, Run};
 use crate::executor::Outcome;
@@ -33,11 +33,6 @@ const BUSY_RETRY: Duration = Duration::from_millis(200);
 const JUDGEMENTS_MAX: u32 = 10;
 /// A checkpoint is written every so many versions: without any, reading a table takes 2 ms more for every commit.
 const CHECKPOINT_EVERY: u64 = 20;
-
-/// A check's history, if it needs any, cannot be judged while staging.
-fn needs_history(rule: &Rule) -> bool {
-    matches!(rule, Rule::RowCount { max_change: Some(_), .. })
-}
 
 /// Publishes the run of `claim`.
 ///
@@ -166,17 +161,13 @@ async fn changed_pins(parts: &Parts, run: &Run) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Settles the verdicts that compare with the nearest earlier recorded interval.
+/// Settles the verdicts that compare with earlier recorded intervals.
 async fn judge(parts: &Parts, run: &Run, view: &FeatureView, staged: &StagedView) -> Result<Vec<CheckResult>> {
     let mut results = staged.checks.clone();
-    if !view.checks.iter().any(|check| needs_history(&check.rule)) {
-        return Ok(results);
-    }
-    let before = parts.store.ledger(&view.id, Some(run.interval.start()), 1).await?;
-    let before = before.first().map(|entry| entry.rows);
+    let measured = Measured { rows: staged.rows, profile: &staged.profile };
     for check in view.checks.iter().filter(|check| needs_history(&check.rule)) {
         if let Some(result) = results.iter_mut().find(|r| r.check == check.name && r.verdict == Verdict::Pending) {
-            *result = judge_history(check, staged.rows, before);
+            *result = judge_history(check, &view.id, run.interval.start(), measured, Some(&*parts.store)).await?;
         }
     }
     Ok(results)

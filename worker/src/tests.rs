@@ -5,7 +5,8 @@ mod world;
 
 use std::time::Duration;
 
-use tidegate_registry::run::{RunState, Verdict};
+use tidegate_registry::ids::ViewId;
+use tidegate_registry::run::{Run, RunState, Verdict};
 use tidegate_registry::store::{CheckFilter, Store as _};
 use tokio_util::sync::CancellationToken;
 
@@ -77,6 +78,34 @@ async fn a_check_against_history_blocks_before_the_intent() {
     assert_eq!(run.state, RunState::Blocked);
     assert!(run.reason.as_ref().unwrap().contains("row_count"), "{:?}", run.reason);
     assert!(world.store.intent(run.id).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn numbers_of_a_run_are_compared_with_those_recorded_before() {
+    let checks = "- mean: {column: total, min: 1}\n      - monotonic: {of: sum, column: total}\n      \
+                  - anomaly: {of: row_count, last: 2, least: 2, severity: warn}\n      \
+                  - drift: {column: total, last: 1, severity: warn}";
+    let definitions = DEFINITIONS.replace("- range: {column: total, min: 0, max: 1000}", checks);
+    let definitions = definitions.replace("      - row_count: {max_change: 0.5}\n", "");
+    let world = World::with(&definitions).await;
+    let revenue: ViewId = "revenue@v1".parse().unwrap();
+    let verdicts = async |run: &Run| {
+        let filter = CheckFilter { run: Some(run.id), view: Some(revenue.clone()), ..CheckFilter::default() };
+        let checks = world.store.checks(&filter).await.unwrap();
+        checks.iter().skip(3).map(|row| format!("{}: {}", row.result.check, row.result.message)).collect::<Vec<_>>()
+    };
+
+    let first = world.succeed(1, 0).await;
+    let second = world.succeed(2, 0).await;
+    let third = world.execute(3, 0).await;
+    assert_eq!(third.state, RunState::Blocked, "{:?}", third.reason);
+    assert!(world.store.intent(third.id).await.unwrap().is_none());
+    let said = [verdicts(&first).await, verdicts(&second).await, verdicts(&third).await];
+    insta::assert_snapshot!(said.map(|said| said.join("\n")).join("\n\n"));
+
+    let recorded = world.store.recorded(&revenue, interval(3).start(), None, 9).await.unwrap();
+    let sums: Vec<_> = recorded.iter().map(|recorded| (recorded.interval, recorded.profile["total"].sum)).collect();
+    assert_eq!(sums, [(interval(2), Some(100.0)), (interval(1), Some(100.0))], "a blocked run is no history");
 }
 
 #[tokio::test]

@@ -416,7 +416,7 @@ macro_rules! one_key {
     }) => {
         $(#[doc = $doc])*
         #[derive(Debug, Clone)]
-        pub(super) enum $name {
+        pub(in crate::definitions) enum $name {
             $($(#[doc = $variant_doc])* $variant($type),)+
         }
 

@@ -1,17 +1,20 @@
 //! What authors write, key by key: the one place that says which keys exist. The JSON Schema for editors comes from here.
 
+mod checks;
+
 use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
+pub(super) use self::checks::*;
 use super::read::{
-    At, Field, Read, Sql, check_keys, described, key_name, missing, nearest, one_key, record, scalar, schema_of,
-    suggestion, words,
+    At, Field, Read, Sql, check_keys, described, key_name, missing, nearest, record, scalar, schema_of, suggestion,
+    words,
 };
 use super::scalars::{self, WrittenDuration, WrittenTime};
-use super::yaml::{Node, Value};
+use super::yaml::Node;
 use crate::diagnostics::{Diagnostic, ids};
-use crate::model::{Catchup, ColumnType, Gap, OnBlocked, Overlap, PublishUnit, Severity};
+use crate::model::{Catchup, ColumnType, Gap, OnBlocked, Overlap, PublishUnit};
 
 record! {
     /// A definition file: any of these lists.
@@ -157,178 +160,6 @@ record! {
     }
 }
 
-one_key! {
-    /// A rule over staged rows.
-    CheckFile "check" {
-        /// No null in any of the columns.
-        NotNull = "not_null": ColumnsCheck,
-        /// No two rows with equal values in all of the columns.
-        Unique = "unique": ColumnsCheck,
-        /// Every value that is not null lies between `min` and `max`.
-        Range = "range": RangeCheck,
-        /// Every value that is not null is one of `values`.
-        AcceptedValues = "accepted_values": ValuesCheck,
-        /// Every text that is not null matches `pattern`.
-        Regex = "regex": PatternCheck,
-        /// Every text that is not null has between `min` and `max` characters.
-        Length = "length": LengthCheck,
-        /// A condition is false for no row.
-        Expression = "expression": ExpressionCheck,
-        /// The number of rows of an interval.
-        RowCount = "row_count": RowCountCheck,
-        /// A query that returns the offending rows.
-        Sql = "sql": SqlCheck,
-    }
-}
-
-record! {
-    /// A rule about several columns.
-    ColumnsCheck "check" {
-        /// Column names.
-        columns: required Vec<At<String>>,
-        /// A condition in SQL: only rows for which it is true are looked at.
-        r#where: optional Sql,
-        /// How many rows may break the rule all the same.
-        tolerate: optional ToleranceFile,
-        /// Unique in its view; made from the rule when left out.
-        name: optional String,
-        /// `block` (default) or `warn`.
-        severity: optional Severity,
-    }
-}
-
-record! {
-    /// A rule about the values of a numeric column.
-    RangeCheck "check" {
-        /// Column name.
-        column: required String,
-        /// Lowest allowed value.
-        min: optional f64,
-        /// Highest allowed value.
-        max: optional f64,
-        /// A condition in SQL: only rows for which it is true are looked at.
-        r#where: optional Sql,
-        /// How many rows may break the rule all the same.
-        tolerate: optional ToleranceFile,
-        /// Unique in its view; made from the rule when left out.
-        name: optional String,
-        /// `block` (default) or `warn`.
-        severity: optional Severity,
-    }
-}
-
-record! {
-    /// A rule about the values of a column.
-    ValuesCheck "check" {
-        /// Column name.
-        column: required String,
-        /// What is allowed.
-        values: required Vec<At<serde_json::Value>>,
-        /// A condition in SQL: only rows for which it is true are looked at.
-        r#where: optional Sql,
-        /// How many rows may break the rule all the same.
-        tolerate: optional ToleranceFile,
-        /// Unique in its view; made from the rule when left out.
-        name: optional String,
-        /// `block` (default) or `warn`.
-        severity: optional Severity,
-    }
-}
-
-record! {
-    /// A rule about the texts of a column.
-    PatternCheck "check" {
-        /// Column name, of type `string`.
-        column: required String,
-        /// A regular expression that must match somewhere in each text; tie it to the ends with `^` and `$`.
-        pattern: required String,
-        /// A condition in SQL: only rows for which it is true are looked at.
-        r#where: optional Sql,
-        /// How many rows may break the rule all the same.
-        tolerate: optional ToleranceFile,
-        /// Unique in its view; made from the rule when left out.
-        name: optional String,
-        /// `block` (default) or `warn`.
-        severity: optional Severity,
-    }
-}
-
-record! {
-    /// A rule about the lengths of texts, in characters.
-    LengthCheck "check" {
-        /// Column name, of type `string`.
-        column: required String,
-        /// At least so many characters.
-        min: optional u64,
-        /// At most so many characters.
-        max: optional u64,
-        /// A condition in SQL: only rows for which it is true are looked at.
-        r#where: optional Sql,
-        /// How many rows may break the rule all the same.
-        tolerate: optional ToleranceFile,
-        /// Unique in its view; made from the rule when left out.
-        name: optional String,
-        /// `block` (default) or `warn`.
-        severity: optional Severity,
-    }
-}
-
-record! {
-    /// A rule as a condition.
-    ExpressionCheck "check" {
-        /// A condition in SQL over the view's columns that is false for no row; null passes.
-        condition: required Sql,
-        /// A condition in SQL: only rows for which it is true are looked at.
-        r#where: optional Sql,
-        /// How many rows may break the rule all the same.
-        tolerate: optional ToleranceFile,
-        /// Unique in its view; made from the rule when left out.
-        name: optional String,
-        /// `block` (default) or `warn`.
-        severity: optional Severity,
-    }
-}
-
-one_key! {
-    /// How many rows may break a rule: a number or a share.
-    ToleranceFile "tolerance" {
-        /// At most so many rows.
-        Rows = "rows": u64,
-        /// At most this share of the rows looked at, from 0 to 1.
-        Ratio = "ratio": f64,
-    }
-}
-
-record! {
-    /// A rule about the number of rows.
-    RowCountCheck "check" {
-        /// At least.
-        min: optional u64,
-        /// At most.
-        max: optional u64,
-        /// Largest allowed share of change from the interval before, as in `0.5`.
-        max_change: optional f64,
-        /// Unique in its view; made from the rule when left out.
-        name: optional String,
-        /// `block` (default) or `warn`.
-        severity: optional Severity,
-    }
-}
-
-record! {
-    /// A rule as a query.
-    SqlCheck "check" {
-        /// Returns the offending rows; may name the view itself (the staged rows) and the sources that it reads.
-        query: required Sql,
-        /// How many rows may come back all the same.
-        tolerate: optional ToleranceFile,
-        /// Unique in its view; `sql` when left out.
-        name: optional String,
-        /// `block` (default) or `warn`.
-        severity: optional Severity,
-    }
-}
-
 record! {
     /// How a view is published online.
     OnlineFile "online" {
@@ -427,7 +258,6 @@ pub(super) enum StrategyWord {
 
 words!(OutputWord, "a kind of output" { "full" => Self::Full, "partial" => Self::Partial, });
 words!(StrategyWord, "a strategy" { "swap" => Self::Swap, "upsert" => Self::Upsert, });
-words!(Severity, "a severity" { "block" => Self::Block, "warn" => Self::Warn, });
 words!(Catchup, "a kind of catchup" { "all" => Self::All, "latest" => Self::Latest, "none" => Self::None, });
 words!(Gap, "a choice for the skipped hour" { "run_after" => Self::RunAfter, "skip" => Self::Skip, });
 words!(Overlap, "a choice for the repeated hour" {
@@ -438,7 +268,6 @@ words!(PublishUnit, "a unit of publishing" { "together" => Self::Together, "each
 
 schema_of!(OutputWord, "output", { "enum": ["full", "partial"] });
 schema_of!(StrategyWord, "strategy", { "enum": ["swap", "upsert"] });
-schema_of!(Severity, "severity", { "enum": ["block", "warn"] });
 schema_of!(Catchup, "catchup", { "enum": ["all", "latest", "none"] });
 schema_of!(Gap, "gap", { "enum": ["run_after", "skip"] });
 schema_of!(Overlap, "overlap", { "enum": ["first", "second", "both"] });

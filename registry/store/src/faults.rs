@@ -17,13 +17,13 @@ use async_trait::async_trait;
 use indexmap::IndexMap;
 use tidegate_registry::care::{self, Care, PrunedRows, Rebuild, TableRows, ViewKeep};
 use tidegate_registry::ids::{DagName, LeaseToken, RegistryId, RunId, SnapshotId, ViewId};
-use tidegate_registry::model::Project;
+use tidegate_registry::model::{Project, Season};
 use tidegate_registry::plan::DefinitionKind;
 use tidegate_registry::run::{Claim, Intent, NewRun, Run, Task};
 use tidegate_registry::store::{
     ApplyRecord, ApplyRequest, CheckFilter, CheckRow, ClaimRequest, DagHistory, DagState, DefinitionVersion,
-    IntentRequest, LedgerEntry, Listener, LogLine, PlanStep, PoolState, QueueState, Record, RegistryInfo, Result,
-    RunFilter, Snapshot, Store, StoreError, TaskEnd, ViewState, WaitingTask, WorkerBeat, WorkerRow,
+    IntentRequest, LedgerEntry, Listener, LogLine, PlanStep, PoolState, QueueState, Record, Recorded, RegistryInfo,
+    Result, RunFilter, Snapshot, Store, StoreError, TaskEnd, ViewState, WaitingTask, WorkerBeat, WorkerRow,
 };
 use tidegate_registry::time::Instant;
 use tokio::task::JoinSet;
@@ -214,6 +214,9 @@ pass_on! {
         leases_release(owner: &str) -> u64 => (&owner);
         lease_owners() -> Vec<String> => ();
         view_states(views: &[ViewId]) -> IndexMap<ViewId, ViewState> => (&views);
+        recorded(view: &ViewId, before: Instant, season: Option<Season>, limit: u32) -> Vec<Recorded>
+            => (&view, before, season, limit);
+        recorded_in(snapshot: SnapshotId, view: &ViewId) -> Recorded => (snapshot, &view);
         ledger(view: &ViewId, until: Option<Instant>, limit: u32) -> Vec<LedgerEntry> => (&view, until, limit);
         intent_take(token: LeaseToken, request: IntentRequest, now: Instant) -> Intent => (token, request, now);
         intent(run: RunId) -> Option<Intent> => (run);

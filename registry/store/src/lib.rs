@@ -23,6 +23,7 @@ mod planning;
 mod pools;
 #[cfg(test)]
 mod postgres_tests;
+mod profiles;
 mod publishing;
 #[cfg(test)]
 mod query_plans;
@@ -42,13 +43,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use indexmap::IndexMap;
 use tidegate_registry::ids::{DagName, LeaseToken, RunId, SnapshotId, ViewId};
-use tidegate_registry::model::Project;
+use tidegate_registry::model::{Project, Season};
 use tidegate_registry::plan::DefinitionKind;
 use tidegate_registry::run::{Claim, Intent, NewRun, Run, Task};
 use tidegate_registry::store::{
     ApplyRecord, ApplyRequest, CheckFilter, CheckRow, ClaimRequest, DagHistory, DagState, DefinitionVersion,
-    IntentRequest, LedgerEntry, Listener, LogLine, PlanStep, PoolState, QueueState, Record, RegistryInfo, Result,
-    RunFilter, Snapshot, Store, TaskEnd, ViewState, WaitingTask, WorkerBeat, WorkerRow,
+    IntentRequest, LedgerEntry, Listener, LogLine, PlanStep, PoolState, QueueState, Record, Recorded, RegistryInfo,
+    Result, RunFilter, Snapshot, Store, TaskEnd, ViewState, WaitingTask, WorkerBeat, WorkerRow,
 };
 use tidegate_registry::time::Instant;
 
@@ -247,6 +248,20 @@ impl<D: std::fmt::Debug + Send + Sync> Store for SqlStore<D> {
 
     async fn ledger(&self, view: &ViewId, until: Option<Instant>, limit: u32) -> Result<Vec<LedgerEntry>> {
         self.db.run(CALL_MAX, || publishing::ledger(&self.db, view, until, limit)).await
+    }
+
+    async fn recorded(
+        &self,
+        view: &ViewId,
+        before: Instant,
+        season: Option<Season>,
+        limit: u32,
+    ) -> Result<Vec<Recorded>> {
+        self.db.run(CALL_MAX, || profiles::recorded(&self.db, view, before, season, limit)).await
+    }
+
+    async fn recorded_in(&self, snapshot: SnapshotId, view: &ViewId) -> Result<Recorded> {
+        self.db.run(CALL_MAX, || profiles::recorded_in(&self.db, snapshot, view)).await
     }
 
     async fn intent_take(&self, token: LeaseToken, request: IntentRequest, now: Instant) -> Result<Intent> {

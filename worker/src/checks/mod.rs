@@ -5,12 +5,14 @@
 //! written down: keys are not null, no entity (of a `partial` view: no entity and time) comes twice, and
 //! `event_timestamp` is there and not after the interval's end.
 //!
-//! Two kinds of check cannot be judged here and come out `pending`: `sql` needs all staged rows at once
-//! ([`run_sql_check`]), and `row_count: {max_change}` needs the interval before ([`judge_history`]).
+//! Numbers of the run (means, null rates…) are taken from its profile when the last row has been seen. Two kinds of check
+//! cannot be judged here and come out `pending`: `sql` needs all staged rows at once ([`run_sql_check`]), and what compares
+//! with earlier intervals needs their records ([`judge_history`]).
 //! A check that cannot be computed is an `error`, which counts as failed: doubt holds the gate.
 
 mod condition;
 mod history;
+mod metrics;
 mod order;
 mod profile;
 mod rows;
@@ -27,7 +29,8 @@ use tidegate_registry::profile::ColumnProfile;
 use tidegate_registry::run::{CheckResult, Verdict};
 use tidegate_registry::time::Interval;
 
-pub use self::history::judge_history;
+pub use self::history::{judge_history, needs_history};
+pub use self::metrics::Measured;
 pub use self::sql::run_sql_check;
 
 use self::condition::{Condition, Expression};
@@ -73,7 +76,12 @@ impl CheckRunner {
                 Rule::Expression { condition } => {
                     Box::new(Expression::new(Condition::new(&condition.text, interval, state)))
                 }
-                Rule::RowCount { .. } | Rule::Sql { .. } => {
+                Rule::RowCount { .. }
+                | Rule::Bounds { .. }
+                | Rule::Anomaly { .. }
+                | Rule::Monotonic { .. }
+                | Rule::Drift { .. }
+                | Rule::Sql { .. } => {
                     others.push(check.clone());
                     continue;
                 }
@@ -106,11 +114,13 @@ impl CheckRunner {
     pub fn finish(self) -> (Vec<CheckResult>, IndexMap<String, ColumnProfile>, u64) {
         let rows = self.rows;
         let mut results: Vec<CheckResult> = self.judges.into_iter().map(Judge::finish).collect();
+        let profile = self.profiler.finish();
         results.extend(self.others.iter().map(|check| match &check.rule {
             Rule::Sql { .. } => pending(check, "waits for all rows to be staged".to_owned()),
-            _ => history::judge_bounds(check, rows),
+            Rule::RowCount { .. } => history::judge_bounds(check, rows),
+            _ => metrics::judge_bounds(check, Measured { rows, profile: &profile }),
         }));
-        (results, self.profiler.finish(), rows)
+        (results, profile, rows)
     }
 }
 

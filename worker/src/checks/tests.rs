@@ -8,7 +8,7 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::SessionConfig;
 use serde_json::json;
 use std::sync::Arc;
-use tidegate_registry::model::{ColumnType, Feature, SqlText};
+use tidegate_registry::model::{ColumnType, Feature, Metric, SqlText};
 
 use crate::session::new_context;
 
@@ -184,8 +184,8 @@ fn what_cannot_be_computed_blocks() {
 #[test]
 fn no_rows_pass_what_looks_at_rows() {
     let rules = vec![
-        check("row_count", Rule::RowCount { min: Some(1), max: None, max_change: None }),
-        check("row_count 2", Rule::RowCount { min: None, max: None, max_change: Some(0.1) }),
+        check("row_count", Rule::RowCount { min: Some(1), max: None, max_change: None, season: None }),
+        check("row_count 2", Rule::RowCount { min: None, max: None, max_change: Some(0.1), season: None }),
     ];
     let results = judge(&view(&[], rules), &[]);
     assert_eq!(
@@ -286,6 +286,46 @@ fn what_is_tolerated_passes_and_is_told() {
     assert_eq!(said(Tolerance::Rows(0)), format!("l: failed: {found}; 0 are tolerated"));
     assert_eq!(said(Tolerance::Ratio(0.25)), format!("l: passed: {found}; 25 % are tolerated"));
     assert_eq!(said(Tolerance::Ratio(0.249)), format!("l: failed: {found}; 24.9 % are tolerated"));
+}
+
+#[test]
+fn numbers_of_a_run_are_held_to_bounds() {
+    let said = |metric: Metric, min, max| {
+        let x: ArrayRef = Arc::new(Float64Array::from(vec![Some(1.0), Some(3.0), None, Some(f64::NAN)]));
+        let b: ArrayRef = Arc::new(BooleanArray::from(vec![Some(true), None, Some(false), Some(true)]));
+        let nothing: ArrayRef = Arc::new(Float64Array::from(vec![None::<f64>; 4]));
+        let view = view(
+            &[("x", "double"), ("b", "boolean"), ("nothing", "double")],
+            vec![check("c", Rule::Bounds { metric, min, max })],
+        );
+        let rows = batch(&["A", "B", "C", "D"], &[("x", x), ("b", b), ("nothing", nothing)]);
+        lines(&[judge(&view, &[rows]).remove(3)]).remove(0)
+    };
+    let x = || "x".to_owned();
+    assert_eq!(said(Metric::Mean(x()), Some(2.0), Some(2.0)), "c: passed: the mean of x is 2, as expected");
+    assert_eq!(said(Metric::Sum(x()), Some(4.5), None), "c: failed: the sum of x is 4, below 4.5");
+    assert_eq!(
+        said(Metric::Stddev(x()), None, Some(1.4)),
+        "c: failed: the standard deviation of x is 1.41421, above 1.4"
+    );
+    assert_eq!(said(Metric::NullRate(x()), None, Some(0.2)), "c: failed: the share of nulls in x is 0.25, above 0.2");
+    assert_eq!(
+        said(Metric::DistinctCount(x()), Some(2.0), Some(2.0)),
+        "c: passed: the number of different values of x is 2, as expected"
+    );
+    assert_eq!(
+        said(Metric::Quantile { column: x(), rank: 1.0 }, None, Some(2.5)),
+        "c: failed: the quantile 1 of x is 3, above 2.5"
+    );
+    assert_eq!(said(Metric::RowCount, Some(5.0), None), "c: failed: the number of rows is 4, below 5");
+    assert_eq!(
+        said(Metric::TrueRatio("b".into()), Some(0.7), None),
+        "c: failed: the share of true in b is 0.666667, below 0.7"
+    );
+    assert_eq!(
+        said(Metric::Mean("nothing".into()), Some(0.0), None),
+        "c: skipped: no row has a value to take the mean of nothing from"
+    );
 }
 
 #[test]

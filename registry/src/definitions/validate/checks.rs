@@ -1,10 +1,12 @@
 //! Checks of a view: their columns, bounds and names. Their SQL is resolved with the views' in [`super::graph`].
 
+mod metrics;
+
 use std::collections::{BTreeSet, HashMap};
 
 use crate::definitions::read::{At, Field, Sql, nearest};
 use crate::definitions::written::{
-    CheckFile, LengthCheck, PatternCheck, RangeCheck, RowCountCheck, ToleranceFile, ValuesCheck, ViewFile,
+    CheckFile, LengthCheck, MetricWord, PatternCheck, RangeCheck, RowCountCheck, ToleranceFile, ValuesCheck, ViewFile,
 };
 use crate::diagnostics::{Diagnostic, Origin, ids};
 use crate::model::{Check, ColumnType, Rule, Severity, SqlText, Tolerance};
@@ -67,6 +69,11 @@ impl<'a> Common<'a> {
                 }
             };
         }
+        macro_rules! of_run {
+            ($check:expr) => {
+                Self { name: &$check.name, severity: &$check.severity, filter: None, tolerate: None }
+            };
+        }
         match check {
             CheckFile::NotNull(check) | CheckFile::Unique(check) => of_rows!(check),
             CheckFile::Range(check) => of_rows!(check),
@@ -74,9 +81,17 @@ impl<'a> Common<'a> {
             CheckFile::Regex(check) => of_rows!(check),
             CheckFile::Length(check) => of_rows!(check),
             CheckFile::Expression(check) => of_rows!(check),
-            CheckFile::RowCount(check) => {
-                Self { name: &check.name, severity: &check.severity, filter: None, tolerate: None }
-            }
+            CheckFile::NullRate(check)
+            | CheckFile::DistinctCount(check)
+            | CheckFile::Mean(check)
+            | CheckFile::Stddev(check)
+            | CheckFile::Sum(check)
+            | CheckFile::TrueRatio(check) => of_run!(check),
+            CheckFile::Quantile(check) => of_run!(check),
+            CheckFile::Anomaly(check) => of_run!(check),
+            CheckFile::Monotonic(check) => of_run!(check),
+            CheckFile::Drift(check) => of_run!(check),
+            CheckFile::RowCount(check) => of_run!(check),
             CheckFile::Sql(check) => {
                 let tolerate = Some(&check.tolerate);
                 Self { name: &check.name, severity: &check.severity, filter: None, tolerate }
@@ -110,6 +125,10 @@ fn made_name(rule: &Rule) -> String {
         Rule::Regex { column, .. } => format!("regex({column})"),
         Rule::Length { column, .. } => format!("length({column})"),
         Rule::Expression { .. } => "expression".to_owned(),
+        Rule::Bounds { metric, .. } => metrics::made_name(metric),
+        Rule::Anomaly { metric, .. } => format!("anomaly({})", metrics::made_name(metric)),
+        Rule::Monotonic { metric, .. } => format!("monotonic({})", metrics::made_name(metric)),
+        Rule::Drift { column, .. } => format!("drift({column})"),
         Rule::RowCount { .. } => "row_count".to_owned(),
         Rule::Sql { .. } => "sql".to_owned(),
     }
@@ -163,6 +182,18 @@ fn rule(check: &At<CheckFile>, known: Option<Known<'_>>, out: &mut Vec<Diagnosti
         CheckFile::RowCount(file) => row_count(file, &check.origin, out),
         CheckFile::Regex(file) => regex(file, known, out),
         CheckFile::Length(file) => length(file, &check.origin, known, out),
+        CheckFile::NullRate(file) => metrics::bounds_of(file, MetricWord::NullRate, &check.origin, known, out),
+        CheckFile::DistinctCount(file) => {
+            metrics::bounds_of(file, MetricWord::DistinctCount, &check.origin, known, out)
+        }
+        CheckFile::Mean(file) => metrics::bounds_of(file, MetricWord::Mean, &check.origin, known, out),
+        CheckFile::Stddev(file) => metrics::bounds_of(file, MetricWord::Stddev, &check.origin, known, out),
+        CheckFile::Sum(file) => metrics::bounds_of(file, MetricWord::Sum, &check.origin, known, out),
+        CheckFile::TrueRatio(file) => metrics::bounds_of(file, MetricWord::TrueRatio, &check.origin, known, out),
+        CheckFile::Quantile(file) => metrics::quantile(file, &check.origin, known, out),
+        CheckFile::Anomaly(file) => metrics::anomaly(file, &check.origin, known, out),
+        CheckFile::Monotonic(file) => metrics::monotonic(file, &check.origin, known, out),
+        CheckFile::Drift(file) => metrics::drift(file, known, out),
         CheckFile::Expression(file) => Some(Rule::Expression { condition: sql_text(&file.condition)? }),
         CheckFile::Sql(file) => Some(Rule::Sql { query: sql_text(&file.query)? }),
     }
@@ -324,5 +355,13 @@ fn row_count(file: &RowCountCheck, origin: &Origin, out: &mut Vec<Diagnostic>) -
         return None;
     }
     let (min, max) = bounds(&file.min, &file.max, "no number of rows can pass", out)?;
-    Some(Rule::RowCount { min, max, max_change: file.max_change.value() })
+    if let Some(same) = file.same.get().filter(|_| file.max_change.is_missing()) {
+        out.push(bad(
+            &same.origin,
+            "`same` says what `max_change` compares with, and there is none",
+            "add `max_change:`",
+        ));
+        return None;
+    }
+    Some(Rule::RowCount { min, max, max_change: file.max_change.value(), season: file.same.value() })
 }

@@ -113,6 +113,7 @@ macro_rules! conformance {
                 a_snapshot_id_names_one_run,
                 a_snapshot_is_live_until_every_view_moves_on,
                 the_ledger_lists_newest_intervals_first,
+                what_was_recorded_is_found_by_interval_and_season,
                 verdicts_are_listed_newest_run_first,
                 verdicts_against_history_are_kept_when_they_stop_a_run,
             }

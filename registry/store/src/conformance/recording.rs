@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
+use chrono::TimeDelta;
+use indexmap::IndexMap;
 use tidegate_registry::ids::SnapshotId;
+use tidegate_registry::model::Season;
+use tidegate_registry::profile::ColumnProfile;
 use tidegate_registry::run::{Cause, NewRun, RunState, TaskOutput, TaskState, Verdict};
 use tidegate_registry::store::{CheckFilter, StoreError, TaskEnd};
 
@@ -143,6 +147,39 @@ pub async fn a_snapshot_is_live_until_every_view_moves_on(fixture: &Fixture) {
     assert_eq!(ids(Some("daily"), Some("a@v1"), 0).await, [old, new]);
     assert_eq!(ids(None, Some("c@v1"), 1).await, [other]);
     assert_eq!(ids(Some("other"), Some("a@v1"), 0).await, []);
+}
+
+/// Of intervals that end at or before an instant; with a season those that begin as it does.
+pub async fn what_was_recorded_is_found_by_interval_and_season(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    let c = view("c@v1");
+    let nulls = |nulls| IndexMap::from([("x".to_owned(), ColumnProfile { nulls, ..ColumnProfile::default() })]);
+    let mut snapshots = Vec::new();
+    for number in 0..9 {
+        let run = world.admitted("other", number).await;
+        let claim = world.claim_publish(run).await;
+        let intent = world.take(&claim).await;
+        let mut record = World::record(SnapshotId::generate(), &intent);
+        record.views[&c].profile = serde_json::to_value(nulls(number as u64)).unwrap();
+        snapshots.push(record.snapshot);
+        world.store.record(claim.token, record, day(20)).await.unwrap();
+    }
+    let find = async |before, season, limit| {
+        let found = world.store.recorded(&c, before, season, limit).await.unwrap();
+        found.iter().map(|recorded| recorded.interval).collect::<Vec<_>>()
+    };
+    assert_eq!(find(day(3), None, 2).await, [interval(2), interval(1)]);
+    assert_eq!(find(day(8), Some(Season::Weekday), 9).await, [interval(1)], "the same day one week before");
+    assert_eq!(find(day(2), Some(Season::Hour), 9).await, [interval(1), interval(0)]);
+    assert_eq!(find(day(2) + TimeDelta::hours(1), Some(Season::Hour), 9).await, []);
+    assert_eq!(find(day(9), Some(Season::WeekdayHour), 9).await, [interval(2)]);
+    assert_eq!(world.store.recorded(&view("nowhere@v1"), day(9), None, 9).await.unwrap(), []);
+
+    let third = world.store.recorded_in(snapshots[3], &c).await.unwrap();
+    assert_eq!((third.interval, third.snapshot, third.rows, &third.profile), (interval(3), snapshots[3], 7, &nulls(3)));
+    assert_eq!(world.store.recorded(&c, day(4), None, 1).await.unwrap(), [third]);
+    let missing = world.store.recorded_in(snapshots[3], &view("a@v1")).await;
+    assert!(matches!(missing, Err(StoreError::NotFound { .. })), "{missing:?}");
 }
 
 /// With end ≤ the bound; one that was computed again stands there once, as computed last.

@@ -1,0 +1,342 @@
+//! Checks as authors write them.
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+use crate::definitions::read::{
+    At, Field, Read, Sql, check_keys, described, key_name, missing, nearest, one_key, record, scalar, schema_of, words,
+};
+use crate::definitions::yaml::{Node, Value};
+use crate::diagnostics::{Diagnostic, ids};
+use crate::model::{Direction, DriftMeasure, Season, Severity};
+
+one_key! {
+    /// A rule over staged rows.
+    CheckFile "check" {
+        /// No null in any of the columns.
+        NotNull = "not_null": ColumnsCheck,
+        /// No two rows with equal values in all of the columns.
+        Unique = "unique": ColumnsCheck,
+        /// Every value that is not null lies between `min` and `max`.
+        Range = "range": RangeCheck,
+        /// Every value that is not null is one of `values`.
+        AcceptedValues = "accepted_values": ValuesCheck,
+        /// Every text that is not null matches `pattern`.
+        Regex = "regex": PatternCheck,
+        /// Every text that is not null has between `min` and `max` characters.
+        Length = "length": LengthCheck,
+        /// A condition is false for no row.
+        Expression = "expression": ExpressionCheck,
+        /// The share of nulls in a column.
+        NullRate = "null_rate": BoundsCheck,
+        /// How many different values a column has, estimated within about 2 %.
+        DistinctCount = "distinct_count": BoundsCheck,
+        /// The mean of a numeric column.
+        Mean = "mean": BoundsCheck,
+        /// The standard deviation of a numeric column.
+        Stddev = "stddev": BoundsCheck,
+        /// The sum of a numeric column.
+        Sum = "sum": BoundsCheck,
+        /// The share of true in a boolean column.
+        TrueRatio = "true_ratio": BoundsCheck,
+        /// The value below which a share of a numeric column's values lies, estimated within about 1 % of rank.
+        Quantile = "quantile": QuantileCheck,
+        /// A number that is odd among those of earlier intervals.
+        Anomaly = "anomaly": AnomalyCheck,
+        /// A number that only grows, or only shrinks, from interval to interval.
+        Monotonic = "monotonic": MonotonicCheck,
+        /// Values that are spread otherwise than they were.
+        Drift = "drift": DriftCheck,
+        /// The number of rows of an interval.
+        RowCount = "row_count": RowCountCheck,
+        /// A query that returns the offending rows.
+        Sql = "sql": SqlCheck,
+    }
+}
+
+record! {
+    /// A rule about several columns.
+    ColumnsCheck "check" {
+        /// Column names.
+        columns: required Vec<At<String>>,
+        /// A condition in SQL: only rows for which it is true are looked at.
+        r#where: optional Sql,
+        /// How many rows may break the rule all the same.
+        tolerate: optional ToleranceFile,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// A rule about the values of a numeric column.
+    RangeCheck "check" {
+        /// Column name.
+        column: required String,
+        /// Lowest allowed value.
+        min: optional f64,
+        /// Highest allowed value.
+        max: optional f64,
+        /// A condition in SQL: only rows for which it is true are looked at.
+        r#where: optional Sql,
+        /// How many rows may break the rule all the same.
+        tolerate: optional ToleranceFile,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// A rule about the values of a column.
+    ValuesCheck "check" {
+        /// Column name.
+        column: required String,
+        /// What is allowed.
+        values: required Vec<At<serde_json::Value>>,
+        /// A condition in SQL: only rows for which it is true are looked at.
+        r#where: optional Sql,
+        /// How many rows may break the rule all the same.
+        tolerate: optional ToleranceFile,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// A rule about the texts of a column.
+    PatternCheck "check" {
+        /// Column name, of type `string`.
+        column: required String,
+        /// A regular expression that must match somewhere in each text; tie it to the ends with `^` and `$`.
+        pattern: required String,
+        /// A condition in SQL: only rows for which it is true are looked at.
+        r#where: optional Sql,
+        /// How many rows may break the rule all the same.
+        tolerate: optional ToleranceFile,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// A rule about the lengths of texts, in characters.
+    LengthCheck "check" {
+        /// Column name, of type `string`.
+        column: required String,
+        /// At least so many characters.
+        min: optional u64,
+        /// At most so many characters.
+        max: optional u64,
+        /// A condition in SQL: only rows for which it is true are looked at.
+        r#where: optional Sql,
+        /// How many rows may break the rule all the same.
+        tolerate: optional ToleranceFile,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// A rule as a condition.
+    ExpressionCheck "check" {
+        /// A condition in SQL over the view's columns that is false for no row; null passes.
+        condition: required Sql,
+        /// A condition in SQL: only rows for which it is true are looked at.
+        r#where: optional Sql,
+        /// How many rows may break the rule all the same.
+        tolerate: optional ToleranceFile,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+one_key! {
+    /// How many rows may break a rule: a number or a share.
+    ToleranceFile "tolerance" {
+        /// At most so many rows.
+        Rows = "rows": u64,
+        /// At most this share of the rows looked at, from 0 to 1.
+        Ratio = "ratio": f64,
+    }
+}
+
+record! {
+    /// A rule about the number of rows.
+    RowCountCheck "check" {
+        /// At least.
+        min: optional u64,
+        /// At most.
+        max: optional u64,
+        /// Largest allowed share of change from the interval before, as in `0.5`.
+        max_change: optional f64,
+        /// Which interval before: the nearest one that begins on the same `weekday`, in the same `hour`, or both
+        /// (`weekday_hour`), in UTC; the nearest of all when left out.
+        same: optional Season,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// A rule as a query.
+    SqlCheck "check" {
+        /// Returns the offending rows; may name the view itself (the staged rows) and the sources that it reads.
+        query: required Sql,
+        /// How many rows may come back all the same.
+        tolerate: optional ToleranceFile,
+        /// Unique in its view; `sql` when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// A rule about one number of a column; skipped where no row has a value to take it from.
+    BoundsCheck "check" {
+        /// Column name.
+        column: required String,
+        /// Lowest allowed value.
+        min: optional f64,
+        /// Highest allowed value.
+        max: optional f64,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// A rule about a quantile of a numeric column.
+    QuantileCheck "check" {
+        /// Column name.
+        column: required String,
+        /// From 0 to 1: `0.5` is the median.
+        rank: required f64,
+        /// Lowest allowed value.
+        min: optional f64,
+        /// Highest allowed value.
+        max: optional f64,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// A rule that compares a number with those of earlier intervals, by its distance from their median in robust standard deviations.
+    AnomalyCheck "check" {
+        /// `row_count`, `null_rate`, `distinct_count`, `mean`, `stddev`, `sum`, `quantile` or `true_ratio`.
+        of: required MetricWord,
+        /// Column name; not for `row_count`.
+        column: optional String,
+        /// For `quantile`: which, from 0 to 1.
+        rank: optional f64,
+        /// How many earlier intervals count at most; 30 when left out.
+        last: optional u32,
+        /// How many of them there must be; 7 when left out. With fewer the check is skipped.
+        least: optional u32,
+        /// The largest distance that passes; 3.5 when left out.
+        threshold: optional f64,
+        /// Which intervals count: those that begin on the same `weekday`, in the same `hour`, or both (`weekday_hour`), in
+        /// UTC; all when left out.
+        same: optional Season,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// A rule that compares a number with that of the interval before.
+    MonotonicCheck "check" {
+        /// `row_count`, `null_rate`, `distinct_count`, `mean`, `stddev`, `sum`, `quantile` or `true_ratio`.
+        of: required MetricWord,
+        /// Column name; not for `row_count`.
+        column: optional String,
+        /// For `quantile`: which, from 0 to 1.
+        rank: optional f64,
+        /// `up` (default): never below; `down`: never above.
+        direction: optional Direction,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// A rule that compares the values of a column with those of earlier intervals or of one snapshot.
+    DriftCheck "check" {
+        /// Column name.
+        column: required String,
+        /// `psi` (default), `jensen_shannon`, `kolmogorov_smirnov` (numbers) or `chi_square` (categories).
+        measure: optional DriftMeasure,
+        /// The largest distance that passes: 0.25 for `psi`, 0.1 for the others when left out. Not for `chi_square`.
+        max: optional f64,
+        /// For `chi_square`: the smallest p-value that passes; 0.001 when left out.
+        min_p_value: optional f64,
+        /// How many earlier intervals together are the reference; 7 when left out.
+        last: optional u32,
+        /// The id of a snapshot that is the reference, instead of earlier intervals; pin it, so that it is kept.
+        snapshot: optional String,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+/// The word for a number of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::definitions) enum MetricWord {
+    RowCount,
+    NullRate,
+    DistinctCount,
+    Mean,
+    Stddev,
+    Sum,
+    Quantile,
+    TrueRatio,
+}
+
+words!(MetricWord, "a number of a run" {
+    "row_count" => Self::RowCount, "null_rate" => Self::NullRate, "distinct_count" => Self::DistinctCount,
+    "mean" => Self::Mean, "stddev" => Self::Stddev, "sum" => Self::Sum, "quantile" => Self::Quantile,
+    "true_ratio" => Self::TrueRatio,
+});
+words!(Severity, "a severity" { "block" => Self::Block, "warn" => Self::Warn, });
+words!(Season, "what intervals have in common" {
+    "weekday" => Self::Weekday, "hour" => Self::Hour, "weekday_hour" => Self::WeekdayHour,
+});
+words!(Direction, "a direction" { "up" => Self::Up, "down" => Self::Down, });
+words!(DriftMeasure, "a measure of drift" {
+    "psi" => Self::Psi, "jensen_shannon" => Self::JensenShannon, "kolmogorov_smirnov" => Self::KolmogorovSmirnov,
+    "chi_square" => Self::ChiSquare,
+});
+
+schema_of!(MetricWord, "metric", {
+    "enum": ["row_count", "null_rate", "distinct_count", "mean", "stddev", "sum", "quantile", "true_ratio"]
+});
+schema_of!(Severity, "severity", { "enum": ["block", "warn"] });
+schema_of!(Season, "season", { "enum": ["weekday", "hour", "weekday_hour"] });
+schema_of!(Direction, "direction", { "enum": ["up", "down"] });
+schema_of!(DriftMeasure, "drift_measure", { "enum": ["psi", "jensen_shannon", "kolmogorov_smirnov", "chi_square"] });

@@ -1,0 +1,277 @@
+//! Checks of feature views: what staged rows must be like.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::SqlText;
+use crate::diagnostics::Origin;
+use crate::ids::SnapshotId;
+
+/// A rule over staged rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// Unique in its view: the author's, or made from the rule, as in `range(avg_dep_delay_7d)`.
+    pub name: String,
+    /// What must hold.
+    pub rule: Rule,
+    /// What happens when it does not.
+    pub severity: Severity,
+    /// A condition over the view's columns: only rows for which it is true are looked at. For rules about rows.
+    #[serde(default, rename = "where", skip_serializing_if = "Option::is_none")]
+    pub filter: Option<SqlText>,
+    /// How many rows may break the rule all the same; none when absent. For rules about rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tolerance: Option<Tolerance>,
+    /// Where it is defined.
+    #[serde(skip)]
+    pub origin: Origin,
+}
+
+impl Check {
+    /// A check that blocks, of all rows, and tolerates nothing.
+    pub fn new(name: impl Into<String>, rule: Rule) -> Self {
+        let severity = Severity::default();
+        Self { name: name.into(), rule, severity, filter: None, tolerance: None, origin: Origin::default() }
+    }
+}
+
+/// How many rows may break a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tolerance {
+    /// So many.
+    Rows(u64),
+    /// This share of those that were looked at, from 0 to 1.
+    Ratio(f64),
+}
+
+impl Tolerance {
+    /// Whether `failing` of `rows` rows are few enough.
+    pub fn covers(self, failing: u64, rows: u64) -> bool {
+        match self {
+            Self::Rows(most) => failing <= most,
+            // Compared without dividing, so that no rows at all are no question.
+            Self::Ratio(most) => failing as f64 <= most * rows as f64,
+        }
+    }
+}
+
+/// What happens when a check fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Nothing of the run is published.
+    #[default]
+    Block,
+    /// The run is published, and the failure is recorded.
+    Warn,
+}
+
+/// What a check demands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// No null in any of the columns.
+    NotNull {
+        /// Column names.
+        columns: Vec<String>,
+    },
+    /// No two rows with equal values in all of the columns (nulls are equal to each other here).
+    Unique {
+        /// Column names.
+        columns: Vec<String>,
+    },
+    /// Every non-null value lies in `[min, max]`; NaN never does.
+    Range {
+        /// A numeric column.
+        column: String,
+        /// Lowest allowed value.
+        min: Option<f64>,
+        /// Highest allowed value.
+        max: Option<f64>,
+    },
+    /// Every non-null value is one of these.
+    AcceptedValues {
+        /// A column of type string, boolean, integer or bigint.
+        column: String,
+        /// JSON scalars of the column's type.
+        values: Vec<serde_json::Value>,
+    },
+    /// Every non-null text has a match of the pattern somewhere in it.
+    Regex {
+        /// A column of type string.
+        column: String,
+        /// A regular expression in the syntax of the crate `regex`; `^` and `$` tie it to the ends.
+        pattern: String,
+    },
+    /// Every non-null text has so many characters.
+    Length {
+        /// A column of type string.
+        column: String,
+        /// At least.
+        min: Option<u64>,
+        /// At most.
+        max: Option<u64>,
+    },
+    /// No row for which the condition is false (as with SQL's CHECK constraints, one for which it is null passes).
+    Expression {
+        /// A condition over the view's columns.
+        condition: SqlText,
+    },
+    /// A number about the run's rows lies in `[min, max]`; skipped where there is no such number.
+    Bounds {
+        /// Which number.
+        metric: Metric,
+        /// Lowest allowed value.
+        min: Option<f64>,
+        /// Highest allowed value.
+        max: Option<f64>,
+    },
+    /// A number about the run's rows is not odd among those of earlier intervals.
+    Anomaly {
+        /// Which number.
+        metric: Metric,
+        /// How many earlier intervals count, at most.
+        last: u32,
+        /// How many of them must be known, else the check is skipped.
+        least: u32,
+        /// The largest robust z-score that passes.
+        threshold: f64,
+        /// Which of the earlier intervals count.
+        season: Option<Season>,
+    },
+    /// A number about the run's rows does not go back behind that of the nearest earlier interval.
+    Monotonic {
+        /// Which number.
+        metric: Metric,
+        /// Where it may go.
+        direction: Direction,
+    },
+    /// The values of a column are spread as they were.
+    Drift {
+        /// The column.
+        column: String,
+        /// How the distance is measured.
+        measure: DriftMeasure,
+        /// The largest distance that passes; for chi-square the smallest p-value.
+        limit: f64,
+        /// How many earlier intervals together are the reference, unless a snapshot is.
+        last: u32,
+        /// A snapshot that is the reference.
+        snapshot: Option<SnapshotId>,
+    },
+    /// The number of rows of the run's slice.
+    RowCount {
+        /// At least.
+        min: Option<u64>,
+        /// At most.
+        max: Option<u64>,
+        /// `|rows - before| / before` at most, where `before` is the nearest earlier recorded interval (of the season);
+        /// skipped when there is none or it was empty.
+        max_change: Option<f64>,
+        /// Which earlier intervals `max_change` may compare with; all when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        season: Option<Season>,
+    },
+    /// A query that returns the offending rows; the view's own name means the staged rows.
+    Sql {
+        /// The query.
+        query: SqlText,
+    },
+}
+
+/// A number about the rows of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// How many rows there are.
+    RowCount,
+    /// Share of rows that are null in the column.
+    NullRate(String),
+    /// How many different values the column has, estimated within about 2 %.
+    DistinctCount(String),
+    /// Mean of a numeric column's finite values.
+    Mean(String),
+    /// Standard deviation (of the sample) of a numeric column's finite values.
+    Stddev(String),
+    /// Sum of a numeric column's finite values.
+    Sum(String),
+    /// The value of a numeric column below which the share `rank` of its finite values lies, estimated within about 1 % of rank.
+    Quantile {
+        /// A numeric column.
+        column: String,
+        /// From 0 to 1.
+        rank: f64,
+    },
+    /// Share of a boolean column's values that are true.
+    TrueRatio(String),
+}
+
+impl Metric {
+    /// The column that it is about.
+    pub fn column(&self) -> Option<&str> {
+        match self {
+            Self::RowCount => None,
+            Self::NullRate(column)
+            | Self::DistinctCount(column)
+            | Self::Mean(column)
+            | Self::Stddev(column)
+            | Self::Sum(column)
+            | Self::TrueRatio(column)
+            | Self::Quantile { column, .. } => Some(column),
+        }
+    }
+}
+
+/// As it is said in messages: `mean of delay`.
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RowCount => f.write_str("number of rows"),
+            Self::NullRate(column) => write!(f, "share of nulls in {column}"),
+            Self::DistinctCount(column) => write!(f, "number of different values of {column}"),
+            Self::Mean(column) => write!(f, "mean of {column}"),
+            Self::Stddev(column) => write!(f, "standard deviation of {column}"),
+            Self::Sum(column) => write!(f, "sum of {column}"),
+            Self::Quantile { column, rank } => write!(f, "quantile {rank} of {column}"),
+            Self::TrueRatio(column) => write!(f, "share of true in {column}"),
+        }
+    }
+}
+
+/// Which earlier intervals are like one: those that begin on the same weekday, or in the same hour, in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Season {
+    /// The same day of the week.
+    Weekday,
+    /// The same hour of the day.
+    Hour,
+    /// Both.
+    WeekdayHour,
+}
+
+/// Where a number may go from run to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Never down.
+    Up,
+    /// Never up.
+    Down,
+}
+
+/// How far two sets of values are apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DriftMeasure {
+    /// The population stability index, from 0.
+    Psi,
+    /// The Jensen–Shannon distance, from 0 to 1.
+    JensenShannon,
+    /// The statistic of Kolmogorov and Smirnov, from 0 to 1; for numbers.
+    KolmogorovSmirnov,
+    /// The p-value of Pearson's chi-square test, from 1 down to 0; for categories.
+    ChiSquare,
+}
