@@ -141,10 +141,7 @@ mod tests {
         assert_eq!(robust_z(1.0, &[1.0, f64::NAN], 2), Err(Unjudged::TooFew { have: 1, need: 2 }));
         assert_eq!(robust_z(1.0, &[], 0), Err(Unjudged::TooFew { have: 0, need: 1 }));
         assert_eq!(robust_z(f64::INFINITY, &[1.0], 1), Err(Unjudged::NotFinite));
-        assert_eq!(
-            robust_z(1.0, &[1.0], 5).unwrap_err().to_string(),
-            "too few earlier values to judge by: 1 of 5"
-        );
+        assert_eq!(robust_z(1.0, &[1.0], 5).unwrap_err().to_string(), "too few earlier values to judge by: 1 of 5");
     }
 
     #[test]
