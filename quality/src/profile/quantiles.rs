@@ -24,7 +24,7 @@ const EXACT: u64 = 1 << 18;
 /// Of how many values one is looked at afterwards.
 const STRIDE: u64 = 16;
 
-/// By how much drawing one of [`STRIDE`] puts a rank off, at most, with 99 % confidence.
+/// By how much drawing one value of several puts a rank off, at most, with 99 % confidence.
 pub const DRAW_ERROR: f64 = 0.0064;
 
 /// How many points of each sketch are looked at when both are joined.
