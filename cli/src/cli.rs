@@ -91,6 +91,7 @@ commands! {
     Snapshots => snapshots,
     Status => status,
     Checks => checks,
+    Profile => profile,
     Online => online,
     Workers => workers,
     Pools => pools,

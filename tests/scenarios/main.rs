@@ -310,6 +310,22 @@ fn spoil(world: &World) {
 }
 
 #[test]
+fn the_profile_of_a_run_is_shown_and_compared() {
+    let mut world = World::applied();
+    world.run("profile carrier_delays");
+    world.quietly("run flights_daily --interval 2013-01-08T07:15:00Z/2013-01-09T07:15:00Z");
+    world.quietly("run flights_daily --interval 2013-01-09T07:15:00Z/2013-01-10T07:15:00Z");
+    world.run("profile carrier_delays");
+    let snapshots = world.json("snapshots");
+    let first = snapshots[1]["id"].as_str().unwrap().to_owned();
+    world.run(&format!("profile carrier_delays --against {first}"));
+    world.run(&format!("profile carrier_delays --snapshot {first} --against {first}"));
+    world.run(&format!("profile airport_fleet --snapshot {first}"));
+    world.run("profile carrier_delay");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
 fn what_an_online_store_lost_is_found_and_brought_back() {
     let mut world = World::applied();
     world.quietly("run flights_daily --interval 2013-01-08T07:15:00Z/2013-01-09T07:15:00Z");

@@ -14,6 +14,7 @@ pub mod owners;
 pub mod plan;
 pub mod pools;
 pub mod preview;
+pub mod profile;
 pub mod queue;
 pub mod registry;
 pub mod run;

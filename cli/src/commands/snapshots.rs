@@ -127,7 +127,7 @@ pub fn list(snapshots: Vec<Snapshot>, context: &Context) -> anyhow::Result<()> {
     context.output.list(&reports)
 }
 
-async fn find(store: &dyn Store, asked: &str) -> anyhow::Result<Snapshot> {
+pub(super) async fn find(store: &dyn Store, asked: &str) -> anyhow::Result<Snapshot> {
     if let Ok(id) = asked.parse::<SnapshotId>() {
         return Ok(store.snapshot(id).await?);
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use tidegate_registry::profile::{ColumnProfile, ProfileKind};
+use tidegate_registry::text;
 
 use super::NotComparable;
 use super::cumulative::Cumulative;
@@ -167,7 +168,8 @@ fn by_size(reference: &ColumnProfile, current: &ColumnProfile) -> Shares {
             last.2 = (last.2.0 + rest.2.0, last.2.1 + rest.2.1);
         }
     }
-    let shown = |first: i16, last: i16| {
+    let number = |value| shown(reference.kind, value);
+    let told = |first: i16, last: i16| {
         let (low, high) =
             (number_bin_edges(first).map(|edges| edges.start), number_bin_edges(last).map(|edges| edges.end));
         if first == 0 && last == 0 {
@@ -175,10 +177,11 @@ fn by_size(reference: &ColumnProfile, current: &ColumnProfile) -> Shares {
         }
         format!("{} to {}", low.map_or_else(String::new, number), high.map_or_else(String::new, number))
     };
-    of_counts(Basis::Sizes, groups.into_iter().map(|(first, last, counts)| (shown(first, last), counts)).collect())
+    of_counts(Basis::Sizes, groups.into_iter().map(|(first, last, counts)| (told(first, last), counts)).collect())
 }
 
 fn by_tenths(reference: &ColumnProfile, current: &ColumnProfile) -> Result<Shares, NotComparable> {
+    let number = |value| shown(reference.kind, value);
     let (f, g) = (Cumulative::of(reference)?, Cumulative::of(current)?);
     let mut edges: Vec<f64> = (1..10).filter_map(|tenth| reference.quantile(f64::from(tenth) / 10.0)).collect();
     edges.dedup();
@@ -202,8 +205,13 @@ fn by_tenths(reference: &ColumnProfile, current: &ColumnProfile) -> Result<Share
     Ok(Shares { basis: Basis::Tenths, bins, reference_rows, current_rows })
 }
 
-fn number(value: f64) -> String {
-    let mut text = Vec::new();
-    tidegate_registry::text::write_float(value, &mut text);
-    String::from_utf8_lossy(&text).into_owned()
+/// A number as the values that it stands for: days and instants are counted.
+fn shown(kind: ProfileKind, value: f64) -> String {
+    let mut out = Vec::new();
+    match kind {
+        ProfileKind::Date => text::write_date(value.floor() as i64, &mut out),
+        ProfileKind::Instant => text::write_instant(value.floor() as i64, 1_000_000, &mut out),
+        _ => text::write_float(value, &mut out),
+    }
+    String::from_utf8_lossy(&out).into_owned()
 }

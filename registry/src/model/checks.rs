@@ -105,6 +105,13 @@ pub enum Rule {
         /// A regular expression in the syntax of the crate `regex`; `^` and `$` tie it to the ends.
         pattern: String,
     },
+    /// Every non-null text has this format.
+    Format {
+        /// A column of type string.
+        column: String,
+        /// Which.
+        format: TextFormat,
+    },
     /// Every non-null text has so many characters.
     Length {
         /// A column of type string.
@@ -250,6 +257,32 @@ pub enum Season {
     Hour,
     /// Both.
     WeekdayHour,
+}
+
+/// A format of texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TextFormat {
+    /// 32 hexadecimal digits with hyphens, as in RFC 9562.
+    Uuid,
+    /// What HTML takes for an e-mail address.
+    Email,
+    /// A day, as in `2013-01-08`.
+    IsoDate,
+    /// An instant with a zone, as in `2013-01-08T07:15:00Z`.
+    IsoTimestamp,
+}
+
+/// As it is written, without an article.
+impl fmt::Display for TextFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Uuid => "uuid",
+            Self::Email => "email",
+            Self::IsoDate => "iso_date",
+            Self::IsoTimestamp => "iso_timestamp",
+        })
+    }
 }
 
 /// Where a number may go from run to run.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, AsArray, BooleanArray};
+use datafusion::arrow::array::{AsArray, BooleanArray};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::DataType;
 use datafusion::arrow::record_batch::RecordBatch;
@@ -88,13 +88,7 @@ impl RowRule for Expression {
     }
 
     fn failing(&mut self, batch: &RecordBatch) -> Result<Failing, Unjudgeable> {
-        let holds = self.condition.evaluate(batch)?;
-        let mut failing = Failing::default();
-        if holds.true_count() + holds.null_count() < holds.len() {
-            let rows = holds.iter().enumerate().filter(|(_, holds)| *holds == Some(false));
-            rows.for_each(|(row, _)| failing.push(row));
-        }
-        Ok(failing)
+        Ok(Failing::where_false(&self.condition.evaluate(batch)?))
     }
 
     fn complaint(&self) -> String {

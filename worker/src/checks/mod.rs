@@ -72,6 +72,7 @@ impl CheckRunner {
                 Rule::Range { column, min, max } => Box::new(Range::new(column, *min, *max)),
                 Rule::AcceptedValues { column, values } => Box::new(AcceptedValues::new(column, values)),
                 Rule::Regex { column, pattern } => Box::new(texts::Matches::new(column, pattern)),
+                Rule::Format { column, format } => Box::new(texts::Formatted::new(column, *format)),
                 Rule::Length { column, min, max } => Box::new(texts::Length::new(column, *min, *max)),
                 Rule::Expression { condition } => {
                     Box::new(Expression::new(Condition::new(&condition.text, interval, state)))

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use datafusion::arrow::array::{Array, ArrayRef, AsArray};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, BooleanArray};
 use datafusion::arrow::buffer::NullBuffer;
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Float64Type, TimestampMicrosecondType};
@@ -45,6 +45,16 @@ pub(super) struct Failing {
 }
 
 impl Failing {
+    /// The rows for which `holds` is false; not those for which it is null.
+    pub(super) fn where_false(holds: &BooleanArray) -> Self {
+        let mut failing = Self::default();
+        if holds.true_count() + holds.null_count() < holds.len() {
+            let rows = holds.iter().enumerate().filter(|(_, holds)| *holds == Some(false));
+            rows.for_each(|(row, _)| failing.push(row));
+        }
+        failing
+    }
+
     pub(super) fn push(&mut self, row: usize) {
         self.count += 1;
         if self.first.len() < SAMPLES_MAX {

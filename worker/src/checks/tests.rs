@@ -8,7 +8,7 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::SessionConfig;
 use serde_json::json;
 use std::sync::Arc;
-use tidegate_registry::model::{ColumnType, Feature, Metric, SqlText};
+use tidegate_registry::model::{ColumnType, Feature, Metric, SqlText, TextFormat};
 
 use crate::session::new_context;
 
@@ -225,6 +225,21 @@ fn patterns_match_anywhere_unless_tied() {
     assert_eq!(said("-"), "r: failed: 2 of 4 rows have a text in t that does not match `-`");
     assert_eq!(said(".*"), "r: passed: none of 4 rows has a text in t that does not match `.*`");
     assert!(said("(").starts_with("r: error: could not be computed: "));
+}
+
+#[test]
+fn formats_are_those_of_their_standards() {
+    let said = |format, good: &str, bad: &str| {
+        let texts: ArrayRef = Arc::new(StringArray::from(vec![Some(good), None, Some(bad), Some("")]));
+        let view = view(&[("t", "string")], vec![check("f", Rule::Format { column: "t".into(), format })]);
+        lines(&[judge(&view, &[batch(&["A", "B", "C", "D"], &[("t", texts)])]).remove(3)]).remove(0)
+    };
+    let uuid = "01890a5d-ac96-774b-bcce-b302099a8057";
+    let found = |what: &str| format!("f: failed: 2 of 4 rows have a text in t that is not {what}");
+    assert_eq!(said(TextFormat::Uuid, uuid, &uuid[1..]), found("a UUID"));
+    assert_eq!(said(TextFormat::Email, "ana@example.com", "ana@"), found("an e-mail address"));
+    assert_eq!(said(TextFormat::IsoDate, "2012-02-29", "2013-02-29"), found("a day"));
+    assert_eq!(said(TextFormat::IsoTimestamp, "2013-01-08T07:15:00Z", "2013-01-08"), found("an instant"));
 }
 
 #[test]

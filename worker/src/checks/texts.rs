@@ -4,6 +4,8 @@ use datafusion::arrow::array::AsArray;
 use datafusion::arrow::datatypes::DataType;
 use datafusion::arrow::record_batch::RecordBatch;
 use regex::Regex;
+use tidegate_quality::formats::Format;
+use tidegate_registry::model::TextFormat;
 
 use super::rows::{Failing, RowRule, Unjudgeable, column, recast};
 
@@ -50,6 +52,47 @@ impl RowRule for Matches {
 
     fn complaint(&self) -> String {
         format!("a text in {} that does not match `{}`", self.column[0], self.pattern)
+    }
+}
+
+/// Every text has a format.
+#[derive(Debug)]
+pub(super) struct Formatted {
+    column: [String; 1],
+    format: TextFormat,
+}
+
+impl Formatted {
+    pub(super) fn new(column: &str, format: TextFormat) -> Self {
+        Self { column: [column.to_owned()], format }
+    }
+}
+
+impl RowRule for Formatted {
+    fn columns(&self) -> &[String] {
+        &self.column
+    }
+
+    fn failing(&mut self, batch: &RecordBatch) -> Result<Failing, Unjudgeable> {
+        let format = match self.format {
+            TextFormat::Uuid => Format::Uuid,
+            TextFormat::Email => Format::Email,
+            TextFormat::IsoDate => Format::IsoDate,
+            TextFormat::IsoTimestamp => Format::IsoTimestamp,
+        };
+        let texts = column(batch, &self.column[0])?;
+        let matches = format.matches(texts).map_err(|error| Unjudgeable(error.to_string()))?;
+        Ok(Failing::where_false(&matches))
+    }
+
+    fn complaint(&self) -> String {
+        let what = match self.format {
+            TextFormat::Uuid => "a UUID",
+            TextFormat::Email => "an e-mail address",
+            TextFormat::IsoDate => "a day",
+            TextFormat::IsoTimestamp => "an instant",
+        };
+        format!("a text in {} that is not {what}", self.column[0])
     }
 }
 

@@ -79,6 +79,7 @@ impl<'a> Common<'a> {
             CheckFile::Range(check) => of_rows!(check),
             CheckFile::AcceptedValues(check) => of_rows!(check),
             CheckFile::Regex(check) => of_rows!(check),
+            CheckFile::Format(check) => of_rows!(check),
             CheckFile::Length(check) => of_rows!(check),
             CheckFile::Expression(check) => of_rows!(check),
             CheckFile::NullRate(check)
@@ -123,6 +124,7 @@ fn made_name(rule: &Rule) -> String {
         Rule::Range { column, .. } => format!("range({column})"),
         Rule::AcceptedValues { column, .. } => format!("accepted_values({column})"),
         Rule::Regex { column, .. } => format!("regex({column})"),
+        Rule::Format { column, format } => format!("{format}({column})"),
         Rule::Length { column, .. } => format!("length({column})"),
         Rule::Expression { .. } => "expression".to_owned(),
         Rule::Bounds { metric, .. } => metrics::made_name(metric),
@@ -181,6 +183,9 @@ fn rule(check: &At<CheckFile>, known: Option<Known<'_>>, out: &mut Vec<Diagnosti
         CheckFile::AcceptedValues(file) => accepted_values(file, known, out),
         CheckFile::RowCount(file) => row_count(file, &check.origin, out),
         CheckFile::Regex(file) => regex(file, known, out),
+        CheckFile::Format(file) => {
+            Some(Rule::Format { column: text_column("format", &file.column, known, out)?, format: file.is.value()? })
+        }
         CheckFile::Length(file) => length(file, &check.origin, known, out),
         CheckFile::NullRate(file) => metrics::bounds_of(file, MetricWord::NullRate, &check.origin, known, out),
         CheckFile::DistinctCount(file) => {

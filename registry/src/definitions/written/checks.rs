@@ -9,7 +9,7 @@ use crate::definitions::read::{
 };
 use crate::definitions::yaml::{Node, Value};
 use crate::diagnostics::{Diagnostic, ids};
-use crate::model::{Direction, DriftMeasure, Season, Severity};
+use crate::model::{Direction, DriftMeasure, Season, Severity, TextFormat};
 
 one_key! {
     /// A rule over staged rows.
@@ -24,6 +24,8 @@ one_key! {
         AcceptedValues = "accepted_values": ValuesCheck,
         /// Every text that is not null matches `pattern`.
         Regex = "regex": PatternCheck,
+        /// Every text that is not null is a `uuid`, an `email`, an `iso_date` or an `iso_timestamp`.
+        Format = "format": FormatCheck,
         /// Every text that is not null has between `min` and `max` characters.
         Length = "length": LengthCheck,
         /// A condition is false for no row.
@@ -116,6 +118,24 @@ record! {
         column: required String,
         /// A regular expression that must match somewhere in each text; tie it to the ends with `^` and `$`.
         pattern: required String,
+        /// A condition in SQL: only rows for which it is true are looked at.
+        r#where: optional Sql,
+        /// How many rows may break the rule all the same.
+        tolerate: optional ToleranceFile,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// A rule about what the texts of a column are.
+    FormatCheck "check" {
+        /// Column name, of type `string`.
+        column: required String,
+        /// `uuid`, `email`, `iso_date` (`2013-01-08`) or `iso_timestamp` (`2013-01-08T07:15:00Z`).
+        is: required TextFormat,
         /// A condition in SQL: only rows for which it is true are looked at.
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
@@ -323,6 +343,9 @@ words!(MetricWord, "a number of a run" {
     "mean" => Self::Mean, "stddev" => Self::Stddev, "sum" => Self::Sum, "quantile" => Self::Quantile,
     "true_ratio" => Self::TrueRatio,
 });
+words!(TextFormat, "a format of texts" {
+    "uuid" => Self::Uuid, "email" => Self::Email, "iso_date" => Self::IsoDate, "iso_timestamp" => Self::IsoTimestamp,
+});
 words!(Severity, "a severity" { "block" => Self::Block, "warn" => Self::Warn, });
 words!(Season, "what intervals have in common" {
     "weekday" => Self::Weekday, "hour" => Self::Hour, "weekday_hour" => Self::WeekdayHour,
@@ -336,6 +359,7 @@ words!(DriftMeasure, "a measure of drift" {
 schema_of!(MetricWord, "metric", {
     "enum": ["row_count", "null_rate", "distinct_count", "mean", "stddev", "sum", "quantile", "true_ratio"]
 });
+schema_of!(TextFormat, "text_format", { "enum": ["uuid", "email", "iso_date", "iso_timestamp"] });
 schema_of!(Severity, "severity", { "enum": ["block", "warn"] });
 schema_of!(Season, "season", { "enum": ["weekday", "hour", "weekday_hour"] });
 schema_of!(Direction, "direction", { "enum": ["up", "down"] });
