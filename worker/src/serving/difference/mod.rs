@@ -11,6 +11,7 @@
 //! compared anew with the engine sorting both, which spills to disk.
 
 mod hashing;
+mod keys;
 mod merging;
 mod reading;
 #[cfg(test)]
@@ -112,7 +113,7 @@ async fn send_differences(
     let mut found = Differences::default();
     let mut gone_waiting = Vec::new();
     while before.is_some() || now.is_some() {
-        merge(before.as_mut(), now.as_mut());
+        merge(before.as_mut(), now.as_mut())?;
         if let Some(done) = before.take_if(|before| before.is_done()) {
             let gone = encode_keys(from.keys()?, &picked(&done.batch, &done.verdicts, Was::Alone)?)?;
             found.removed += gone.len() as u64;

@@ -5,7 +5,6 @@ use datafusion::arrow::array::{ArrayRef, AsArray};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::TimestampMicrosecondType;
 use datafusion::arrow::record_batch::RecordBatch;
-use datafusion::arrow::row::{OwnedRow, RowConverter, Rows, SortField};
 use futures::StreamExt;
 use tidegate_registry::time::Instant;
 use tokio::sync::mpsc;
@@ -15,9 +14,10 @@ use super::super::Serving;
 use super::super::content::Content;
 use super::Unfit;
 use super::hashing::hash_rows;
+use super::keys::{KeyMaker, Keys, LastKey};
 use super::merging::Batch;
 pub(super) use crate::serving::content::Order;
-use crate::types::{EVENT_TIMESTAMP, arrow_type, timestamp};
+use crate::types::{EVENT_TIMESTAMP, timestamp};
 
 /// Batches that are prepared ahead.
 const BATCHES_AHEAD: usize = 4;
@@ -63,15 +63,14 @@ impl Reading {
 struct Preparing {
     content: Content,
     order: Order,
-    converter: RowConverter,
-    last: Option<OwnedRow>,
+    maker: KeyMaker,
+    last: Option<LastKey>,
 }
 
 impl Preparing {
     fn new(content: Content, order: Order) -> Result<Self> {
-        let fields = content.keys()?.iter().map(|key| SortField::new(arrow_type(&key.kind))).collect();
-        let converter = RowConverter::new(fields).context("comparing keys")?;
-        Ok(Self { content, order, converter, last: None })
+        let maker = KeyMaker::new(content.keys()?)?;
+        Ok(Self { content, order, maker, last: None })
     }
 
     fn prepare(&mut self, batch: RecordBatch) -> Result<Batch> {
@@ -81,22 +80,14 @@ impl Preparing {
         Ok(Batch::new(batch, keys, hashes))
     }
 
-    fn keys(&self, batch: &RecordBatch) -> Result<Rows> {
-        // Always of the declared types: keys of different types must not be compared byte by byte.
-        let keys = self
-            .content
-            .keys()?
-            .iter()
-            .map(|key| cast(&named(batch, &key.name)?, &arrow_type(&key.kind)).context("comparing keys"));
-        let keys = keys.collect::<Result<Vec<_>>>()?;
-        self.converter.convert_columns(&keys).context("comparing keys")
+    fn keys(&self, batch: &RecordBatch) -> Result<Keys> {
+        let columns = self.content.keys()?.iter().map(|key| named(batch, &key.name));
+        self.maker.keys(&columns.collect::<Result<Vec<_>>>()?)
     }
 
-    fn require_order(&mut self, keys: &Rows) -> Result<()> {
-        let follows = self.last.as_ref().is_none_or(|last| last.row() < keys.row(0));
-        let ascends = (1..keys.num_rows()).all(|row| keys.row(row - 1) < keys.row(row));
-        if follows && ascends {
-            self.last = Some(keys.row(keys.num_rows() - 1).owned());
+    fn require_order(&mut self, keys: &Keys) -> Result<()> {
+        if keys.ascend_from(self.last.as_ref()) {
+            self.last = keys.last();
             return Ok(());
         }
         match self.order {

@@ -5,33 +5,43 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{AsArray, Int64Array, RecordBatch, UInt32Array};
-use datafusion::arrow::compute::take_record_batch;
-use datafusion::arrow::datatypes::{DataType, Int64Type};
-use datafusion::arrow::row::{RowConverter, SortField};
+use datafusion::arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, UInt32Array, new_null_array};
+use datafusion::arrow::compute::{cast, take_record_batch};
+use datafusion::arrow::datatypes::Int64Type;
 use deltalake::parquet::arrow::ArrowWriter;
 use deltalake::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use deltalake::parquet::arrow::arrow_writer::ArrowWriterOptions;
 use deltalake::parquet::file::metadata::KeyValue;
 use deltalake::parquet::file::properties::{EnabledStatistics, WriterProperties};
 use proptest::prelude::*;
+use tidegate_registry::model::{ColumnType, Key};
 use tidegate_registry::run::RunState;
 use tidegate_registry::store::Store;
 use tokio_util::sync::CancellationToken;
 
 use super::super::tests::{NOW, STOCK, STOCK_ROWS, serving, view};
+use super::keys::KeyMaker;
 use super::merging::Batch;
 use super::*;
 use crate::tests::{World, at, features};
+use crate::types::arrow_type;
+
+/// Keys of a type, in the order of the numbers that they are made of.
+fn written(kind: &ColumnType, keys: impl Iterator<Item = i64>) -> ArrayRef {
+    match kind {
+        ColumnType::String => Arc::new(keys.map(|key| Some(format!("{:03}", key + 100))).collect::<StringArray>()),
+        _ => cast(&keys.map(Some).collect::<Int64Array>(), &arrow_type(kind)).unwrap(),
+    }
+}
 
 /// Entities and hashes of what they have, in batches of `size`.
-fn batches(rows: &BTreeMap<i64, u64>, size: usize) -> Vec<Batch> {
-    let converter = RowConverter::new(vec![SortField::new(DataType::Int64)]).unwrap();
+fn batches(rows: &BTreeMap<i64, u64>, size: usize, kind: &ColumnType) -> Vec<Batch> {
+    let maker = KeyMaker::new(&[Key { name: "key".to_owned(), kind: kind.clone() }]).unwrap();
     let rows: Vec<_> = rows.iter().collect();
     let batches = rows.chunks(size).map(|rows| {
         let keys: Int64Array = rows.iter().map(|(key, _)| Some(**key)).collect();
         let batch = RecordBatch::try_from_iter([("key", Arc::new(keys) as _)]).unwrap();
-        let keys = converter.convert_columns(batch.columns()).unwrap();
+        let keys = maker.keys(&[written(kind, rows.iter().map(|(key, _)| **key))]).unwrap();
         Batch::new(batch, keys, rows.iter().map(|(_, hash)| **hash).collect())
     });
     batches.collect()
@@ -44,7 +54,7 @@ fn verdicts(old: Vec<Batch>, new: Vec<Batch>) -> [Vec<(i64, Was)>; 2] {
     let mut found = [Vec::new(), Vec::new()];
     while at_hand.iter().any(Option::is_some) {
         let [old, new] = &mut at_hand;
-        merge(old.as_mut(), new.as_mut());
+        merge(old.as_mut(), new.as_mut()).unwrap();
         assert!(at_hand.iter().flatten().any(Batch::is_done), "every step finishes a batch");
         for side in 0..2 {
             if let Some(done) = at_hand[side].take_if(|batch| batch.is_done()) {
@@ -75,10 +85,37 @@ proptest! {
     #[test]
     fn merging_finds_what_is_alone_changed_and_the_same(
         old in rows(), new in rows(), old_size in 1..9_usize, new_size in 1..9_usize,
+        kind in prop_oneof![Just(ColumnType::String), Just(ColumnType::Bigint), Just(ColumnType::Integer)],
     ) {
-        let [before, now] = verdicts(batches(&old, old_size), batches(&new, new_size));
+        let [before, now] = verdicts(batches(&old, old_size, &kind), batches(&new, new_size, &kind));
         prop_assert_eq!(before, defined(&old, &new));
         prop_assert_eq!(now, defined(&new, &old));
+    }
+}
+
+#[test]
+fn keys_that_do_not_ascend_are_noticed() {
+    for kind in [ColumnType::String, ColumnType::Bigint, ColumnType::Integer] {
+        let maker = KeyMaker::new(&[Key { name: "key".to_owned(), kind: kind.clone() }]).unwrap();
+        let keys = |keys: &[i64]| maker.keys(&[written(&kind, keys.iter().copied())]).unwrap();
+        let last = keys(&[1, 4]).last();
+        for (numbers, ascend, follow) in [
+            (&[5, 6, 9][..], true, true),
+            (&[4, 5], true, false),
+            (&[2, 3], true, false),
+            (&[5, 5], false, false),
+            (&[6, 5], false, false),
+            (&[5], true, true),
+            (&[], true, true),
+        ] {
+            let keys = keys(numbers);
+            assert_eq!(
+                (keys.ascend_from(None), keys.ascend_from(last.as_ref())),
+                (ascend, follow),
+                "{kind} {numbers:?}"
+            );
+        }
+        assert!(maker.keys(&[new_null_array(&arrow_type(&kind), 1)]).is_err());
     }
 }
 
