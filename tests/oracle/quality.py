@@ -185,7 +185,7 @@ def check_pair(a: str, b: str, kind: str, reference: list, current: list, found:
 
 def check_number(value: float, history: list, found: dict):
     if len(history) < 3:
-        same(f"{value} in {history}", found.get("error"), f"{len(history)} earlier values are too few to judge by: 3 are needed")
+        same(f"{value} in {history}", found.get("error"), f"too few earlier values to judge by: {len(history)} of 3")
         return
     median = float(np.median(history))
     deviation = float(stats.median_abs_deviation(history, scale="normal"))
