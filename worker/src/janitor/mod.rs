@@ -147,19 +147,25 @@ impl Janitor {
     /// # Errors
     /// When the registry or the lake cannot be reached.
     pub async fn pass(&self, dry_run: bool) -> Result<Option<Report>> {
+        self.pass_until(dry_run, &CancellationToken::new()).await
+    }
+
+    /// [`Janitor::pass`] that leaves the rest undone when `stop` says so: wherever it is then, the next pass goes on, as
+    /// after its death.
+    async fn pass_until(&self, dry_run: bool, stop: &CancellationToken) -> Result<Option<Report>> {
         let Parts { store, owner, .. } = &self.parts;
         // A dry run changes nothing, so it may look beside another.
         if !dry_run && !store.duty_take(DUTY, owner, DUTY_LEASE).await.context("taking the janitor's duty")? {
             return Ok(None);
         }
-        let done = self.pass_on_duty(dry_run).await;
+        let done = self.pass_on_duty(dry_run, stop).await;
         if !dry_run {
             store.duty_release(DUTY, owner).await.context("letting go of the janitor's duty")?;
         }
         done.map(Some)
     }
 
-    async fn pass_on_duty(&self, dry_run: bool) -> Result<Report> {
+    async fn pass_on_duty(&self, dry_run: bool, stop: &CancellationToken) -> Result<Report> {
         let Parts { store, clock, lake, retention, owner, .. } = &self.parts;
         let views = store.known_views().await.context("listing the views")?;
         let (_, project) = store.project(None).await.context("reading the definitions")?;
@@ -178,15 +184,21 @@ impl Janitor {
             }
             let mut report = ViewReport::empty(view);
             let pretend: &[SnapshotId] = if dry_run { &expired } else { &[] };
-            if let Err(error) = self.view(&project, view, pretend, dry_run, now, &mut report).await {
-                tracing::warn!(view = %view, "The janitor left a view alone: {error:#}");
-                report.problem = Some(format!("{error:#}"));
+            let seen_to = self.view(&project, view, pretend, dry_run, now, &mut report);
+            match stop.run_until_cancelled(seen_to).await {
+                None => break,
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    tracing::warn!(view = %view, "The janitor left a view alone: {error:#}");
+                    report.problem = Some(format!("{error:#}"));
+                }
             }
             reports.push(report);
         }
         let mut rows = PrunedRows::default();
         if let Ok(age) = chrono::Duration::from_std(retention.log)
             && !dry_run
+            && !stop.is_cancelled()
         {
             rows = store.rows_prune(clock.now() - age).await.context("removing old rows")?;
             fail::fail_point!("janitor.rows");
@@ -306,7 +318,11 @@ impl Janitor {
     /// Passes again and again, `every` so often, until `cancel`. Trouble is logged and tried again.
     pub async fn run(&self, every: Duration, cancel: CancellationToken) {
         loop {
-            match self.pass(false).await {
+            match self.pass_until(false, &cancel).await {
+                Ok(_) if cancel.is_cancelled() => {
+                    tracing::debug!("The janitor stopped; the next one goes on.");
+                    return;
+                }
                 Ok(Some(report)) => tracing::info!(
                     expired = report.expired.len(),
                     files = report.views.iter().map(|view| view.removed.files).sum::<u64>(),

@@ -11,6 +11,7 @@ use tidegate_registry::ids::{RunId, SnapshotId, ViewId};
 use tidegate_registry::run::Run;
 use tidegate_registry::store::{LedgerEntry, Snapshot, Store as _};
 use tidegate_registry::time::FixedClock;
+use tokio_util::sync::CancellationToken;
 
 use super::compact::slice_rows;
 use super::{Janitor, JanitorParts, Need, Report};
@@ -296,4 +297,35 @@ async fn one_janitor_at_a_time() {
     world.store.duty_release(super::DUTY, "another").await.unwrap();
     assert!(janitor(&world, NOTHING).pass(false).await.unwrap().is_some());
     assert!(janitor(&world, NOTHING).pass(false).await.unwrap().is_some(), "it lets go when it is done");
+}
+
+/// Nobody waits for a pass over a thousand tables to stop a process.
+#[tokio::test]
+async fn one_that_is_stopped_leaves_the_rest_to_the_next() {
+    let world = World::new().await;
+    let mut newest = None;
+    for (interval, repeat) in [(1, 0), (2, 0), (2, 1)] {
+        newest = Some(world.succeed(interval, repeat).await);
+    }
+    let files = world.staged_files().await;
+    for milliseconds in [0, 0, 1, 2, 5, 10, 20, 40] {
+        let stop = CancellationToken::new();
+        if milliseconds == 0 {
+            stop.cancel();
+        }
+        let janitor = janitor(&world, NOTHING);
+        let stopping = async {
+            tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+            stop.cancel();
+        };
+        tokio::join!(janitor.run(Duration::from_secs(3_600), stop.clone()), stopping);
+        if milliseconds == 0 {
+            assert_eq!(world.staged_files().await, files, "it did not even begin");
+        }
+        assert!(world.store.duty_take(super::DUTY, "another", Duration::from_secs(60)).await.unwrap());
+        world.store.duty_release(super::DUTY, "another").await.unwrap();
+    }
+    clean(&world, NOTHING).await;
+    assert!(world.staged_files().await < files, "what the stopped ones left was removed");
+    assert_restorable(&world, &snapshot(&world, &newest.unwrap()).await).await;
 }
