@@ -32,7 +32,10 @@ fn mix_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
         DataType::Timestamp(TimeUnit::Microsecond, _) => {
             mix_numbers::<TimestampMicrosecondType>(column, hashes, |value| value as u64);
         }
-        DataType::Boolean => mix_each(column, hashes, |row| u64::from(column.as_boolean().value(row))),
+        DataType::Boolean => {
+            let flags = column.as_boolean();
+            mix_each(column, hashes, |row| u64::from(flags.value(row)));
+        }
         DataType::Utf8 => {
             let texts = column.as_string::<i32>();
             mix_each(column, hashes, |row| xxh3_64(texts.value(row).as_bytes()));
@@ -67,8 +70,13 @@ fn mix_numbers<T: ArrowPrimitiveType>(column: &ArrayRef, hashes: &mut [u64], bit
 }
 
 fn mix_each(column: &ArrayRef, hashes: &mut [u64], value: impl Fn(usize) -> u64) {
-    for (row, hash) in hashes.iter_mut().enumerate() {
-        *hash = if column.is_null(row) { mix_null(*hash) } else { mix(*hash, value(row)) };
+    match column.logical_nulls().filter(|nulls| nulls.null_count() > 0) {
+        None => hashes.iter_mut().enumerate().for_each(|(row, hash)| *hash = mix(*hash, value(row))),
+        Some(nulls) => {
+            for (row, hash) in hashes.iter_mut().enumerate() {
+                *hash = if nulls.is_null(row) { mix_null(*hash) } else { mix(*hash, value(row)) };
+            }
+        }
     }
 }
 
