@@ -7,7 +7,7 @@ from pathlib import Path
 
 NEEDED = [
     ".ci/run", "Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "benches", "cli", "dags", "docs", "infra", "registry",
-    "scheduler", "tests", "worker",
+    "quality", "scheduler", "tests", "worker",
 ]
 
 # File, what stands there, what is written instead, and what must be said about it.
