@@ -17,6 +17,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("regex", "{column: tailnum, pattern: '^N[0-9]{1,5}[A-Z]{0,2}$', tolerate: {ratio: 0.01}}"),
     ("format", "{column: contact, is: email}"),
     ("length", "{column: tailnum, min: 2, max: 6}"),
+    ("event_time", "{max_age: 7d, min_age: 0s}"),
     ("expression", "{condition: avg_dep_delay_7d <= worst_dep_delay_7d, where: flights_7d > 0}"),
     ("null_rate", "{column: avg_dep_delay_7d, max: 0.05}"),
     ("distinct_count", "{column: alliance, min: 2, max: 4}"),

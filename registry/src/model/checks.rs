@@ -1,6 +1,7 @@
 //! Checks of feature views: what staged rows must be like.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -120,6 +121,19 @@ pub enum Rule {
         min: Option<u64>,
         /// At most.
         max: Option<u64>,
+    },
+    /// Every non-null time is so old at an edge of the run's interval.
+    EventTime {
+        /// A column of type timestamp or date (whose days begin in UTC).
+        column: String,
+        /// What ages are measured at.
+        at: Edge,
+        /// At least so old.
+        #[serde(default, with = "super::secs_option", skip_serializing_if = "Option::is_none")]
+        min_age: Option<Duration>,
+        /// At most so old.
+        #[serde(default, with = "super::secs_option", skip_serializing_if = "Option::is_none")]
+        max_age: Option<Duration>,
     },
     /// No row for which the condition is false (as with SQL's CHECK constraints, one for which it is null passes).
     Expression {
@@ -257,6 +271,16 @@ pub enum Season {
     Hour,
     /// Both.
     WeekdayHour,
+}
+
+/// An edge of an interval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Edge {
+    /// Its first instant.
+    Start,
+    /// The first instant after it.
+    End,
 }
 
 /// A format of texts.

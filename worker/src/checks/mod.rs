@@ -18,6 +18,7 @@ mod profile;
 mod rows;
 mod sql;
 mod texts;
+mod times;
 mod unique;
 
 use datafusion::arrow::compute::filter_record_batch;
@@ -74,6 +75,9 @@ impl CheckRunner {
                 Rule::Regex { column, pattern } => Box::new(texts::Matches::new(column, pattern)),
                 Rule::Format { column, format } => Box::new(texts::Formatted::new(column, *format)),
                 Rule::Length { column, min, max } => Box::new(texts::Length::new(column, *min, *max)),
+                Rule::EventTime { column, at, min_age, max_age } => {
+                    Box::new(times::Aged::new(column, *at, *min_age, *max_age, interval))
+                }
                 Rule::Expression { condition } => {
                     Box::new(Expression::new(Condition::new(&condition.text, interval, state)))
                 }

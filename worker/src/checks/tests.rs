@@ -1,6 +1,6 @@
 use super::*;
 use datafusion::arrow::array::{
-    ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, StringArray, TimestampMicrosecondArray,
+    ArrayRef, BooleanArray, Date32Array, Float64Array, Int64Array, ListArray, StringArray, TimestampMicrosecondArray,
 };
 use datafusion::arrow::datatypes::Int64Type;
 use datafusion::datasource::MemTable;
@@ -10,7 +10,7 @@ use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use tidegate_registry::definitions::{LoadOptions, load_files};
-use tidegate_registry::model::{ColumnType, Feature, Metric, SqlText, TextFormat};
+use tidegate_registry::model::{ColumnType, Edge, Feature, Metric, SqlText, TextFormat};
 
 use crate::session::new_context;
 
@@ -251,6 +251,59 @@ fn lengths_count_characters() {
     assert_eq!(said(Some(2), None), "l: failed: 2 of 4 rows have a text in t that has fewer than 2 characters");
     assert_eq!(said(None, Some(3)), "l: failed: 1 of 4 rows has a text in t that has more than 3 characters");
     assert_eq!(said(None, Some(4)), "l: passed: none of 4 rows has a text in t that has more than 4 characters");
+}
+
+#[test]
+fn times_are_as_old_as_they_may_be_at_an_edge_of_the_interval() {
+    const HOUR: i64 = 3_600_000_000;
+    let hours = |hours: u64| Some(std::time::Duration::from_secs(hours * 3_600));
+    let said = |times: &[Option<i64>], at, min_age, max_age| {
+        let carriers: Vec<&str> = ["A", "B", "C", "D"][..times.len()].to_vec();
+        let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from(times.to_vec()).with_timezone("UTC"));
+        let rule = Rule::EventTime { column: "t".into(), at, min_age, max_age };
+        let view = view(&[("t", "timestamp")], vec![check("c", rule)]);
+        lines(&[judge(&view, &[batch(&carriers, &[("t", times)])]).remove(3)]).remove(0)
+    };
+    let times = [Some(END), Some(END - HOUR), Some(END - 25 * HOUR), None];
+    assert_eq!(
+        said(&times, Edge::End, hours(1), hours(24)),
+        "c: failed: 2 of 4 rows have t that is not 1h to 1d before the interval's end 2013-01-08T00:00:00Z"
+    );
+    assert_eq!(
+        said(&times, Edge::End, hours(0), hours(25)),
+        "c: passed: none of 4 rows has t that is not 0s to 25h before the interval's end 2013-01-08T00:00:00Z",
+    );
+    assert_eq!(
+        said(&[Some(END + 1), Some(END)], Edge::End, hours(0), None),
+        "c: failed: 1 of 2 rows has t after the interval's end 2013-01-08T00:00:00Z"
+    );
+    assert_eq!(
+        said(&times, Edge::Start, None, hours(0)),
+        "c: failed: 1 of 4 rows has t earlier than 0s before the interval's start 2013-01-07T00:00:00Z"
+    );
+    assert_eq!(
+        said(&times, Edge::End, hours(2), None),
+        "c: failed: 2 of 4 rows have t later than 2h before the interval's end 2013-01-08T00:00:00Z"
+    );
+    assert!(said(&[None, None], Edge::End, hours(2), None).starts_with("c: passed: none of 2 rows"));
+    assert_eq!(said(&[], Edge::End, hours(2), None), "c: passed: there are no rows");
+}
+
+#[test]
+fn days_begin_in_utc_and_only_times_have_an_age() {
+    let said = |name: &str, kind: &str, values: ArrayRef| {
+        let day = Some(std::time::Duration::from_secs(86_400));
+        let rule = Rule::EventTime { column: name.into(), at: Edge::End, min_age: None, max_age: day };
+        let view = view(&[(name, kind)], vec![check("c", rule)]);
+        lines(&[judge(&view, &[batch(&["A", "B"], &[(name, values)])]).remove(3)]).remove(0)
+    };
+    let days = Arc::new(Date32Array::from(vec![15_712, 15_711])); // 2013-01-07, and the day before
+    assert_eq!(
+        said("d", "date", days),
+        "c: failed: 1 of 2 rows has d earlier than 1d before the interval's end 2013-01-08T00:00:00Z"
+    );
+    let texts = Arc::new(StringArray::from(vec!["2013-01-07", "x"]));
+    assert_eq!(said("s", "string", texts), "c: error: could not be computed: column `s` is a string, not a time");
 }
 
 #[test]

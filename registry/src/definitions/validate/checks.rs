@@ -3,13 +3,18 @@
 mod metrics;
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use crate::definitions::read::{At, Field, Sql, nearest};
 use crate::definitions::written::{
-    CheckFile, LengthCheck, MetricWord, PatternCheck, RangeCheck, RowCountCheck, ToleranceFile, ValuesCheck, ViewFile,
+    CheckFile, EventTimeCheck, LengthCheck, MetricWord, PatternCheck, RangeCheck, RowCountCheck, ToleranceFile,
+    ValuesCheck, ViewFile,
 };
 use crate::diagnostics::{Diagnostic, Origin, ids};
-use crate::model::{Check, ColumnType, Rule, Severity, SqlText, Tolerance};
+use crate::model::{Check, ColumnType, Edge, Rule, Severity, SqlText, Tolerance};
+
+/// The column that every view has.
+const EVENT_TIMESTAMP: &str = "event_timestamp";
 
 type Columns = HashMap<String, Option<ColumnType>>;
 
@@ -81,6 +86,7 @@ impl<'a> Common<'a> {
             CheckFile::Regex(check) => of_rows!(check),
             CheckFile::Format(check) => of_rows!(check),
             CheckFile::Length(check) => of_rows!(check),
+            CheckFile::EventTime(check) => of_rows!(check),
             CheckFile::Expression(check) => of_rows!(check),
             CheckFile::NullRate(check)
             | CheckFile::DistinctCount(check)
@@ -126,6 +132,8 @@ fn made_name(rule: &Rule) -> String {
         Rule::Regex { column, .. } => format!("regex({column})"),
         Rule::Format { column, format } => format!("{format}({column})"),
         Rule::Length { column, .. } => format!("length({column})"),
+        Rule::EventTime { column, .. } if column == EVENT_TIMESTAMP => "event_time".to_owned(),
+        Rule::EventTime { column, .. } => format!("event_time({column})"),
         Rule::Expression { .. } => "expression".to_owned(),
         Rule::Bounds { metric, .. } => metrics::made_name(metric),
         Rule::Anomaly { metric, .. } => format!("anomaly({})", metrics::made_name(metric)),
@@ -150,7 +158,7 @@ struct Known<'a> {
 impl<'a> Known<'a> {
     fn check(self, column: &At<String>, out: &mut Vec<Diagnostic>) -> bool {
         let name = column.value.as_str();
-        if self.columns.contains_key(name) || self.keys.contains(&name) || name == "event_timestamp" {
+        if self.columns.contains_key(name) || self.keys.contains(&name) || name == EVENT_TIMESTAMP {
             return true;
         }
         let names = self.columns.keys().map(String::as_str).chain(self.keys.iter().copied());
@@ -199,6 +207,7 @@ fn rule(check: &At<CheckFile>, known: Option<Known<'_>>, out: &mut Vec<Diagnosti
         CheckFile::Anomaly(file) => metrics::anomaly(file, &check.origin, known, out),
         CheckFile::Monotonic(file) => metrics::monotonic(file, &check.origin, known, out),
         CheckFile::Drift(file) => metrics::drift(file, known, out),
+        CheckFile::EventTime(file) => event_time(file, &check.origin, known, out),
         CheckFile::Expression(file) => Some(Rule::Expression { condition: sql_text(&file.condition)? }),
         CheckFile::Sql(file) => Some(Rule::Sql { query: sql_text(&file.query)? }),
     }
@@ -312,6 +321,45 @@ fn length(file: &LengthCheck, origin: &Origin, known: Option<Known<'_>>, out: &m
     }
     let (min, max) = bounds(&file.min, &file.max, "no text can pass", out)?;
     Some(Rule::Length { column: column?, min, max })
+}
+
+fn event_time(
+    file: &EventTimeCheck,
+    origin: &Origin,
+    known: Option<Known<'_>>,
+    out: &mut Vec<Diagnostic>,
+) -> Option<Rule> {
+    if let (Some(column), Some(known)) = (file.column.get(), known) {
+        if !known.check(column, out) {
+            return None;
+        }
+        let is_time = |kind: &ColumnType| matches!(kind, ColumnType::Timestamp | ColumnType::Date);
+        if let Some(kind) = known.kind(&column.value).filter(|kind| !is_time(kind)) {
+            let title = format!("`event_time` cannot check a column of type `{kind}`");
+            out.push(bad(&column.origin, title, "use it on `timestamp` or `date`"));
+            return None;
+        }
+    }
+    if file.min_age.is_missing() && file.max_age.is_missing() {
+        out.push(bad(origin, "`event_time` has no bounds", "add `min_age:` or `max_age:`, or both"));
+        return None;
+    }
+    if let (Some(min), Some(max)) = (file.min_age.get(), file.max_age.get())
+        && min.value > max.value
+    {
+        out.push(
+            bad(&max.origin, "`max_age` is below `min_age`", "exchange them")
+                .with_label("no time can pass")
+                .with_related(min.origin.clone(), "at least this old"),
+        );
+        return None;
+    }
+    Some(Rule::EventTime {
+        column: file.column.value().unwrap_or_else(|| EVENT_TIMESTAMP.to_owned()),
+        at: file.at.value().unwrap_or(Edge::End),
+        min_age: file.min_age.value().map(Duration::from),
+        max_age: file.max_age.value().map(Duration::from),
+    })
 }
 
 fn accepted_values(file: &ValuesCheck, known: Option<Known<'_>>, out: &mut Vec<Diagnostic>) -> Option<Rule> {

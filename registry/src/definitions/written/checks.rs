@@ -7,9 +7,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use crate::definitions::read::{
     At, Field, Read, Sql, check_keys, described, key_name, missing, nearest, one_key, record, scalar, schema_of, words,
 };
+use crate::definitions::scalars::WrittenDuration;
 use crate::definitions::yaml::{Node, Value};
 use crate::diagnostics::{Diagnostic, ids};
-use crate::model::{Direction, DriftMeasure, Season, Severity, TextFormat};
+use crate::model::{Direction, DriftMeasure, Edge, Season, Severity, TextFormat};
 
 one_key! {
     /// A rule over staged rows.
@@ -28,6 +29,8 @@ one_key! {
         Format = "format": FormatCheck,
         /// Every text that is not null has between `min` and `max` characters.
         Length = "length": LengthCheck,
+        /// Every time that is not null is at least and at most so old when the interval ends, or begins.
+        EventTime = "event_time": EventTimeCheck,
         /// A condition is false for no row.
         Expression = "expression": ExpressionCheck,
         /// The share of nulls in a column.
@@ -156,6 +159,28 @@ record! {
         min: optional u64,
         /// At most so many characters.
         max: optional u64,
+        /// A condition in SQL: only rows for which it is true are looked at.
+        r#where: optional Sql,
+        /// How many rows may break the rule all the same.
+        tolerate: optional ToleranceFile,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// A rule about how old times are.
+    EventTimeCheck "check" {
+        /// Column name, of type `timestamp` or `date`; `event_timestamp` when left out.
+        column: optional String,
+        /// How old a time must be at least, as in `2h`; `0s` for none in the future.
+        min_age: optional WrittenDuration,
+        /// How old a time may be at most, as in `30d`.
+        max_age: optional WrittenDuration,
+        /// What ages are measured at: `interval_end` (default) or `interval_start`.
+        at: optional Edge,
         /// A condition in SQL: only rows for which it is true are looked at.
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
@@ -346,6 +371,7 @@ words!(MetricWord, "a number of a run" {
 words!(TextFormat, "a format of texts" {
     "uuid" => Self::Uuid, "email" => Self::Email, "iso_date" => Self::IsoDate, "iso_timestamp" => Self::IsoTimestamp,
 });
+words!(Edge, "an edge of the interval" { "interval_start" => Self::Start, "interval_end" => Self::End, });
 words!(Severity, "a severity" { "block" => Self::Block, "warn" => Self::Warn, });
 words!(Season, "what intervals have in common" {
     "weekday" => Self::Weekday, "hour" => Self::Hour, "weekday_hour" => Self::WeekdayHour,
@@ -360,6 +386,7 @@ schema_of!(MetricWord, "metric", {
     "enum": ["row_count", "null_rate", "distinct_count", "mean", "stddev", "sum", "quantile", "true_ratio"]
 });
 schema_of!(TextFormat, "text_format", { "enum": ["uuid", "email", "iso_date", "iso_timestamp"] });
+schema_of!(Edge, "edge", { "enum": ["interval_start", "interval_end"] });
 schema_of!(Severity, "severity", { "enum": ["block", "warn"] });
 schema_of!(Season, "season", { "enum": ["weekday", "hour", "weekday_hour"] });
 schema_of!(Direction, "direction", { "enum": ["up", "down"] });
