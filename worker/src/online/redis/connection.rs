@@ -31,6 +31,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// How often a question is put before its failure is the caller's.
 const TRIES: u32 = 3;
+/// How often a transaction is begun of which something changed meanwhile: that is another publication, every few seconds.
+const TRANSACTION_TRIES: u32 = 100;
 /// The pause before the second try; doubled for each further one.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often the library sends something after a slot that moves.
@@ -59,6 +61,8 @@ pub(super) struct Connections {
     location: RedisLocation,
     certificates: Option<TlsCertificates>,
     current: Mutex<Option<Arc<Connection>>>,
+    /// Connections that serve one transaction at a time, while nobody uses them.
+    idle: Mutex<Vec<MultiplexedConnection>>,
     opened: AtomicU64,
     answer_max: Duration,
 }
@@ -90,7 +94,8 @@ impl Connections {
         // Both providers of cryptography are compiled in, so one must be named; another's choice stands.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let opened = AtomicU64::new(0);
-        Ok(Self { location, certificates, current: Mutex::new(None), opened, answer_max: ANSWER_MAX })
+        let (current, idle) = (Mutex::default(), Mutex::default());
+        Ok(Self { location, certificates, current, idle, opened, answer_max: ANSWER_MAX })
     }
 
     #[cfg(test)]
@@ -112,17 +117,15 @@ impl Connections {
         if let Some(connection) = &*current {
             return Ok(Arc::clone(connection));
         }
-        let connection = tokio::time::timeout(3 * CONNECT_MAX, self.connect()).await.unwrap_or_else(|_| {
-            Err(OnlineError::Unavailable("Redis did not let us in in time: is its address right?".into()))
-        })?;
-        let connection = Arc::new(connection);
+        let connection = Arc::new(self.connect_in_time().await?);
         *current = Some(Arc::clone(&connection));
         Ok(connection)
     }
 
-    /// Lets go of the connection in use.
+    /// Lets go of the connections.
     pub(super) async fn close(&self) {
         self.current.lock().await.take();
+        self.idle.lock().await.clear();
     }
 
     async fn forget(&self, connection: &Connection) {
@@ -149,6 +152,72 @@ impl Connections {
         answers.into_iter().map(|answer| text(answer).map_err(strange)).collect()
     }
 
+    /// Runs `commands` in one step, if `check` lets pass what `question` answers and the key `watched`, which it asks, stays as
+    /// it is until then. For a single server only: a transaction of a cluster spans one slot.
+    ///
+    /// A script could do the same, but makes a value of Lua of every argument first: it keeps the one thread of Redis busy
+    /// twice as long.
+    pub(super) async fn transact(
+        &self,
+        doing: &'static str,
+        (watched, question): (&str, &Cmd),
+        check: impl Fn(Value) -> Result<()>,
+        commands: &Pipeline,
+    ) -> Result<()> {
+        let (mut pause, mut failed) = (PAUSE, 0);
+        for _ in 0..TRANSACTION_TRIES {
+            // What is watched belongs to a connection, so nobody else may use it meanwhile.
+            let idle = self.idle.lock().await.pop();
+            let mut connection = match idle {
+                Some(connection) => connection,
+                None => match self.connect_in_time().await?.way {
+                    Way::One(connection) => connection,
+                    Way::Cluster { .. } => return Err(strange("transactions are for single servers")),
+                },
+            };
+            let done = async {
+                let mut ask = Pipeline::with_capacity(2);
+                ask.cmd("WATCH").arg(watched).add_command(question.clone());
+                let answers = connection.send_packed_commands(&ask, 0, 2).await?;
+                let answers = answers.into_iter().map(Value::extract_error).collect::<RedisResult<Vec<_>>>()?;
+                if let Err(refused) = check(answers.into_iter().next_back().unwrap_or(Value::Nil)) {
+                    return Ok(Err(refused));
+                }
+                // What is answered to all others is in what is answered to the last.
+                let answer = connection.send_packed_commands(commands, commands.len() + 1, 1).await.map_err(cause)?;
+                match answer.into_iter().next().unwrap_or(Value::Nil).extract_error()? {
+                    Value::Array(answers) => {
+                        answers.into_iter().try_for_each(|answer| answer.extract_error().map(drop))?;
+                        Ok(Ok(true))
+                    }
+                    _ => Ok(Ok(false)),
+                }
+            };
+            let done: RedisResult<Result<bool>> = done.await;
+            match done {
+                Ok(Ok(true)) => {
+                    self.idle.lock().await.push(connection);
+                    return Ok(());
+                }
+                // Something else of the key changed meanwhile.
+                Ok(Ok(false)) => self.idle.lock().await.push(connection),
+                Ok(Err(refused)) => return Err(refused),
+                Err(error) => {
+                    failed += 1;
+                    if !spoils_connection(&error) || error.is_timeout() || failed >= TRIES {
+                        return Err(on(doing)(error));
+                    }
+                    // The others lead to the same server.
+                    self.idle.lock().await.clear();
+                    tracing::debug!("Asking Redis again on a fresh connection: {error}");
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+            }
+        }
+        Err(OnlineError::Unavailable("what is live changed with every try to change rows".into()))
+    }
+
     async fn ask(&self, doing: &'static str, question: Question<'_>) -> Result<Vec<Value>> {
         let mut pause = PAUSE;
         for attempt in 1.. {
@@ -170,6 +239,12 @@ impl Connections {
             pause *= 2;
         }
         unreachable!("the last try returns")
+    }
+
+    async fn connect_in_time(&self) -> Result<Connection> {
+        tokio::time::timeout(3 * CONNECT_MAX, self.connect()).await.unwrap_or_else(|_| {
+            Err(OnlineError::Unavailable("Redis did not let us in in time: is its address right?".into()))
+        })
     }
 
     async fn connect(&self) -> Result<Connection> {
@@ -329,6 +404,12 @@ impl Connection {
         };
         answers.into_iter().map(Value::extract_error).collect()
     }
+}
+
+/// Why a transaction was not run.
+fn cause(error: RedisError) -> RedisError {
+    let first = error.clone().into_server_errors().and_then(|errors| errors.first().cloned());
+    first.and_then(|(_, first)| Value::ServerError(first).extract_error().err()).unwrap_or(error)
 }
 
 fn not_understood(problem: String) -> RedisError {

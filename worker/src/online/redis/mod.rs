@@ -20,8 +20,8 @@
 //!   table's version, the definitions and the instant. So even when they land after the cut-over, nothing changes.
 //! * A generation that is being removed can be filled again only under another number. What a frozen writer leaves in it
 //!   is listed by itself before it is written, and [`OnlineStore::prune`] looks again for a day.
-//! * In place (`upsert`) every row carries the number that wrote it, and a script compares. What was removed in place
-//!   leaves its number beside it for a day.
+//! * In place (`upsert`) a single server refuses rows as soon as a later publication was begun; in a cluster every row
+//!   carries the number that wrote it, and a script compares: see `in_place`.
 //!
 //! # What Redis may lose
 //!
@@ -33,6 +33,7 @@ mod connection;
 mod errors;
 #[cfg(test)]
 mod faults;
+mod in_place;
 mod index;
 mod keys;
 mod rows;
@@ -189,22 +190,13 @@ impl RedisOnline {
     }
 
     async fn change(&self, view: &ViewId, generation: u64, publish_number: u64, changes: &Changes) -> Result<()> {
-        let mut late = 0;
         for added in changes.added.chunks(ROWS_PER_CHUNK) {
             let target = self.target(view, generation, added).await?;
             rows::list(target, added).await?;
-            late += rows::write_in_place(target, publish_number, added, &[]).await?;
+            in_place::write(target, publish_number, added, &[]).await?;
         }
         let target = self.target(view, generation, &changes.changed).await?;
-        late += rows::write_in_place(target, publish_number, &changes.changed, &changes.removed).await?;
-        if late > 0 {
-            return Err(OnlineError::Superseded {
-                view: view.clone(),
-                live: publish_number + 1,
-                asked: publish_number,
-            });
-        }
-        Ok(())
+        in_place::write(target, publish_number, &changes.changed, &changes.removed).await
     }
 
     /// Whether some rows of a generation that should have `rows` are there.

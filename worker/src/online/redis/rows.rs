@@ -1,4 +1,4 @@
-//! Rows in and out: pipelines of plain commands where nobody reads, scripts where somebody does.
+//! Rows into a generation that nobody reads yet, and rows out: pipelines of plain commands.
 
 use chrono::DateTime;
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -10,15 +10,13 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::connection::{Batch, Connections, Keyed};
 use super::errors::{on, strange};
 use super::keys::{EVENT_TIMESTAMP, EXPIRES_AT, Keys, encode_chunk, expiry_ms, instant_text};
-use super::scripts::{REPLACE, WRITE_ROWS};
+use super::scripts::REPLACE;
 use crate::online::{EncodedRow, Result};
 
 /// Rows of one pipeline.
-const ROWS_PER_PIPELINE: usize = 1_000;
+pub(super) const ROWS_PER_PIPELINE: usize = 1_000;
 /// Pipelines under way: with one connection, more gain nothing (measured).
-const PIPELINES_IN_FLIGHT: usize = 4;
-/// Rows of one script on a single server: other clients wait no longer than one of these takes.
-const ROWS_PER_SCRIPT: usize = 50;
+pub(super) const PIPELINES_IN_FLIGHT: usize = 4;
 
 /// Where rows go.
 #[derive(Clone, Copy)]
@@ -60,14 +58,7 @@ async fn write_pipeline(target: Target<'_>, rows: &[EncodedRow]) -> Result<()> {
     let mut expected: Vec<Option<(usize, i64)>> = Vec::with_capacity(rows.len());
     for (position, row) in rows.iter().enumerate() {
         let key = format!("{prefix}{}", row.entity_key);
-        let mut cmd = Cmd::with_capacity(2 * row.features.len() + 6, 32 * row.features.len() + 128);
-        cmd.arg("HSET").arg(&key).arg(EVENT_TIMESTAMP).arg(times.text(row.event_timestamp));
-        if let Some(expires_at) = row.expires_at {
-            cmd.arg(EXPIRES_AT).arg(instant_text(expires_at));
-        }
-        for (name, value) in &row.features {
-            cmd.arg(name).arg(value);
-        }
+        let cmd = set(&key, row, &mut times);
         let fields = 1 + i64::from(row.expires_at.is_some()) + row.features.len() as i64;
         batch.push(Keyed::new(&key, cmd));
         expected.push(Some((position, fields)));
@@ -88,25 +79,17 @@ async fn write_pipeline(target: Target<'_>, rows: &[EncodedRow]) -> Result<()> {
     replace(target, stood).await
 }
 
-async fn replace(target: Target<'_>, rows: impl Iterator<Item = &EncodedRow>) -> Result<()> {
-    let prefix = target.keys.row_prefix(target.view, target.generation);
-    let batch: Batch = rows
-        .map(|row| {
-            let key = format!("{prefix}{}", row.entity_key);
-            let mut cmd = redis::cmd("EVAL");
-            cmd.arg(REPLACE).arg(1).arg(&key).arg(target.ttl(row).unwrap_or(0));
-            row_fields(row, &mut cmd);
-            Keyed::new(&key, cmd)
-        })
-        .collect();
-    if batch.is_empty() {
-        return Ok(());
-    }
-    target.connections.all("writing to", &batch).await.map(drop)
+/// The command that sets the fields of a row.
+pub(super) fn set(key: &str, row: &EncodedRow, times: &mut Times) -> Cmd {
+    let mut cmd = Cmd::with_capacity(2 * row.features.len() + 6, 32 * row.features.len() + 128);
+    cmd.arg("HSET").arg(key);
+    fields(row, times, &mut cmd);
+    cmd
 }
 
-fn row_fields(row: &EncodedRow, cmd: &mut Cmd) {
-    cmd.arg(EVENT_TIMESTAMP).arg(instant_text(row.event_timestamp));
+/// The fields of a row.
+pub(super) fn fields(row: &EncodedRow, times: &mut Times, cmd: &mut Cmd) {
+    cmd.arg(EVENT_TIMESTAMP).arg(times.text(row.event_timestamp));
     if let Some(expires_at) = row.expires_at {
         cmd.arg(EXPIRES_AT).arg(instant_text(expires_at));
     }
@@ -115,62 +98,21 @@ fn row_fields(row: &EncodedRow, cmd: &mut Cmd) {
     }
 }
 
-/// Writes and removes rows that are read meanwhile, each whole, and only those that no later publication wrote; how many it
-/// had.
-pub(super) async fn write_in_place(
-    target: Target<'_>,
-    publish_number: u64,
-    rows: &[EncodedRow],
-    removed: &[String],
-) -> Result<u64> {
-    let per_script = if target.connections.is_cluster() { 1 } else { ROWS_PER_SCRIPT };
+async fn replace(target: Target<'_>, rows: impl Iterator<Item = &EncodedRow>) -> Result<()> {
     let prefix = target.keys.row_prefix(target.view, target.generation);
-    let script = |count: usize, first: &str, keys: &[String]| {
-        let mut cmd = redis::cmd("EVAL");
-        cmd.arg(WRITE_ROWS).arg(2 * count);
-        for key in keys {
-            cmd.arg(key).arg(target.keys.fence(key));
-        }
-        cmd.arg(publish_number).arg(target.generation);
-        (first.to_owned(), cmd)
-    };
-    let written = rows.chunks(per_script).map(|rows| {
-        let keys: Vec<String> = rows.iter().map(|row| format!("{prefix}{}", row.entity_key)).collect();
-        let (first, mut cmd) = script(rows.len(), &keys[0], &keys);
-        for row in rows {
-            cmd.arg(1 + usize::from(row.expires_at.is_some()) + row.features.len());
-            cmd.arg(target.ttl(row).unwrap_or(0));
-            row_fields(row, &mut cmd);
-        }
-        Keyed::new(&first, cmd)
-    });
-    let deleted = removed.chunks(per_script).map(|removed| {
-        let keys: Vec<String> = removed.iter().map(|entity| format!("{prefix}{entity}")).collect();
-        let (first, mut cmd) = script(removed.len(), &keys[0], &keys);
-        for _ in removed {
-            cmd.arg(0).arg(-1);
-        }
-        Keyed::new(&first, cmd)
-    });
-    let per_pipeline = (ROWS_PER_PIPELINE / per_script).max(1);
-    let mut commands = written.chain(deleted);
-    let batches = std::iter::from_fn(|| {
-        let batch: Batch = commands.by_ref().take(per_pipeline).collect();
-        (!batch.is_empty()).then_some(batch)
-    });
-    let answers: Vec<Vec<Value>> = stream::iter(batches)
-        .map(|batch| async move { target.connections.all("changing", &batch).await })
-        .buffer_unordered(PIPELINES_IN_FLIGHT)
-        .try_collect()
-        .await?;
-    let mut late = 0;
-    for answer in answers.into_iter().flatten() {
-        match answer {
-            Value::Int(count) => late += count.unsigned_abs(),
-            other => return Err(strange(format!("a script answered {other:?}"))),
-        }
+    let batch: Batch = rows
+        .map(|row| {
+            let key = format!("{prefix}{}", row.entity_key);
+            let mut cmd = redis::cmd("EVAL");
+            cmd.arg(REPLACE).arg(1).arg(&key).arg(target.ttl(row).unwrap_or(0));
+            fields(row, &mut Times::default(), &mut cmd);
+            Keyed::new(&key, cmd)
+        })
+        .collect();
+    if batch.is_empty() {
+        return Ok(());
     }
-    Ok(late)
+    target.connections.all("writing to", &batch).await.map(drop)
 }
 
 impl Target<'_> {
@@ -182,7 +124,7 @@ impl Target<'_> {
 }
 
 /// The text of an instant: rows of a view mostly have the same.
-struct Times {
+pub(super) struct Times {
     at: Instant,
     text: String,
 }

@@ -190,32 +190,22 @@ redis.call('HSET', live, view .. ':writer', number)
 return {'begun'}
 ";
 
-/// Writes whole rows in place. First the publish number and the generation; then per row the number of its fields, its
-/// expiry in ms (0 for never; -1 to delete the row), its fields. Keys: a row, its fence, and so on. Answers how many rows
-/// a later publication had written already.
+/// Writes a whole row in place: the publish number, the generation, the row's expiry in ms (0 for never; -1 to delete the
+/// row), its fields. Keys: the row, its fence. Answers 1 when a later publication wrote it already, else 0.
 ///
 /// A row that was never written in place has no number of its own: its generation's is meant.
-pub(super) const WRITE_ROWS: &str = r"
-local number, generation = ARGV[1], tonumber(ARGV[2])
-local mine, at, late = tonumber(number), 3, 0
-for i = 1, #KEYS, 2 do
-  local row, fence = KEYS[i], KEYS[i + 1]
-  local count, expires = tonumber(ARGV[at]), ARGV[at + 1]
-  local theirs = tonumber(redis.call('HGET', row, '_publish') or redis.call('GET', fence) or generation)
-  if theirs > mine then
-    late = late + 1
-  else
-    redis.call('DEL', row)
-    if expires == '-1' then
-      redis.call('SET', fence, number, 'EX', 86400)
-    else
-      redis.call('HSET', row, '_publish', number, unpack(ARGV, at + 2, at + 1 + 2 * count))
-      if expires ~= '0' then redis.call('PEXPIREAT', row, expires) end
-    end
-  end
-  at = at + 2 + 2 * count
+pub(super) const WRITE_ROW: &str = r"
+local row, fence, number, expires = KEYS[1], KEYS[2], ARGV[1], ARGV[3]
+local theirs = tonumber(redis.call('HGET', row, '_publish') or redis.call('GET', fence) or ARGV[2])
+if theirs > tonumber(number) then return 1 end
+redis.call('DEL', row)
+if expires == '-1' then
+  redis.call('SET', fence, number, 'EX', 86400)
+else
+  redis.call('HSET', row, '_publish', number, unpack(ARGV, 4))
+  if expires ~= '0' then redis.call('PEXPIREAT', row, expires) end
 end
-return late
+return 0
 ";
 
 /// Replaces a row whole: its expiry in ms (0 for never), then its fields.
