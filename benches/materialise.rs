@@ -34,6 +34,10 @@ use tidegate_worker::session::plan_query;
 use tidegate_worker::sources::Sources;
 use tidegate_worker::stage::{StageRequest, stage};
 
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const ROWS: usize = 5_000_000;
 const ENTITIES: u64 = 500_000;
 const ROUNDS: usize = 5;

@@ -35,6 +35,10 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const DAGS: usize = 20;
 const CHAIN: usize = 10;
 const INTERVALS: usize = 10;

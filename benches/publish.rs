@@ -43,6 +43,10 @@ use tidegate_worker::{Worker, WorkerOptions, WorkerParts};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const ENTITIES: usize = 1_000_000;
 const ROUNDS: u32 = 3;
 const MEMORY: u64 = 512 << 20;

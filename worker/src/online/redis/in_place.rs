@@ -48,20 +48,20 @@ async fn watched(target: Target<'_>, publish_number: u64, rows: &[EncodedRow], r
         let written = &rows[from.min(rows.len())..to.min(rows.len())];
         let beyond = |position: usize| position.saturating_sub(rows.len()).min(removed.len());
         let deleted = &removed[beyond(from)..beyond(to)];
-        let mut commands = Pipeline::with_capacity(2 * written.len() + deleted.len());
+        let mut commands = Pipeline::with_capacity(written.len() + 1);
         commands.atomic();
+        let keys: Vec<String> = written.iter().map(|row| format!("{prefix}{}", row.entity_key)).collect();
+        // Of rows that change too: fields that they no longer have must go.
+        commands
+            .cmd("DEL")
+            .arg(&keys)
+            .arg(deleted.iter().map(|entity| format!("{prefix}{entity}")).collect::<Vec<_>>());
         let mut times = Times::default();
-        for row in written {
-            let key = format!("{prefix}{}", row.entity_key);
-            // Fields that it no longer has must go.
-            commands.cmd("DEL").arg(&key);
-            commands.add_command(set(&key, row, &mut times));
+        for (key, row) in keys.iter().zip(written) {
+            commands.add_command(set(key, row, &mut times));
             if let Some(ms) = target.ttl(row) {
-                commands.cmd("PEXPIREAT").arg(&key).arg(ms);
+                commands.cmd("PEXPIREAT").arg(key).arg(ms);
             }
-        }
-        for entity in deleted {
-            commands.cmd("DEL").arg(format!("{prefix}{entity}"));
         }
         commands
     };

@@ -6,6 +6,7 @@
 //! about the length of the keys themselves (13 MB per million entities where the rows take 290). It serves to count, to
 //! verify that every row is still there, to remove, and to compare with the lake.
 
+use futures::stream::{self, StreamExt, TryStreamExt};
 use redis::Value;
 use tidegate_registry::ids::ViewId;
 use xxhash_rust::xxh3::xxh3_64;
@@ -16,6 +17,9 @@ use super::keys::{Keys, Listed, decode_chunk, text};
 use super::rows::{clock_ms, exist, sum_over};
 use super::scripts::{self, Entry};
 use crate::online::Result;
+
+/// Chunks that are counted at once, so that neither side waits for the other.
+const CHUNKS_IN_FLIGHT: usize = 2;
 
 /// The names of a generation's chunks, sorted.
 pub(super) async fn chunks(
@@ -56,25 +60,31 @@ pub(super) async fn chunk(
 /// How many of a generation's entities have their rows, each counted once; one that Redis dropped because it expired
 /// counts. Takes 8 bytes of memory per entity.
 pub(super) async fn count(connections: &Connections, keys: &Keys, view: &ViewId, generation: u64) -> Result<u64> {
-    let prefix = keys.row_prefix(view, generation);
-    let mut seen: Vec<u64> = Vec::new();
-    for name in chunks(connections, keys, view, generation).await? {
-        let listed = chunk(connections, keys, view, generation, &name).await?;
-        let rows: Vec<String> = listed.iter().map(|listed| format!("{prefix}{}", listed.entity_key)).collect();
-        if sum_over(connections, "counting rows of", "EXISTS", &rows).await? == rows.len() as u64 {
-            seen.extend(listed.iter().map(|listed| xxh3_64(listed.entity_key.as_bytes())));
-            continue;
-        }
-        let there = exist(connections, &rows).await?;
-        let now = clock_ms(connections).await?;
-        let counted = listed.iter().zip(there);
-        let counted =
-            counted.filter(|(listed, there)| *there || listed.expires_ms.is_some_and(|expires| expires <= now));
-        seen.extend(counted.map(|(listed, _)| xxh3_64(listed.entity_key.as_bytes())));
-    }
+    let names = chunks(connections, keys, view, generation).await?;
+    let mut seen: Vec<u64> = stream::iter(names)
+        .map(|name| async move { there(connections, keys, view, generation, &name).await })
+        .buffer_unordered(CHUNKS_IN_FLIGHT)
+        .try_concat()
+        .await?;
     seen.sort_unstable();
     seen.dedup();
     Ok(seen.len() as u64)
+}
+
+/// Hashes of the entities of a chunk that have their rows.
+async fn there(connections: &Connections, keys: &Keys, view: &ViewId, generation: u64, name: &str) -> Result<Vec<u64>> {
+    let prefix = keys.row_prefix(view, generation);
+    let listed = chunk(connections, keys, view, generation, name).await?;
+    let rows: Vec<String> = listed.iter().map(|listed| format!("{prefix}{}", listed.entity_key)).collect();
+    let hash = |listed: &Listed| xxh3_64(listed.entity_key.as_bytes());
+    if sum_over(connections, "counting rows of", "EXISTS", &rows).await? == rows.len() as u64 {
+        return Ok(listed.iter().map(hash).collect());
+    }
+    let there = exist(connections, &rows).await?;
+    let now = clock_ms(connections).await?;
+    let counted = listed.iter().zip(there);
+    let counted = counted.filter(|(listed, there)| *there || listed.expires_ms.is_some_and(|expires| expires <= now));
+    Ok(counted.map(|(listed, _)| hash(listed)).collect())
 }
 
 /// Deletes the rows of a generation chunk by chunk, as long as its state is one of `states`, and with that token when one
