@@ -287,6 +287,8 @@ impl NoOp {
             digest: "0".repeat(32),
             online_generation: None,
             profile: serde_json::Value::Null,
+            quarantined: 0,
+            quarantine_version: None,
         };
         let views = intent.views.iter().map(|(view, what)| (view.clone(), record_of(what.publish_number)));
         let record = Record {
@@ -303,7 +305,7 @@ impl NoOp {
 
 fn staged() -> StagedView {
     let (adds, checks) = (Vec::new(), Vec::new());
-    StagedView { adds, rows: 0, bytes: 0, digest: "0".repeat(32), checks, profile: IndexMap::new() }
+    StagedView { adds, rows: 0, bytes: 0, digest: "0".repeat(32), checks, profile: IndexMap::new(), quarantine: None }
 }
 
 const HEAD: &str = "owners: [{name: o, primary: o@example.com}]

@@ -100,6 +100,8 @@ pub struct ViewRebuild {
     pub delta_version: u64,
     /// The generation that is live online.
     pub online_generation: Option<u64>,
+    /// The version of the quarantine table; `None` when there is none.
+    pub quarantine_version: Option<u64>,
     /// Whether the table is another one than before: then no snapshot can give it back, and they no longer name it.
     pub table_lost: bool,
     /// Intervals that leave the ledger, whatever was found of them: the table does not hold them as one run made them.
@@ -126,6 +128,8 @@ pub struct FoundInterval {
     pub rows: u64,
     /// Digest of the slice.
     pub digest: String,
+    /// Rows that its run set aside, where the lake tells.
+    pub quarantined: u64,
 }
 
 /// A run as the lake tells of it.

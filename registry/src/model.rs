@@ -17,7 +17,9 @@ use crate::diagnostics::Origin;
 use crate::ids::{DagName, EntityName, OwnerName, PoolName, ProjectName, QueueName, SourceName, ViewId, ViewName};
 use crate::time::Instant;
 
-pub use self::checks::{Check, Direction, DriftMeasure, Edge, Metric, Rule, Season, Severity, TextFormat, Tolerance};
+pub use self::checks::{
+    Budget, Check, Direction, DriftMeasure, Edge, Metric, Rule, Season, Severity, TextFormat, Tolerance,
+};
 
 /// Everything a project defines.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

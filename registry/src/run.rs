@@ -24,6 +24,13 @@ pub enum Cause {
     Backfill(BackfillId),
     /// A person, `tidegate run`; numbered, so that one can be asked for again.
     Manual(u32),
+    /// A person who lets rows through that a run had set aside.
+    Readmit {
+        /// That run.
+        run: RunId,
+        /// The view whose rows they are.
+        view: ViewId,
+    },
 }
 
 impl fmt::Display for Cause {
@@ -32,6 +39,7 @@ impl fmt::Display for Cause {
             Self::Tick => f.pad("tick"),
             Self::Backfill(id) => f.pad(&format!("backfill {id}")),
             Self::Manual(number) => f.pad(&format!("manual {number}")),
+            Self::Readmit { run, view } => f.pad(&format!("readmit {run} {view}")),
         }
     }
 }
@@ -44,6 +52,11 @@ impl FromStr for Cause {
             None if text == "tick" => Ok(Self::Tick),
             Some(("backfill", id)) => id.parse().map(Self::Backfill).map_err(|_| unknown()),
             Some(("manual", number)) => number.parse().map(Self::Manual).map_err(|_| unknown()),
+            Some(("readmit", what)) => {
+                let (run, view) = what.split_once(' ').ok_or_else(unknown)?;
+                let run = run.parse().map_err(|_| unknown())?;
+                Ok(Self::Readmit { run, view: view.parse().map_err(|_| unknown())? })
+            }
             _ => Err(unknown()),
         }
     }
@@ -221,6 +234,30 @@ pub struct Run {
     pub finished_at: Option<Instant>,
     /// How often it was thrown back to step 1 because a pinned file had changed.
     pub restarts: u32,
+    /// Whose decision it is that it publishes although checks fail.
+    pub overriding: Option<Override>,
+}
+
+/// A person's decision that a run publishes although checks fail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Override {
+    /// The blocked run that was looked at.
+    pub of: RunId,
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+    /// When, in project time.
+    pub at: Instant,
+    /// The checks that may fail, by view. All others still block.
+    pub checks: IndexMap<ViewId, Vec<String>>,
+}
+
+impl Override {
+    /// Whether `check` of `view` may fail.
+    pub fn covers(&self, view: &ViewId, check: &str) -> bool {
+        self.checks.get(view).is_some_and(|checks| checks.iter().any(|name| name == check))
+    }
 }
 
 /// A task as stored.
@@ -317,6 +354,18 @@ pub struct StagedView {
     pub checks: Vec<CheckResult>,
     /// Per-column statistics, by column name.
     pub profile: IndexMap<String, ColumnProfile>,
+    /// What was set aside; `None` when nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<SetAside>,
+}
+
+/// Rows that were computed and are kept out of a view.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SetAside {
+    /// Delta `add` actions of the view's quarantine table, exactly as they will be committed.
+    pub adds: Vec<serde_json::Value>,
+    /// How many rows.
+    pub rows: u64,
 }
 
 states!(
@@ -324,6 +373,8 @@ states!(
     Verdict {
         /// It holds.
         Passed = "passed",
+        /// It holds for the rows that are staged: those that break it, few enough, were set aside.
+        Quarantined = "quarantined",
         /// It does not.
         Failed = "failed",
         /// It could not be judged (no history yet), with the reason.
@@ -352,12 +403,28 @@ pub struct CheckResult {
     /// Up to five of them, as JSON objects.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub samples: Vec<serde_json::Value>,
+    /// It does not hold, and a person has let the run through (see [`Override`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub overridden: bool,
 }
+
+/// How the names end of checks that hold for every view without being written.
+pub const OF_EVERY_VIEW: &str = " of every view";
 
 impl CheckResult {
     /// Whether it stops the run.
     pub fn blocks(&self) -> bool {
+        self.does_not_hold() && !self.overridden
+    }
+
+    /// Whether it would stop the run if nobody had let it through.
+    pub fn does_not_hold(&self) -> bool {
         self.severity == Severity::Block && matches!(self.verdict, Verdict::Failed | Verdict::Error)
+    }
+
+    /// Whether it holds for every view without being written: then nobody can let a run through that breaks it.
+    pub fn is_built_in(&self) -> bool {
+        self.check.ends_with(OF_EVERY_VIEW)
     }
 }
 

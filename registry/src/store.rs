@@ -286,6 +286,8 @@ pub struct ViewState {
     pub online_generation: Option<u64>,
     /// The newest published interval.
     pub newest: Option<Interval>,
+    /// The Delta version of the view's quarantine table last recorded; `None` while nothing was ever set aside.
+    pub quarantine_version: Option<u64>,
 }
 
 /// One published interval of a view.
@@ -333,6 +335,10 @@ pub struct ViewRecord {
     pub online_generation: Option<u64>,
     /// Per-column statistics.
     pub profile: serde_json::Value,
+    /// Rows that were set aside.
+    pub quarantined: u64,
+    /// The Delta version of the quarantine table that holds them; `None` when that table was not written.
+    pub quarantine_version: Option<u64>,
 }
 
 /// What was found out about the rows of one view and interval when they were recorded.
@@ -385,6 +391,8 @@ pub struct SnapshotView {
     pub digest: String,
     /// Generation made live by this snapshot.
     pub online_generation: Option<u64>,
+    /// Rows that its run set aside.
+    pub quarantined: u64,
 }
 
 /// One line that a task wrote.

@@ -108,7 +108,7 @@ CREATE TABLE runs (
     started_at     INTEGER,
     -- Null as long as something may still happen to the run.
     finished_at    INTEGER,
-    restarts       INTEGER NOT NULL DEFAULT 0, priority INTEGER NOT NULL DEFAULT 0,
+    restarts       INTEGER NOT NULL DEFAULT 0, priority INTEGER NOT NULL DEFAULT 0, overriding TEXT,
     UNIQUE (dag, interval_start, interval_end, views_key, cause, retry),
     UNIQUE (dag, interval_start, interval_end, revision)
 ) STRICT;
@@ -134,7 +134,7 @@ CREATE TABLE snapshot_views (
     rows              INTEGER NOT NULL,
     digest            TEXT NOT NULL,
     online_generation INTEGER,
-    profile           TEXT NOT NULL,
+    profile           TEXT NOT NULL, quarantined INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (snapshot, position)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX snapshot_views_by_view ON snapshot_views (view);
@@ -208,7 +208,7 @@ CREATE TABLE view_states (
     online_generation INTEGER,
     newest_start      INTEGER,
     newest_end        INTEGER
-) STRICT;
+, quarantine_version INTEGER) STRICT;
 CREATE INDEX view_states_publishing ON view_states (publishing) WHERE publishing IS NOT NULL;
 CREATE TABLE workers (
     owner    TEXT NOT NULL PRIMARY KEY,

@@ -25,7 +25,7 @@ enum Queue {
 impl Queue {
     fn of(run: &Run) -> Self {
         match run.cause {
-            Cause::Tick | Cause::Manual(_) => Self::Schedule,
+            Cause::Tick | Cause::Manual(_) | Cause::Readmit { .. } => Self::Schedule,
             Cause::Backfill(_) => Self::Backfill,
         }
     }

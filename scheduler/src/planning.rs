@@ -143,6 +143,7 @@ fn as_planned(new: NewRun, now: Instant) -> Run {
         started_at: None,
         finished_at: None,
         restarts: 0,
+        overriding: None,
     }
 }
 

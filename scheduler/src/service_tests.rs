@@ -110,6 +110,8 @@ impl World {
             digest: "0".repeat(32),
             online_generation: None,
             profile: serde_json::json!({}),
+            quarantined: 0,
+            quarantine_version: None,
         };
         let views = intent.views.iter().map(|(view, intent)| (view.clone(), record(intent.publish_number))).collect();
         let record =
@@ -130,6 +132,7 @@ fn staged() -> StagedView {
         digest: "0".repeat(32),
         checks: Vec::new(),
         profile: IndexMap::new(),
+        quarantine: None,
     }
 }
 

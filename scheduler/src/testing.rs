@@ -125,6 +125,7 @@ pub(crate) fn run(dag: &str, interval: Interval, views: &[&str], state: RunState
         started_at: None,
         finished_at: None,
         restarts: 0,
+        overriding: None,
     }
 }
 

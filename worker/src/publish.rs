@@ -202,6 +202,7 @@ async fn too_many_deletes(
         message: format!("{gone} of {total} published entities would vanish; at most a share of {limit} may"),
         failing_rows: if failed { gone } else { 0 },
         samples: Vec::new(),
+        overridden: false,
     }))
 }
 
@@ -270,6 +271,7 @@ fn note_of(claim: &Claim, run: &Run, id: &ViewId) -> Result<CommitNote> {
         fingerprint: run.view(id)?.fingerprint.clone(),
         rows: staged.rows,
         digest: staged.digest.clone(),
+        quarantined: staged.quarantine.as_ref().map_or(0, |quarantine| quarantine.rows),
     })
 }
 
@@ -364,6 +366,8 @@ fn record_of(
                 digest: staged.digest.clone(),
                 online_generation: generations.get(id).copied(),
                 profile: serde_json::to_value(&staged.profile).context("writing the profile")?,
+                quarantined: staged.quarantine.as_ref().map_or(0, |quarantine| quarantine.rows),
+                quarantine_version: None,
             },
         );
     }

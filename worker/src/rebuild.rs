@@ -277,6 +277,7 @@ fn commit_of(version: u64, entry: &LogEntry, log: &LogListing, runs: &mut BTreeM
         fingerprint: note.fingerprint.clone(),
         rows: note.rows,
         digest: note.digest.clone(),
+        quarantined: note.quarantined,
     };
     Some(Commit { found })
 }
@@ -508,6 +509,7 @@ async fn read_slice(parts: &RebuildParts, view: &FeatureView, head: u64, slice: 
             fingerprint: view.fingerprint.clone(),
             rows: count,
             digest: digest.digest().to_string(),
+            quarantined: 0,
         })
     };
     engine.run(work).await?

@@ -140,7 +140,7 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
     let (mut results, profile, rows) = checks.finish();
     if !writable {
         writer.abort().await.with_context(|| format!("dropping the staged files of `{}`", view.id))?;
-        return Ok(StagedView { adds: Vec::new(), rows, bytes: 0, digest, checks: results, profile });
+        return Ok(StagedView { adds: Vec::new(), rows, bytes: 0, digest, checks: results, profile, quarantine: None });
     }
     let mut adds = writer.close().await.with_context(|| format!("staging `{}`", view.id))?;
     fail::fail_point!("stage.written");
@@ -151,7 +151,7 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
     run_sql_checks(engine, request, view, &adds, rows, &mut results).await?;
     let bytes = adds.iter().filter_map(|add| u64::try_from(add.size).ok()).sum();
     let adds = adds.iter().map(serde_json::to_value).collect::<Result<_, _>>().context("describing staged files")?;
-    Ok(StagedView { adds, rows, bytes, digest, checks: results, profile })
+    Ok(StagedView { adds, rows, bytes, digest, checks: results, profile, quarantine: None })
 }
 
 /// What looks at every staged row.

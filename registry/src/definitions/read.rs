@@ -240,12 +240,20 @@ pub(super) fn check_keys<'a>(
                 format!("unknown key `{}` in {what}", key.name),
             )
             .with_label("not a key here");
-            diagnostic.help = suggestion(&key.name, known.iter().copied());
+            let elsewhere = elsewhere(what, &key.name).map(str::to_owned);
+            diagnostic.help = elsewhere.or_else(|| suggestion(&key.name, known.iter().copied()));
             out.push(diagnostic);
             meant.extend(nearest(&key.name, known.iter().copied()));
         }
     }
     Some(meant)
+}
+
+/// Why this `what` has no such key, when others have.
+fn elsewhere(what: &str, key: &str) -> Option<&'static str> {
+    let of_rows = "only checks that judge single rows can set rows aside (`not_null`, `range`, `accepted_values`, `regex`, \
+                   `format`, `length`, `event_time` and `expression`)";
+    ((what, key) == ("check", "on_fail")).then_some(of_rows)
 }
 
 /// Reports that `key` is missing from `node`.

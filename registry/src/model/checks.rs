@@ -24,6 +24,10 @@ pub struct Check {
     /// How many rows may break the rule all the same; none when absent. For rules about rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tolerance: Option<Tolerance>,
+    /// Rows that break the rule are set aside, as long as they are not more than this; the run stops for them when absent.
+    /// For rules that judge single rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<Budget>,
     /// Where it is defined.
     #[serde(skip)]
     pub origin: Origin,
@@ -33,7 +37,8 @@ impl Check {
     /// A check that blocks, of all rows, and tolerates nothing.
     pub fn new(name: impl Into<String>, rule: Rule) -> Self {
         let severity = Severity::default();
-        Self { name: name.into(), rule, severity, filter: None, tolerance: None, origin: Origin::default() }
+        let (filter, tolerance, quarantine) = (None, None, None);
+        Self { name: name.into(), rule, severity, filter, tolerance, quarantine, origin: Origin::default() }
     }
 }
 
@@ -55,6 +60,25 @@ impl Tolerance {
             // Compared without dividing, so that no rows at all are no question.
             Self::Ratio(most) => failing as f64 <= most * rows as f64,
         }
+    }
+}
+
+/// How many rows a check may set aside. All that is given must hold; at least one is.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Budget {
+    /// At most so many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rows: Option<u64>,
+    /// At most this share of all rows that were computed, from 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_ratio: Option<f64>,
+}
+
+impl Budget {
+    /// Whether `failing` of `rows` rows may be set aside.
+    pub fn covers(self, failing: u64, rows: u64) -> bool {
+        self.max_rows.is_none_or(|most| failing <= most)
+            && self.max_ratio.is_none_or(|most| Tolerance::Ratio(most).covers(failing, rows))
     }
 }
 

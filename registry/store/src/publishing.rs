@@ -20,7 +20,7 @@ use crate::{audit, snapshots};
 macro_rules! view_columns {
     () => {
         "SELECT view, publish_number, recorded_number, publishing, records, delta_version, online_generation, \
-         newest_start AS interval_start, newest_end AS interval_end FROM view_states"
+         quarantine_version, newest_start AS interval_start, newest_end AS interval_end FROM view_states"
     };
 }
 
@@ -57,6 +57,7 @@ fn view_from(row: &Row) -> Result<ViewRow> {
             delta_version: row.count("delta_version")?,
             online_generation: row.count_option("online_generation")?,
             newest,
+            quarantine_version: row.count_option("quarantine_version")?,
         },
         recorded_number: row.count("recorded_number")?,
     })
@@ -317,6 +318,7 @@ async fn views_record(tx: &mut Conn, run: &Run, record: &Record, states: &HashMa
             number_option(what.online_generation)?.into(),
             micros(newest.start()).into(),
             micros(newest.end()).into(),
+            number_option(what.quarantine_version)?.into(),
         ]);
     }
     for rows in ledger.chunks(VIEWS_WRITTEN_MAX) {
@@ -333,7 +335,8 @@ async fn views_record(tx: &mut Conn, run: &Run, record: &Record, states: &HashMa
         let mut update = Builder::new(
             "UPDATE view_states SET recorded_number = done.column2, records = records + 1, \
              delta_version = done.column3, online_generation = coalesce(done.column4, online_generation), \
-             newest_start = done.column5, newest_end = done.column6 FROM (VALUES ",
+             newest_start = done.column5, newest_end = done.column6, \
+             quarantine_version = coalesce(done.column7, quarantine_version) FROM (VALUES ",
         );
         update.push_rows(rows.iter().cloned()).push(") AS done WHERE view_states.view = done.column1");
         update.build().execute(&mut *tx).await.map_err(on("recording views"))?;

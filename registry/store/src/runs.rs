@@ -17,7 +17,8 @@ use crate::{audit, definitions, moves};
 macro_rules! run_fields {
     () => {
         "runs.id, runs.dag, runs.interval_start, runs.interval_end, runs.views, runs.cause, runs.definitions, \
-         runs.revision, runs.state, runs.reason, runs.created_at, runs.started_at, runs.finished_at, runs.restarts"
+         runs.revision, runs.state, runs.reason, runs.created_at, runs.started_at, runs.finished_at, runs.restarts, \
+         runs.overriding"
     };
 }
 pub(crate) use run_fields;
@@ -346,6 +347,7 @@ pub(crate) fn run_from(row: &Row) -> Result<Run> {
         started_at: row.instant_option("started_at")?,
         finished_at: row.instant_option("finished_at")?,
         restarts: row.count("restarts")?,
+        overriding: row.json_option("overriding")?,
     })
 }
 

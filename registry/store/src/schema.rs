@@ -48,6 +48,15 @@ pub(crate) const STEPS: &[Step] = &[
             postgres: include_str!("../migrations/postgres/0003_placement.sql"),
         },
     },
+    Step {
+        name: "0004_quarantine",
+        // Older programs would publish rows that are to be set aside, and do not know the verdict.
+        compatible_from: 4,
+        text: Sql {
+            sqlite: include_str!("../migrations/sqlite/0004_quarantine.sql"),
+            postgres: include_str!("../migrations/postgres/0004_quarantine.sql"),
+        },
+    },
 ];
 
 /// Brings the schema up to date and names a new registry. The caller holds the lock and commits.

@@ -60,12 +60,13 @@ pub(crate) async fn insert_in_tx(tx: &mut Conn, run: &Run, record: &Record, now:
             (&what.digest).into(),
             number_option(what.online_generation)?.into(),
             json(&what.profile)?.into(),
+            number(what.quarantined)?.into(),
         ]);
     }
     for rows in rows.chunks(VIEWS_MAX) {
         let mut insert = Builder::new(
             "INSERT INTO snapshot_views (snapshot, position, view, fingerprint, delta_version, publish_number, rows, \
-             digest, online_generation, profile) VALUES ",
+             digest, online_generation, profile, quarantined) VALUES ",
         );
         insert.push_rows(rows.iter().cloned());
         insert.build().execute(&mut *tx).await.map_err(on(doing))?;
@@ -108,7 +109,7 @@ pub(crate) async fn get(db: &Db, id: SnapshotId) -> Result<Snapshot> {
 
 async fn snapshot_from(tx: &mut Conn, row: &Row) -> Result<Snapshot> {
     let views = query(
-        "SELECT view, fingerprint, delta_version, publish_number, rows, digest, online_generation \
+        "SELECT view, fingerprint, delta_version, publish_number, rows, digest, online_generation, quarantined \
          FROM snapshot_views WHERE snapshot = $1 ORDER BY position",
     )
     .bind(row.get_as::<&str>("id")?)
@@ -140,6 +141,7 @@ fn snapshot_view_from(row: &Row) -> Result<SnapshotView> {
         rows: row.count("rows")?,
         digest: row.get_as("digest")?,
         online_generation: row.count_option("online_generation")?,
+        quarantined: row.count("quarantined")?,
     })
 }
 

@@ -27,7 +27,7 @@ use datafusion::execution::session_state::SessionState;
 use indexmap::IndexMap;
 use tidegate_registry::model::{Check, FeatureView, Key, Output, Rule, Severity, Tolerance};
 use tidegate_registry::profile::ColumnProfile;
-use tidegate_registry::run::{CheckResult, Verdict};
+use tidegate_registry::run::{CheckResult, OF_EVERY_VIEW, Verdict};
 use tidegate_registry::time::Interval;
 
 pub use self::history::{judge_history, needs_history};
@@ -134,11 +134,11 @@ fn built_in(view: &FeatureView, keys: &[String], interval: Interval) -> Vec<Judg
     if matches!(view.output, Output::Partial { .. }) {
         unique.push(EVENT_TIMESTAMP.to_owned());
     }
-    let named = |kind: &str, columns: &[String]| format!("{kind}({}) of every view", columns.join(", "));
+    let named = |kind: &str, columns: &[String]| format!("{kind}({}){OF_EVERY_VIEW}", columns.join(", "));
     vec![
         Judge::new(named("not_null", keys), Severity::Block, Box::new(NotNull::new(keys))),
         Judge::new(named("unique", &unique), Severity::Block, Box::new(order::SortedUnique::new(keys, &unique))),
-        Judge::new(format!("{EVENT_TIMESTAMP} of every view"), Severity::Block, Box::new(InTime::new(interval.end()))),
+        Judge::new(format!("{EVENT_TIMESTAMP}{OF_EVERY_VIEW}"), Severity::Block, Box::new(InTime::new(interval.end()))),
     ]
 }
 
@@ -158,6 +158,7 @@ fn result(check: &Check, verdict: Verdict, message: String) -> CheckResult {
         message,
         failing_rows: 0,
         samples: Vec::new(),
+        overridden: false,
     }
 }
 
@@ -246,6 +247,7 @@ impl Judge {
             message,
             failing_rows: self.failing,
             samples: self.samples,
+            overridden: false,
         }
     }
 }

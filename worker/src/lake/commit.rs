@@ -86,6 +86,13 @@ pub struct CommitNote {
     pub rows: u64,
     /// Digest of the slice.
     pub digest: String,
+    /// Rows that the run set aside.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub quarantined: u64,
+}
+
+fn is_none(rows: &u64) -> bool {
+    *rows == 0
 }
 
 /// What a compaction commits: other files with the same rows.

@@ -121,6 +121,7 @@ impl Model {
             message: "as the seed will have it".to_owned(),
             failing_rows: 0,
             samples: Vec::new(),
+            overridden: false,
         };
         let staged = StagedView {
             adds: vec![serde_json::json!({ "path": file })],
@@ -129,6 +130,7 @@ impl Model {
             digest,
             checks: vec![check],
             profile: IndexMap::new(),
+            quarantine: None,
         };
         if is_bad {
             let reason = "a check said so".to_owned();
@@ -284,6 +286,8 @@ impl Model {
                 digest: staged[view].digest.clone(),
                 online_generation: generations.get(view).copied(),
                 profile: serde_json::json!({}),
+                quarantined: 0,
+                quarantine_version: None,
             };
             (view.clone(), record)
         };

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use crate::definitions::read::{At, Field, Sql, nearest};
 use crate::definitions::written::{
-    CheckFile, EventTimeCheck, LengthCheck, MetricWord, PatternCheck, RangeCheck, RowCountCheck, ToleranceFile,
-    ValuesCheck, ViewFile,
+    CheckFile, EventTimeCheck, LengthCheck, MetricWord, OnFailFile, PatternCheck, RangeCheck, RowCountCheck,
+    ToleranceFile, ValuesCheck, ViewFile,
 };
 use crate::diagnostics::{Diagnostic, Origin, ids};
-use crate::model::{Check, ColumnType, Edge, Rule, Severity, SqlText, Tolerance};
+use crate::model::{Budget, Check, ColumnType, Edge, Rule, Severity, SqlText, Tolerance};
 
 /// The column that every view has.
 const EVENT_TIMESTAMP: &str = "event_timestamp";
@@ -36,6 +36,7 @@ pub(super) fn checks(file: &At<ViewFile>, columns: &Columns, keys: &[&str], out:
             taken.insert(name.value.clone());
         }
         let tolerance = common.tolerate.and_then(|tolerate| tolerance(tolerate, out));
+        let quarantine = common.on_fail.and_then(|on_fail| quarantine(on_fail, &check.value, &common, out));
         let Some(rule) = rule(check, known, out) else { continue };
         checks.push(Check {
             name: common.name.value().unwrap_or_default(),
@@ -43,6 +44,7 @@ pub(super) fn checks(file: &At<ViewFile>, columns: &Columns, keys: &[&str], out:
             severity: common.severity.value().unwrap_or_default(),
             filter: common.filter.and_then(sql_text),
             tolerance,
+            quarantine,
             origin: check.origin.clone(),
         });
     }
@@ -60,6 +62,7 @@ struct Common<'a> {
     severity: &'a Field<Severity>,
     filter: Option<&'a Field<Sql>>,
     tolerate: Option<&'a Field<ToleranceFile>>,
+    on_fail: Option<&'a Field<OnFailFile>>,
 }
 
 impl<'a> Common<'a> {
@@ -71,12 +74,13 @@ impl<'a> Common<'a> {
                     severity: &$check.severity,
                     filter: Some(&$check.r#where),
                     tolerate: Some(&$check.tolerate),
+                    on_fail: Some(&$check.on_fail),
                 }
             };
         }
         macro_rules! of_run {
             ($check:expr) => {
-                Self { name: &$check.name, severity: &$check.severity, filter: None, tolerate: None }
+                Self { name: &$check.name, severity: &$check.severity, filter: None, tolerate: None, on_fail: None }
             };
         }
         match check {
@@ -101,7 +105,7 @@ impl<'a> Common<'a> {
             CheckFile::RowCount(check) => of_run!(check),
             CheckFile::Sql(check) => {
                 let tolerate = Some(&check.tolerate);
-                Self { name: &check.name, severity: &check.severity, filter: None, tolerate }
+                Self { name: &check.name, severity: &check.severity, filter: None, tolerate, on_fail: None }
             }
         }
     }
@@ -117,6 +121,46 @@ fn tolerance(written: &Field<ToleranceFile>, out: &mut Vec<Diagnostic>) -> Optio
             None
         }
     }
+}
+
+/// What a check may set aside, when it may.
+fn quarantine(
+    written: &Field<OnFailFile>,
+    check: &CheckFile,
+    common: &Common<'_>,
+    out: &mut Vec<Diagnostic>,
+) -> Option<Budget> {
+    let written = written.get()?;
+    let OnFailFile::Quarantine(budget) = &written.value;
+    let mut refuse = |title: &str, help: &str| out.push(bad(&written.origin, title, help));
+    if matches!(check, CheckFile::Unique(_)) {
+        refuse(
+            "`unique` cannot set rows aside",
+            "which of several equal rows is the wrong one, nobody can tell: keep one of them in the view's SQL, as with \
+             `row_number()`",
+        );
+        return None;
+    }
+    if common.tolerate.is_some_and(|tolerate| !tolerate.is_missing()) {
+        refuse("the check tolerates rows and sets them aside", "remove `tolerate:` or `on_fail:`");
+        return None;
+    }
+    if common.severity.value() == Some(Severity::Warn) {
+        refuse(
+            "the check only warns and sets rows aside",
+            "remove `severity: warn`: with more rows than may be set aside the run must stop",
+        );
+        return None;
+    }
+    if budget.max_rows.is_missing() && budget.max_ratio.is_missing() {
+        refuse("`quarantine` has no limit", "add `max_rows:` or `max_ratio:`, or both, above which the run is stopped");
+        return None;
+    }
+    if let Some(ratio) = budget.max_ratio.get().filter(|ratio| !(0.0..=1.0).contains(&ratio.value)) {
+        out.push(bad(&ratio.origin, "`max_ratio` is not between 0 and 1", "write `0.01` for one row in a hundred"));
+        return None;
+    }
+    Some(Budget { max_rows: budget.max_rows.value(), max_ratio: budget.max_ratio.value() })
 }
 
 fn sql_text(field: &Field<Sql>) -> Option<SqlText> {

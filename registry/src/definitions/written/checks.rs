@@ -69,6 +69,8 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// What becomes of rows that break the rule, instead of stopping the run.
+        on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
         name: optional String,
         /// `block` (default) or `warn`.
@@ -89,6 +91,8 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// What becomes of rows that break the rule, instead of stopping the run.
+        on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
         name: optional String,
         /// `block` (default) or `warn`.
@@ -107,6 +111,8 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// What becomes of rows that break the rule, instead of stopping the run.
+        on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
         name: optional String,
         /// `block` (default) or `warn`.
@@ -125,6 +131,8 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// What becomes of rows that break the rule, instead of stopping the run.
+        on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
         name: optional String,
         /// `block` (default) or `warn`.
@@ -143,6 +151,8 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// What becomes of rows that break the rule, instead of stopping the run.
+        on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
         name: optional String,
         /// `block` (default) or `warn`.
@@ -163,6 +173,8 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// What becomes of rows that break the rule, instead of stopping the run.
+        on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
         name: optional String,
         /// `block` (default) or `warn`.
@@ -185,6 +197,8 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// What becomes of rows that break the rule, instead of stopping the run.
+        on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
         name: optional String,
         /// `block` (default) or `warn`.
@@ -201,6 +215,8 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// What becomes of rows that break the rule, instead of stopping the run.
+        on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
         name: optional String,
         /// `block` (default) or `warn`.
@@ -215,6 +231,24 @@ one_key! {
         Rows = "rows": u64,
         /// At most this share of the rows looked at, from 0 to 1.
         Ratio = "ratio": f64,
+    }
+}
+
+one_key! {
+    /// What becomes of rows that break a rule.
+    OnFailFile "on_fail" {
+        /// They are set aside: kept out of the view, and put into its quarantine table.
+        Quarantine = "quarantine": QuarantineFile,
+    }
+}
+
+record! {
+    /// How many rows a rule may set aside; with more the run is stopped.
+    QuarantineFile "quarantine" {
+        /// At most so many rows.
+        max_rows: optional u64,
+        /// At most this share of all rows that were computed, from 0 to 1.
+        max_ratio: optional f64,
     }
 }
 

@@ -170,7 +170,7 @@ async fn snapshot_ensure(tx: &mut Conn, id: RunId, run: &FoundRun, request: &Reb
         let generation = what.online_generation.filter(|live| *live == found.publish_number);
         query(
             "INSERT INTO snapshot_views (snapshot, position, view, fingerprint, delta_version, publish_number, rows, \
-             digest, online_generation, profile) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '{}')",
+             digest, online_generation, profile, quarantined) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '{}', $10)",
         )
         .bind(id.to_string())
         .bind(position)
@@ -181,6 +181,7 @@ async fn snapshot_ensure(tx: &mut Conn, id: RunId, run: &FoundRun, request: &Reb
         .bind(number(found.rows)?)
         .bind(&found.digest)
         .bind(number_option(generation)?)
+        .bind(number(found.quarantined)?)
         .execute(&mut *tx)
         .await
         .map_err(on(doing))?;
@@ -231,7 +232,7 @@ async fn view_rebuild(tx: &mut Conn, view: &ViewId, what: &ViewRebuild) -> Resul
         "UPDATE view_states SET \
          publish_number = CASE WHEN publish_number > $1 THEN publish_number ELSE $1 END, \
          recorded_number = CASE WHEN recorded_number > $2 THEN recorded_number ELSE $2 END, \
-         delta_version = $3, online_generation = $4, records = records + 1, \
+         delta_version = $3, online_generation = $4, quarantine_version = $6, records = records + 1, \
          newest_end = (SELECT max(l.interval_end) FROM ledger AS l WHERE l.view = view_states.view), \
          newest_start = (SELECT max(l.interval_start) FROM ledger AS l WHERE l.view = view_states.view \
          AND l.interval_end = (SELECT max(m.interval_end) FROM ledger AS m WHERE m.view = view_states.view)) \
@@ -242,6 +243,7 @@ async fn view_rebuild(tx: &mut Conn, view: &ViewId, what: &ViewRebuild) -> Resul
     .bind(number(what.delta_version)?)
     .bind(number_option(what.online_generation)?)
     .bind(view.to_string())
+    .bind(number_option(what.quarantine_version)?)
     .execute(&mut *tx)
     .await
     .map_err(on(doing))?;

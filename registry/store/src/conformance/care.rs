@@ -229,6 +229,7 @@ fn found(number: i64, run: RunId, publish_number: u64) -> FoundInterval {
         fingerprint: "f".to_owned(),
         rows: 7,
         digest: "0".repeat(32),
+        quarantined: 0,
     }
 }
 
@@ -257,6 +258,7 @@ fn from_lake(runs: &[RunId]) -> Rebuild {
                 recorded_number: 3,
                 delta_version: 13,
                 online_generation: Some(3),
+                quarantine_version: None,
                 table_lost: false,
                 lost: Vec::new(),
                 found: vec![found(0, runs[0], 1), found(1, runs[1], 2), found(1, runs[2], 3)],

@@ -145,6 +145,7 @@ pub(crate) fn check(name: &str, verdict: Verdict) -> CheckResult {
         message: format!("{name} {verdict}"),
         failing_rows: 0,
         samples: Vec::new(),
+        overridden: false,
     }
 }
 
@@ -156,6 +157,7 @@ pub(crate) fn staged(rows: u64, checks: Vec<CheckResult>) -> TaskOutput {
         digest: "0".repeat(32),
         checks,
         profile: IndexMap::new(),
+        quarantine: None,
     })
 }
 
@@ -298,6 +300,8 @@ impl World {
                 digest: "0".repeat(32),
                 online_generation: what.online.then_some(what.publish_number),
                 profile: serde_json::json!({}),
+                quarantined: 0,
+                quarantine_version: None,
             };
             (view.clone(), record)
         });

@@ -1,0 +1,4 @@
+-- Who let a run through that checks stop (JSON), how many rows runs set aside, and where these are.
+ALTER TABLE runs ADD COLUMN overriding TEXT;
+ALTER TABLE view_states ADD COLUMN quarantine_version INTEGER;
+ALTER TABLE snapshot_views ADD COLUMN quarantined INTEGER NOT NULL DEFAULT 0;
