@@ -146,6 +146,7 @@ impl World {
         let pins = Pins {
             sources: IndexMap::from([("events".to_owned(), sources.pin(source).await.unwrap())]),
             views: IndexMap::from([(view.clone(), ViewPin { delta_version: 0, state: None })]),
+            ..Pins::default()
         };
         let interval = Interval::new(at("2024-01-01T00:00:00Z"), at("2024-01-02T00:00:00Z")).unwrap();
         let reads = RunReads { project, lake, sources, interval, pins, staged: IndexMap::new() };

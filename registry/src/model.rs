@@ -4,6 +4,7 @@
 //! read. Places in the author's files ([`Origin`]) ride along for diagnostics and are not stored.
 
 mod checks;
+mod source_checks;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -20,6 +21,7 @@ use crate::time::Instant;
 pub use self::checks::{
     Budget, Check, Direction, DriftMeasure, Edge, Metric, Rule, Season, Severity, TextFormat, Tolerance,
 };
+pub use self::source_checks::{OnDifference, SourceCheck, SourceRule, Volume};
 
 /// Everything a project defines.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -270,6 +272,9 @@ pub struct Source {
     /// Labels to search by.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
+    /// The rules that it must pass before a run computes anything from it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<SourceCheck>,
     /// Where it is defined.
     #[serde(skip)]
     pub origin: Origin,

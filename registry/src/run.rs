@@ -291,7 +291,8 @@ pub enum TaskOutput {
     Staged(StagedView),
     /// Of `publish`.
     Published(SnapshotId),
-    /// Of `publish`, when a check that compares with history stopped it: all verdicts per view, none pending.
+    /// Of `publish`, when a check that compares with history stopped it: all verdicts per view, none pending. Of `pin`, when a
+    /// check of a source stopped it: the verdicts on the sources that each view reads.
     Judged(IndexMap<ViewId, Vec<CheckResult>>),
 }
 
@@ -302,6 +303,30 @@ pub struct Pins {
     pub sources: IndexMap<String, SourcePin>,
     /// Views that are read or written, by id.
     pub views: IndexMap<ViewId, ViewPin>,
+    /// What was seen of the sources that have checks, by name.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub seen: IndexMap<String, SourceSeen>,
+}
+
+/// What a run saw of a source as it was pinned. Later runs compare with it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct SourceSeen {
+    /// Data files.
+    pub files: u64,
+    /// Bytes of the data files.
+    pub bytes: u64,
+    /// When the newest file was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_at: Option<Instant>,
+    /// Columns with their types as messages call them.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub columns: IndexMap<String, String>,
+    /// Rows of the interval (of a source without event time all rows), when a check counted them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
+    /// The verdicts of its checks; none is pending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckResult>,
 }
 
 /// One source, pinned.

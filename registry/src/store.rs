@@ -629,6 +629,10 @@ pub trait Store: Care + Send + Sync + Debug {
     /// [`StoreError::NotFound`] when there is no such snapshot, or the view is not in it.
     async fn recorded_in(&self, snapshot: SnapshotId, view: &ViewId) -> Result<Recorded>;
 
+    /// What the run read that recorded the newest interval of `view` that ends at or before `before`, of the interval what is
+    /// in the ledger now; without `before` the run that recorded the view last, whatever its interval.
+    async fn manifest(&self, view: &ViewId, before: Option<Instant>) -> Result<Option<Pins>>;
+
     /// One snapshot.
     async fn snapshot(&self, id: SnapshotId) -> Result<Snapshot>;
 

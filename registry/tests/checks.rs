@@ -33,21 +33,31 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("sql", "{query: SELECT carrier FROM carrier_delays WHERE flights_7d < 0}"),
 ];
 
+/// Each kind of check of a source with an example.
+const EXAMPLES_OF_SOURCES: &[(&str, &str)] = &[
+    ("freshness", "{max_age: 2d}"),
+    ("volume", "{min: 100, max_change: 0.5}"),
+    ("schema", "{added: warn, removed: block, changed: block}"),
+];
+
 /// The pieces of YAML on the page.
 fn examples() -> impl Iterator<Item = &'static str> {
     let page = include_str!("../../docs/checks.md");
     page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap())
 }
 
-/// A project whose view has these checks.
-fn project(checks: &str) -> String {
+/// A project whose view and whose source have these checks.
+fn project(checks: &str, of_source: &str) -> String {
     let features = examples().find(|example| example.starts_with("features:")).unwrap();
     let features: String = features.lines().map(|line| format!("    {line}\n")).collect();
     format!(
         "owners: [{{name: ana, primary: ana@example.com}}]
 entities: [{{name: carrier, keys: [{{name: carrier, type: string}}]}}]
-sources: [{{name: flights, parquet: data/flights.parquet}}]
-feature_views:
+sources:
+  - name: flights
+    parquet: data/flights.parquet
+    event_time: time_hour
+{of_source}feature_views:
   - name: carrier_delays
     entity: carrier
     owner: ana
@@ -60,18 +70,18 @@ feature_views:
 }
 
 /// What is wrong with the project.
-fn findings(checks: &str) -> String {
-    let text = project(checks);
+fn findings(checks: &str, of_source: &str) -> String {
+    let text = project(checks, of_source);
     let files = [("tidegate.yaml", &b"project: flights\n"[..]), ("views.yaml", text.as_bytes())];
     let loaded = load_files(Path::new("/flights"), &files, &LoadOptions::default());
     render(&loaded.diagnostics, &loaded.files, RenderStyle::default())
 }
 
-/// Every kind of check in declared order: key, description, description and properties of its fields.
-fn kinds() -> Vec<(String, String, Value)> {
+/// Every kind of `type_name` in declared order: key, description, description and properties of its fields.
+fn kinds(type_name: &str) -> Vec<(String, String, Value)> {
     let schema = json_schema();
     let of = |name: &str| schema["$defs"][name].clone();
-    let kinds = of("CheckFile")["oneOf"].as_array().unwrap().clone();
+    let kinds = of(type_name)["oneOf"].as_array().unwrap().clone();
     let kind = |kind: &Value| {
         let (key, kind) = kind["properties"].as_object().unwrap().iter().next().unwrap();
         let fields = kind["$ref"].as_str().unwrap().rsplit('/').next().unwrap();
@@ -81,11 +91,27 @@ fn kinds() -> Vec<(String, String, Value)> {
 }
 
 fn catalogue() -> String {
+    let of_views = chapter(EXAMPLES, "CheckFile", "##", "- ");
+    let of_sources = chapter(EXAMPLES_OF_SOURCES, "SourceCheckFile", "###", "checks:\n  - ");
+    format!("{of_views}{OF_SOURCES}{of_sources}\n")
+}
+
+const OF_SOURCES: &str = "
+## Checks of sources
+
+A source has checks of its own, under `checks:` in its definition. They are judged when a run has pinned what it reads and before it
+computes anything: of a run with a failed one that blocks no view is computed, and nothing is published. Their verdicts stand with
+those of every view that reads the source. What runs saw of their sources is recorded when they are published, and only
+then; later ones compare with that.
+";
+
+fn chapter(examples: &[(&str, &str)], type_name: &str, depth: &str, before: &str) -> String {
     let mut page = String::new();
-    for ((key, description, fields), (example, text)) in kinds().into_iter().zip(EXAMPLES) {
+    for ((key, description, fields), (example, text)) in kinds(type_name).into_iter().zip(examples) {
         assert_eq!(key, *example, "examples stand in the order of the kinds");
-        page +=
-            &format!("\n## {key}\n\n{description}\n\n```yaml\n- {key}: {text}\n```\n\n| key | meaning |\n|---|---|\n");
+        page += &format!(
+            "\n{depth} {key}\n\n{description}\n\n```yaml\n{before}{key}: {text}\n```\n\n| key | meaning |\n|---|---|\n"
+        );
         let required: Vec<&str> = fields["required"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
         for (name, field) in fields["properties"].as_object().unwrap() {
             let needed = if required.contains(&name.as_str()) { " (required)" } else { "" };
@@ -93,23 +119,29 @@ fn catalogue() -> String {
             page += &format!("| `{name}`{needed} | {} |\n", meaning.split_whitespace().collect::<Vec<_>>().join(" "));
         }
     }
-    page + "\n"
+    page
 }
 
 #[test]
 fn every_kind_of_check_has_an_example() {
-    let kinds: Vec<String> = kinds().into_iter().map(|(key, ..)| key).collect();
-    assert_eq!(EXAMPLES.iter().map(|(key, _)| *key).collect::<Vec<_>>(), kinds);
+    for (examples, type_name) in [(EXAMPLES, "CheckFile"), (EXAMPLES_OF_SOURCES, "SourceCheckFile")] {
+        let kinds: Vec<String> = kinds(type_name).into_iter().map(|(key, ..)| key).collect();
+        assert_eq!(examples.iter().map(|(key, _)| *key).collect::<Vec<_>>(), kinds);
+    }
 }
 
 #[test]
 fn every_example_is_accepted() {
     for (key, text) in EXAMPLES {
-        assert_eq!(findings(&format!("      - {key}: {text}\n")), "");
+        assert_eq!(findings(&format!("      - {key}: {text}\n"), ""), "");
     }
     for example in examples().filter(|example| example.starts_with("- ")) {
         let checks: String = example.lines().map(|line| format!("      {line}\n")).collect();
-        assert_eq!(findings(&checks), "", "{example}");
+        assert_eq!(findings(&checks, ""), "", "{example}");
+    }
+    for example in examples().filter(|example| example.starts_with("checks:")) {
+        let of_source: String = example.lines().map(|line| format!("    {line}\n")).collect();
+        assert_eq!(findings("      - sql: {query: SELECT 1}\n", &of_source), "", "{example}");
     }
 }
 

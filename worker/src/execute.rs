@@ -10,11 +10,14 @@ use indexmap::IndexMap;
 use tidegate_registry::ids::{SourceName, ViewId};
 use tidegate_registry::model::{FeatureView, Project};
 use tidegate_registry::retry::delay;
-use tidegate_registry::run::{Claim, Pins, StagedView, TaskKind, TaskOutput, ViewPin};
+use tidegate_registry::run::{
+    CheckResult, Claim, Pins, SourceSeen, StagedView, TaskKind, TaskOutput, Verdict, ViewPin,
+};
 use tidegate_registry::store::{Store, StoreError, TaskEnd};
-use tidegate_registry::time::{Clock, Interval};
+use tidegate_registry::time::{Clock, Instant, Interval};
 
-use crate::engine::Engine;
+use crate::checks::{SourceLook, judge_source};
+use crate::engine::{Engine, Joins};
 use crate::executor::Outcome;
 use crate::lake::Lake;
 use crate::online::OnlineStore;
@@ -209,6 +212,9 @@ async fn pin(parts: &Parts, claim: &Claim, run: &Run) -> Result<Outcome> {
         let state_interval = newest.first().map(|entry| entry.interval);
         pins.views.insert(id, ViewPin { delta_version: state.delta_version, state: state_interval });
     }
+    if let Some(end) = judge_sources(parts, claim, run, &mut pins).await? {
+        return Ok(Outcome::End(end));
+    }
     fail::fail_point!("pin.after");
     Ok(Outcome::End(TaskEnd::Succeeded { output: TaskOutput::Pins(pins), rows: None }))
 }
@@ -222,6 +228,68 @@ async fn pin_source(parts: &Parts, run: &Run, name: &SourceName, pins: &mut Pins
     Ok(())
 }
 
+/// Judges the checks of what was pinned; how the run ends when one of them stops it.
+async fn judge_sources(parts: &Parts, claim: &Claim, run: &Run, pins: &mut Pins) -> Result<Option<TaskEnd>> {
+    for (name, pin) in &pins.sources {
+        let source = run.project.sources.values().find(|source| source.name.as_str() == name);
+        let Some(source) = source.filter(|source| !source.checks.is_empty()) else { continue };
+        let is_reader =
+            |id: &&ViewId| run.view(id).is_ok_and(|view| view.source_reads().any(|read| *read == source.name));
+        let Some(reader) = claim.run.views.iter().find(is_reader) else { continue };
+        let last = seen_before(parts, reader, name, None).await?;
+        let earlier = seen_before(parts, reader, name, Some(run.interval.start())).await?;
+        let (sources, source, pin) = (parts.sources.clone(), source.clone(), pin.clone());
+        let (interval, now) = (run.interval, parts.clock.now());
+        let ctx = parts.engine.context(Joins::Hash)?;
+        let judging = async move {
+            let (last, earlier) = (last.as_ref(), earlier.as_ref());
+            let look = SourceLook { sources: &sources, source: &source, pin: &pin, interval, now, last, earlier };
+            judge_source(&ctx, look).await
+        };
+        let seen = parts.engine.run(judging).await?.with_context(|| format!("checking the source `{name}`"))?;
+        for check in seen.checks.iter().filter(|check| matches!(check.verdict, Verdict::Failed | Verdict::Error)) {
+            parts.note(claim, "warn", format!("{}: {}.", check.check, check.message)).await;
+        }
+        pins.seen.insert(name.clone(), seen);
+    }
+    let (mut judged, mut stopping) = (IndexMap::new(), Vec::new());
+    for id in &claim.run.views {
+        let results = of_sources(claim, pins, run.view(id)?);
+        for check in results.iter().filter(|check| check.blocks()) {
+            // Told once, whatever the number of views that read the source.
+            let reason = format!("{}: {}", check.check, check.message);
+            if !stopping.contains(&reason) {
+                stopping.push(reason);
+            }
+        }
+        judged.insert(id.clone(), results);
+    }
+    let end = TaskEnd::Blocked { output: Some(TaskOutput::Judged(judged)), reason: stopping.join("; ") };
+    Ok((!stopping.is_empty()).then_some(end))
+}
+
+/// What an earlier run for `reader` saw of a source; of the run recorded last, or of the nearest interval up to `before`.
+async fn seen_before(
+    parts: &Parts,
+    reader: &ViewId,
+    source: &str,
+    before: Option<Instant>,
+) -> Result<Option<SourceSeen>> {
+    let manifest = parts.store.manifest(reader, before).await?;
+    Ok(manifest.and_then(|mut pins| pins.seen.swap_remove(source)))
+}
+
+/// The verdicts on the sources that a view reads, of which a person may have let some through.
+fn of_sources(claim: &Claim, pins: &Pins, view: &FeatureView) -> Vec<CheckResult> {
+    let seen = view.source_reads().filter_map(|source| pins.seen.get(source.as_str()));
+    let overrides = claim.run.overriding.as_ref();
+    let judged = |check: &CheckResult| {
+        let overridden = check.does_not_hold() && overrides.is_some_and(|of| of.covers(&view.id, &check.check));
+        CheckResult { overridden, ..check.clone() }
+    };
+    seen.flat_map(|seen| &seen.checks).map(judged).collect()
+}
+
 /// Computes, checks and stages one view.
 async fn stage_view(parts: &Parts, claim: &Claim, run: &Run, id: &ViewId) -> Result<Outcome> {
     fail::fail_point!("stage.before");
@@ -232,11 +300,12 @@ async fn stage_view(parts: &Parts, claim: &Claim, run: &Run, id: &ViewId) -> Res
         attempt: format!("{}-{}", claim.run.restarts, claim.attempt),
     };
     let engine = Arc::clone(&parts.engine);
-    let staged = parts.engine.run(async move { stage(&engine, &request).await }).await??;
+    let mut staged = parts.engine.run(async move { stage(&engine, &request).await }).await??;
+    staged.checks.splice(0..0, of_sources(claim, &run.pins, run.view(id)?));
     let paths = parse_adds(&staged)?.into_iter().map(|add| add.path).collect();
     parts.lake.sync(id, paths).await?;
     fail::fail_point!("stage.after");
-    let failing = staged.checks.iter().filter(|check| check.verdict == tidegate_registry::run::Verdict::Failed);
+    let failing = staged.checks.iter().filter(|check| check.verdict == Verdict::Failed);
     for check in failing {
         parts.note(claim, "warn", format!("{id}: {}: {}.", check.check, check.message)).await;
     }

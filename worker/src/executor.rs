@@ -18,6 +18,7 @@ use crate::publish::{discard_other_attempts, require_known};
 
 /// How a task went.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each attempt of a task")]
 pub enum Outcome {
     /// The attempt ends like this; the registry is yet to be told.
     End(TaskEnd),

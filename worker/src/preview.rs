@@ -16,9 +16,9 @@ use tidegate_registry::ids::{RunId, ViewId};
 use tidegate_registry::model::{FeatureView, Project, Rule, Table};
 use tidegate_registry::run::{CheckResult, Pins, Verdict, ViewPin};
 use tidegate_registry::store::Store;
-use tidegate_registry::time::Interval;
+use tidegate_registry::time::{Instant, Interval};
 
-use crate::checks::{CheckRunner, Measured, judge_history, run_sql_check};
+use crate::checks::{CheckRunner, Measured, SourceLook, judge_history, judge_source, run_sql_check};
 use crate::engine::{Engine, Joins};
 use crate::lake::{Lake, TableSchema};
 use crate::reads::{RunReads, history_schema, register, state_schema};
@@ -35,6 +35,8 @@ pub struct PreviewRequest {
     pub view: ViewId,
     /// The interval.
     pub interval: Interval,
+    /// Now, in project time.
+    pub now: Instant,
     /// At most so many rows are returned; all are computed and checked.
     pub limit: usize,
     /// The registry's definitions, its store and the lake, once something has been applied.
@@ -106,6 +108,7 @@ pub async fn preview(engine: &Engine, request: &PreviewRequest) -> Result<Previe
     let (mut checks, profile, total) = runner.finish();
     let measured = Measured { rows: total, profile: &profile };
     judge_pending(request, &ctx, view, staged, measured, &mut checks).await?;
+    checks.splice(0..0, judge_sources(request, &ctx, view, &resolver.pins).await?);
     Ok(Preview {
         columns: shown.fields().iter().map(|field| field.name().clone()).collect(),
         rows: first,
@@ -139,6 +142,34 @@ async fn judge_pending(
         };
     }
     Ok(())
+}
+
+/// The verdicts on the sources that the view itself reads.
+async fn judge_sources(
+    request: &PreviewRequest,
+    ctx: &SessionContext,
+    view: &FeatureView,
+    pins: &Pins,
+) -> Result<Vec<CheckResult>> {
+    let store = request.applied.as_ref().map(|applied| &*applied.store);
+    let seen_before = async |name: &str, before: Option<Instant>| {
+        let Some(store) = store else { return anyhow::Ok(None) };
+        Ok(store.manifest(&view.id, before).await?.and_then(|mut pins| pins.seen.swap_remove(name)))
+    };
+    let mut results = Vec::new();
+    for name in view.source_reads() {
+        let source = request.project.sources.get(name).with_context(|| format!("`{name}` is not defined"))?;
+        let pin = pins.sources.get(name.as_str()).with_context(|| format!("`{name}` was not pinned"))?;
+        if source.checks.is_empty() {
+            continue;
+        }
+        let last = seen_before(name.as_str(), None).await?;
+        let earlier = seen_before(name.as_str(), Some(request.interval.start())).await?;
+        let (sources, interval, now) = (&request.sources, request.interval, request.now);
+        let look = SourceLook { sources, source, pin, interval, now, last: last.as_ref(), earlier: earlier.as_ref() };
+        results.extend(judge_source(ctx, look).await?.checks);
+    }
+    Ok(results)
 }
 
 /// Finds what table names mean: the lake where it has them, else another query.
@@ -211,7 +242,7 @@ impl Resolver<'_> {
             lake: applied.lake.clone(),
             sources: self.request.sources.clone(),
             interval: self.request.interval,
-            pins: Pins { sources: IndexMap::new(), views: IndexMap::from([(view.id.clone(), pin)]) },
+            pins: Pins { views: IndexMap::from([(view.id.clone(), pin)]), ..Pins::default() },
             staged: IndexMap::new(),
         }))
     }

@@ -50,16 +50,18 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     let (settings, project) = checked::load(context).await?.accepted(context)?;
     let view = select::view(&project, &arguments.view)?.clone();
     let registry = context.registry_if_any(&settings).await?.filter(|registry| registry.revision > 0);
+    let now = context::now(&settings, registry.as_ref());
     let interval = match arguments.interval {
         Some(interval) => {
             let zone = project.dag_of(&view.id).map_or(chrono_tz::UTC, |dag| dag.schedule.timezone);
             interval.in_zone(zone)?
         }
-        None => newest(&project, &view, context::now(&settings, registry.as_ref()))?,
+        None => newest(&project, &view, now)?,
     };
     let request = PreviewRequest {
         view: view.id.clone(),
         interval,
+        now,
         limit: arguments.limit,
         applied: registry.as_ref().map(|registry| applied(&settings, registry)).transpose()?,
         sources: engine::sources(&settings)?,

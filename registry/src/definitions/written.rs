@@ -1,12 +1,14 @@
 //! What authors write, key by key: the one place that says which keys exist. The JSON Schema for editors comes from here.
 
 mod checks;
+mod source_checks;
 
 use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 pub(super) use self::checks::*;
+pub(super) use self::source_checks::*;
 use super::read::{
     At, Field, Read, Sql, check_keys, described, key_name, missing, nearest, record, scalar, schema_of, suggestion,
     words,
@@ -101,6 +103,8 @@ record! {
         owner: optional String,
         /// Labels to search by.
         tags: optional Vec<At<String>>,
+        /// Rules that it must pass before a run computes anything from it.
+        checks: optional Vec<At<SourceCheckFile>>,
     }
 }
 

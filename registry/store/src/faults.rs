@@ -19,7 +19,7 @@ use tidegate_registry::care::{self, Care, PrunedRows, Rebuild, TableRows, ViewKe
 use tidegate_registry::ids::{DagName, LeaseToken, RegistryId, RunId, SnapshotId, ViewId};
 use tidegate_registry::model::{Project, Season};
 use tidegate_registry::plan::DefinitionKind;
-use tidegate_registry::run::{Claim, Intent, NewRun, Run, Task};
+use tidegate_registry::run::{Claim, Intent, NewRun, Pins, Run, Task};
 use tidegate_registry::store::{
     ApplyRecord, ApplyRequest, CheckFilter, CheckRow, ClaimRequest, DagHistory, DagState, DefinitionVersion,
     IntentRequest, LedgerEntry, Listener, LogLine, PlanStep, PoolState, QueueState, Record, Recorded, RegistryInfo,
@@ -217,6 +217,7 @@ pass_on! {
         recorded(view: &ViewId, before: Instant, season: Option<Season>, limit: u32) -> Vec<Recorded>
             => (&view, before, season, limit);
         recorded_in(snapshot: SnapshotId, view: &ViewId) -> Recorded => (snapshot, &view);
+        manifest(view: &ViewId, before: Option<Instant>) -> Option<Pins> => (&view, before);
         ledger(view: &ViewId, until: Option<Instant>, limit: u32) -> Vec<LedgerEntry> => (&view, until, limit);
         intent_take(token: LeaseToken, request: IntentRequest, now: Instant) -> Intent => (token, request, now);
         intent(run: RunId) -> Option<Intent> => (run);

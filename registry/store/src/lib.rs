@@ -45,7 +45,7 @@ use indexmap::IndexMap;
 use tidegate_registry::ids::{DagName, LeaseToken, RunId, SnapshotId, ViewId};
 use tidegate_registry::model::{Project, Season};
 use tidegate_registry::plan::DefinitionKind;
-use tidegate_registry::run::{Claim, Intent, NewRun, Run, Task};
+use tidegate_registry::run::{Claim, Intent, NewRun, Pins, Run, Task};
 use tidegate_registry::store::{
     ApplyRecord, ApplyRequest, CheckFilter, CheckRow, ClaimRequest, DagHistory, DagState, DefinitionVersion,
     IntentRequest, LedgerEntry, Listener, LogLine, PlanStep, PoolState, QueueState, Record, Recorded, RegistryInfo,
@@ -258,6 +258,10 @@ impl<D: std::fmt::Debug + Send + Sync> Store for SqlStore<D> {
         limit: u32,
     ) -> Result<Vec<Recorded>> {
         self.db.run(CALL_MAX, || profiles::recorded(&self.db, view, before, season, limit)).await
+    }
+
+    async fn manifest(&self, view: &ViewId, before: Option<Instant>) -> Result<Option<Pins>> {
+        self.db.run(CALL_MAX, || profiles::manifest(&self.db, view, before)).await
     }
 
     async fn recorded_in(&self, snapshot: SnapshotId, view: &ViewId) -> Result<Recorded> {

@@ -154,7 +154,7 @@ pub(crate) async fn task_end(
         (TaskKind::View(view), Some(TaskOutput::Staged(staged))) => {
             verdicts_store(tx, task.run.id, view, &staged.checks).await
         }
-        (TaskKind::Publish, Some(TaskOutput::Judged(views))) => {
+        (TaskKind::Pin | TaskKind::Publish, Some(TaskOutput::Judged(views))) => {
             for (view, checks) in views {
                 verdicts_store(tx, task.run.id, view, checks).await?;
             }

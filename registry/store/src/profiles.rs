@@ -2,6 +2,7 @@
 
 use tidegate_registry::ids::{SnapshotId, ViewId};
 use tidegate_registry::model::Season;
+use tidegate_registry::run::Pins;
 use tidegate_registry::store::{Recorded, Result, StoreError};
 use tidegate_registry::time::Instant;
 
@@ -59,6 +60,26 @@ pub(crate) async fn recorded_in(db: &Db, snapshot: SnapshotId, view: &ViewId) ->
         || Err(StoreError::NotFound { what: "snapshot", name: format!("{snapshot} of {view}") }),
         recorded_from,
     )
+}
+
+pub(crate) async fn manifest(db: &Db, view: &ViewId, before: Option<Instant>) -> Result<Option<Pins>> {
+    let mut tx = db.read().await?;
+    let query = match before {
+        Some(before) => query(
+            "SELECT m.pins FROM ledger AS l JOIN manifests AS m ON m.run = l.run \
+             WHERE l.view = $1 AND l.interval_end <= $2 ORDER BY l.interval_end DESC, l.interval_start DESC LIMIT 1",
+        )
+        .bind(view.to_string())
+        .bind(micros(before)),
+        // Snapshots are numbered in the order in which they are recorded.
+        None => query(
+            "SELECT m.pins FROM snapshots AS s JOIN manifests AS m ON m.run = s.run \
+             WHERE s.id IN (SELECT snapshot FROM snapshot_views WHERE view = $1) ORDER BY s.number DESC LIMIT 1",
+        )
+        .bind(view.to_string()),
+    };
+    let row = query.fetch_optional(&mut tx).await.map_err(on("reading what a run read"))?;
+    row.map(|row| row.json("pins")).transpose()
 }
 
 fn recorded_from(row: &Row) -> Result<Recorded> {

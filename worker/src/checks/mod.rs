@@ -16,6 +16,7 @@ mod metrics;
 mod order;
 mod profile;
 mod rows;
+mod sources;
 mod sql;
 mod texts;
 mod times;
@@ -32,6 +33,7 @@ use tidegate_registry::time::Interval;
 
 pub use self::history::{judge_history, needs_history};
 pub use self::metrics::Measured;
+pub use self::sources::{SourceLook, judge_source};
 pub use self::sql::run_sql_check;
 
 use self::condition::{Condition, Expression};

@@ -26,7 +26,8 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tidegate_registry::ids::SourceName;
 use tidegate_registry::model::{Project, Source, SourceLocation};
-use tidegate_registry::run::{PinnedFile, SourcePin};
+use tidegate_registry::run::{PinnedFile, SourcePin, SourceSeen};
+use tidegate_registry::time::Instant;
 use url::Url;
 
 use self::pinned::{PIN_VIOLATION, PinnedStore};
@@ -150,6 +151,33 @@ impl Sources {
         }
     }
 
+    /// How much there is of `source` as pinned, and when the newest of it was written. Reads no data.
+    ///
+    /// # Errors
+    /// When the log of a Delta table cannot be read.
+    pub(crate) async fn size(&self, source: &Source, pin: &SourcePin) -> Result<SourceSeen> {
+        let mut seen = SourceSeen::default();
+        let mut add = |bytes: u64, written_at: Option<Instant>| {
+            seen.files += 1;
+            seen.bytes += bytes;
+            seen.written_at = seen.written_at.max(written_at);
+        };
+        match pin {
+            SourcePin::Files(files) => {
+                files.iter().for_each(|file| add(file.size, Instant::from_timestamp_micros(file.modified_micros)));
+            }
+            SourcePin::Delta { version } => {
+                let reading = || format!("reading the source `{}` at `{}`", source.name, source.location.place());
+                let table = self.delta(source.location.place(), Some(*version)).await.with_context(reading)?;
+                for file in table.snapshot().with_context(reading)?.log_data().iter() {
+                    let written_at = file.modification_datetime().with_context(reading)?;
+                    add(u64::try_from(file.size()).unwrap_or_default(), Some(written_at));
+                }
+            }
+        }
+        Ok(seen)
+    }
+
     async fn listing(
         &self,
         ctx: &SessionContext,
@@ -251,7 +279,7 @@ impl Sources {
 }
 
 /// Whether an error comes from a store that does not answer well now, and not from what is in it.
-fn is_outage(error: &anyhow::Error) -> bool {
+pub(crate) fn is_outage(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         matches!(
             cause.downcast_ref::<object_store::Error>(),

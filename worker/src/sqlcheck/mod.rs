@@ -7,6 +7,7 @@
 
 mod errors;
 mod places;
+mod sources;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -48,6 +49,7 @@ pub type SourceSchemas = IndexMap<SourceName, Result<SchemaRef, String>>;
 /// A view that reads an unreadable source is not planned; the source's finding stands for it.
 pub async fn check_project(project: &Project, schemas: &SourceSchemas) -> Vec<Diagnostic> {
     let mut found = unreadable_sources(project, schemas);
+    found.extend(sources::check_sources(project, schemas));
     let work = Arc::new(Work {
         state: new_context(SessionConfig::new(), Arc::new(RuntimeEnv::default())).state(),
         project: project.clone(),

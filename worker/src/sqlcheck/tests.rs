@@ -279,3 +279,21 @@ async fn findings_come_in_declared_order_whatever_the_threads_do() {
     let titles: Vec<_> = found.iter().map(|diagnostic| diagnostic.title.clone()).collect();
     assert_eq!(titles, (0..60).map(|i| format!("there is no column `no_{i}`")).collect::<Vec<_>>());
 }
+
+#[tokio::test]
+async fn checks_of_sources_name_times_that_are_there() {
+    let text = project("SELECT carrier, 1.0 AS x FROM flights", "name: x, type: double", "").replace(
+        "  - {name: flights, parquet: data/flights.parquet}\n",
+        "  - name: flights
+    parquet: data/flights.parquet
+    event_time: time_hours
+    checks:
+      - freshness: {max_age: 1d, column: time_hour}
+      - freshness: {max_age: 1d}
+      - freshness: {max_age: 1d, column: carrier}
+      - volume: {min: 1}
+      - volume: {min: 1, of: files}\n",
+    );
+    let (found, files) = find(&text, &schemas()).await;
+    insta::assert_snapshot!(render(&found, &files, RenderStyle::default()));
+}

@@ -188,7 +188,7 @@ fn made_name(rule: &Rule) -> String {
     }
 }
 
-fn free_name(wanted: &str, taken: &BTreeSet<String>) -> String {
+pub(super) fn free_name(wanted: &str, taken: &BTreeSet<String>) -> String {
     let numbered = (2..).map(|number| format!("{wanted} {number}"));
     std::iter::once(wanted.to_owned()).chain(numbered).find(|name| !taken.contains(name)).unwrap_or_default()
 }
@@ -273,7 +273,7 @@ fn columns(field: &Field<Vec<At<String>>>, known: Option<Known<'_>>, out: &mut V
     good.then(|| columns.iter().map(|column| column.value.clone()).collect())
 }
 
-fn bad(origin: &Origin, title: impl Into<String>, help: &str) -> Diagnostic {
+pub(super) fn bad(origin: &Origin, title: impl Into<String>, help: &str) -> Diagnostic {
     Diagnostic::error(ids::BAD_CHECK, origin.clone(), title).with_help(help)
 }
 
@@ -301,7 +301,7 @@ fn range(file: &RangeCheck, origin: &Origin, known: Option<Known<'_>>, out: &mut
 }
 
 /// Both bounds, when they leave something between them.
-fn bounds<T: Clone + PartialOrd>(
+pub(super) fn bounds<T: Clone + PartialOrd>(
     min: &Field<T>,
     max: &Field<T>,
     label: &str,

@@ -7,6 +7,7 @@ mod checks;
 mod dags;
 mod graph;
 mod paths;
+mod source_checks;
 mod tables;
 mod views;
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Catalog, Context, owner_ref, parse_name, paths, tags};
+use super::{Catalog, Context, owner_ref, parse_name, paths, source_checks, tags};
 use crate::definitions::read::{At, Field};
 use crate::definitions::rules::Rules;
 use crate::definitions::written::{EntityFile, KeyFile, OwnerFile, PoolFile, SourceFile};
@@ -121,6 +121,7 @@ pub(super) fn source(
     context.rules.name("source", &file.name, out);
     let owner = owner_ref(&file.owner, catalog, out);
     let location = location(file, context, out);
+    let checks = source_checks::checks(file, out);
     Some(Source {
         name: name?,
         location: location?,
@@ -128,6 +129,7 @@ pub(super) fn source(
         description: file.description.value(),
         owner,
         tags: tags(&file.tags),
+        checks,
         origin: file.name.origin_or(&file.origin),
     })
 }

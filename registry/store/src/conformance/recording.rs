@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use tidegate_registry::ids::SnapshotId;
 use tidegate_registry::model::Season;
 use tidegate_registry::profile::ColumnProfile;
-use tidegate_registry::run::{Cause, NewRun, RunState, TaskOutput, TaskState, Verdict};
+use tidegate_registry::run::{Cause, NewRun, RunState, SourceSeen, TaskKind, TaskOutput, TaskState, Verdict};
 use tidegate_registry::store::{CheckFilter, StoreError, TaskEnd};
 
 use super::Fixture;
@@ -182,6 +182,35 @@ pub async fn what_was_recorded_is_found_by_interval_and_season(fixture: &Fixture
     assert!(matches!(missing, Err(StoreError::NotFound { .. })), "{missing:?}");
 }
 
+/// By interval, or by when it was recorded: an interval that is computed again comes last, and counts as computed last.
+pub async fn what_a_run_read_is_found_by_interval_and_by_when_it_was_recorded(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    let c = view("c@v1");
+    let publish = async |run, files| {
+        world.store.run_admit(run).await.unwrap();
+        let claim = world.claim_publish(run).await;
+        let intent = world.take(&claim).await;
+        let mut record = World::record(SnapshotId::generate(), &intent);
+        let seen = SourceSeen { files, ..SourceSeen::default() };
+        record.manifest.seen = IndexMap::from([("flights".to_owned(), seen)]);
+        world.store.record(claim.token, record, day(20)).await.unwrap();
+    };
+    let find = async |before| {
+        let found = world.store.manifest(&c, before).await.unwrap();
+        found.map(|pins| pins.seen["flights"].files)
+    };
+    assert_eq!((find(None).await, find(Some(day(9))).await), (None, None));
+    for number in [1, 3, 2] {
+        publish(world.create(World::new_run("other", number)).await, number as u64).await;
+    }
+    assert_eq!(find(None).await, Some(2));
+    assert_eq!(find(Some(day(4))).await, Some(3));
+    assert_eq!(find(Some(day(3))).await, Some(2));
+    assert_eq!(find(Some(day(1))).await, None);
+    publish(world.create(NewRun { cause: Cause::Manual(1), ..World::new_run("other", 1) }).await, 7).await;
+    assert_eq!((find(None).await, find(Some(day(2))).await, find(Some(day(9))).await), (Some(7), Some(7), Some(3)));
+}
+
 /// With end ≤ the bound; one that was computed again stands there once, as computed last.
 pub async fn the_ledger_lists_newest_intervals_first(fixture: &Fixture) {
     let world = World::new(fixture.store.clone()).await;
@@ -260,6 +289,24 @@ pub async fn verdicts_against_history_are_kept_when_they_stop_a_run(fixture: &Fi
     let rows = world.store.checks(&CheckFilter { run: Some(run), ..CheckFilter::default() }).await.unwrap();
     assert_eq!(rows.into_iter().map(|row| row.result).collect::<Vec<_>>(), judged);
     let task = world.task(run, "publish").await;
+    assert_eq!((task.state, task.output), (TaskState::Blocked, Some(output)));
+    assert_eq!(world.state(run).await, RunState::Blocked);
+    assert_eq!(world.try_claim("w1", Duration::ZERO, &[]).await, None);
+}
+
+/// A check of a source is judged by the pin task, before any view is computed.
+pub async fn verdicts_on_sources_are_kept_when_they_stop_a_run(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    let run = world.admitted("other", 0).await;
+    let claim = world.claim(run).await;
+    assert_eq!((claim.run.id, &claim.kind), (run, &TaskKind::Pin));
+    let judged = vec![check("source flights: freshness", Verdict::Failed)];
+    let output = TaskOutput::Judged([(view("c@v1"), judged.clone())].into_iter().collect());
+    let end = TaskEnd::Blocked { output: Some(output.clone()), reason: "freshness".to_owned() };
+    world.end(claim.token, end).await;
+    let rows = world.store.checks(&CheckFilter { run: Some(run), ..CheckFilter::default() }).await.unwrap();
+    assert_eq!(rows.into_iter().map(|row| row.result).collect::<Vec<_>>(), judged);
+    let task = world.task(run, "pin").await;
     assert_eq!((task.state, task.output), (TaskState::Blocked, Some(output)));
     assert_eq!(world.state(run).await, RunState::Blocked);
     assert_eq!(world.try_claim("w1", Duration::ZERO, &[]).await, None);

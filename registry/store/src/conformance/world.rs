@@ -56,6 +56,7 @@ pub(crate) fn source_row(name: &str, place: &str) -> DefinitionRow {
         description: None,
         owner: None,
         tags: Vec::new(),
+        checks: Vec::new(),
         origin: Origin::default(),
     };
     row(DefinitionKind::Source, name, &source)
