@@ -16,6 +16,7 @@ pub mod logging;
 pub mod output;
 pub mod process;
 pub mod progress;
+pub mod report;
 pub mod roles;
 pub mod select;
 pub mod shutdown;

@@ -13,12 +13,14 @@
 //! A p-value of millions of rows is small for shifts that do not matter; distances are the better gates there.
 
 mod cumulative;
+mod outline;
 mod pooled;
 mod shares;
 
 use tidegate_registry::profile::ColumnProfile;
 
 use self::cumulative::Cumulative;
+pub use self::outline::{Outline, OutlineBin, Scale, outline};
 pub use self::pooled::pooled;
 pub use self::shares::{Basis, Share, Shares, shares};
 use crate::distributions::{chi_square_tail, kolmogorov_tail};

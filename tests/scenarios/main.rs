@@ -326,6 +326,36 @@ fn the_profile_of_a_run_is_shown_and_compared() {
 }
 
 #[test]
+fn a_report_shows_what_a_run_was_stopped_for() {
+    let mut world = World::applied();
+    world.quietly("run flights_daily --interval 2013-01-28T07:15:00Z/2013-01-29T07:15:00Z");
+    world.copy("bad/flights/2013-01-29.parquet", FLIGHTS);
+    let run = format!("run flights_daily --interval {BLOCKED}");
+    world.command(&run.split(' ').collect::<Vec<_>>()).output().unwrap();
+    let id = |state: &str| world.json(&format!("runs list --state {state}"))[0]["id"].as_str().unwrap().to_owned();
+    let (blocked, published, waiting) = (id("blocked"), id("succeeded"), id("waiting"));
+    world.run(&format!("checks report {blocked} --html blocked.html"));
+    world.run(&format!("checks report {published} --html published.html"));
+    world.run(&format!("checks report {published} --html published.html"));
+    world.run(&format!("checks report {waiting} --html waiting.html"));
+    world.run("checks report nothing --html nothing.html");
+    world.run(&format!("checks report {blocked} --html reports/blocked.html"));
+    world.run(&format!("checks report {blocked} --html data"));
+    world.run(&format!("checks report {blocked}"));
+    let page = |name: &str| std::fs::read_to_string(world.folder.join(name)).unwrap();
+    let blocked = page("blocked.html");
+    for told in ["<h1>Blocked</h1>", "8 of 15 rows have worst_dep_delay_7d outside", "large change", "<svg"] {
+        assert!(blocked.contains(told), "{told} is missing in\n{blocked}");
+    }
+    let published = page("published.html");
+    assert!(published.contains("<h1>Published") && published.contains("carrier_trend@v1"), "{published}");
+    let left: Vec<_> =
+        files(&world.folder).into_iter().filter(|(path, _)| path.to_string_lossy().ends_with(".part")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
 fn what_an_online_store_lost_is_found_and_brought_back() {
     let mut world = World::applied();
     world.quietly("run flights_daily --interval 2013-01-08T07:15:00Z/2013-01-09T07:15:00Z");

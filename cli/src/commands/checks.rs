@@ -1,4 +1,8 @@
-//! `tidegate checks`: the verdicts of all checks.
+//! `tidegate checks`: the verdicts of all checks, and the report of one run's.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use tidegate_registry::model::Severity;
@@ -6,15 +10,42 @@ use tidegate_registry::run::Verdict;
 use tidegate_registry::store::{CheckFilter, CheckRow};
 use tidegate_registry::time::format_instant;
 
-use crate::context::Context;
-use crate::error::Exit;
+use crate::context::{Context, Registry};
+use crate::error::{Exit, UserError};
 use crate::output::Row;
 use crate::progress::note;
+use crate::report;
 use crate::select;
 
-/// List the verdicts of checks, the newest run first
+/// List the verdicts of checks, the newest run first, or report on those of one run
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
+    #[command(subcommand)]
+    action: Option<Action>,
+    #[command(flatten)]
+    filter: Filter,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// List the verdicts of checks, the newest run first (what `tidegate checks` alone does)
+    List(Filter),
+    /// Write a page that shows the verdicts of a run and what changed in its data
+    ///
+    /// One file that loads nothing: it can be mailed, kept, and opened anywhere. Values of features tagged `pii` (of views
+    /// tagged `pii`, all values) are not in it.
+    Report {
+        /// The run's id, or its beginning
+        run: String,
+        /// The file to write
+        #[arg(long, value_name = "FILE")]
+        html: PathBuf,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Filter {
     /// Only of this view: a name (its highest version) or name@vN
     #[arg(long)]
     view: Option<String>,
@@ -32,9 +63,50 @@ pub struct Arguments {
 /// Runs the command.
 ///
 /// # Errors
-/// When the registry cannot be read or there is no such view or run.
+/// When the registry cannot be read, there is no such view or run, or the report cannot be written.
 pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
     let registry = context.registry().await?;
+    match arguments.action {
+        Some(Action::Report { run, html }) => write_report(&run, &html, &registry).await?,
+        Some(Action::List(filter)) => list(filter, &registry, context).await?,
+        None => list(arguments.filter, &registry, context).await?,
+    }
+    Ok(Exit::Done)
+}
+
+async fn write_report(run: &str, file: &Path, registry: &Registry) -> anyhow::Result<()> {
+    let id = select::run_id(&*registry.store, run).await?;
+    let facts = report::gather(&*registry.store, id).await?;
+    let page = report::render(&facts);
+    write_whole(file, page.as_bytes())?;
+    note(format!("wrote `{}`", file.display()));
+    Ok(())
+}
+
+/// Writes a file so that whoever opens it sees all of it or what was there before.
+fn write_whole(file: &Path, content: &[u8]) -> anyhow::Result<()> {
+    let refused = |error: std::io::Error| {
+        UserError::new(format!("`{}` cannot be written: {error}", file.display()))
+            .hint("name a file in a folder that exists and may be written to")
+    };
+    let name = file.file_name().ok_or_else(|| refused(std::io::ErrorKind::IsADirectory.into()))?;
+    if file.is_dir() {
+        return Err(refused(std::io::ErrorKind::IsADirectory.into()).into());
+    }
+    let mut part = std::ffi::OsString::from(".");
+    part.push(name);
+    part.push(format!(".{}.part", std::process::id()));
+    let part = file.with_file_name(part);
+    let written = fs::File::create(&part)
+        .and_then(|mut open| open.write_all(content).and_then(|()| open.sync_all()))
+        .and_then(|()| fs::rename(&part, file));
+    written.map_err(|error| {
+        let _ = fs::remove_file(&part);
+        refused(error).into()
+    })
+}
+
+async fn list(arguments: Filter, registry: &Registry, context: &Context) -> anyhow::Result<()> {
     let view = arguments.view.as_deref().map(|name| select::view(&registry.project, name)).transpose()?;
     let run = match arguments.run.as_deref() {
         Some(prefix) => Some(select::run_id(&*registry.store, prefix).await?),
@@ -57,7 +129,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     } else {
         context.output.list(&rows)?;
     }
-    Ok(Exit::Done)
+    Ok(())
 }
 
 #[derive(Debug, Serialize)]

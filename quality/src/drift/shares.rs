@@ -105,7 +105,7 @@ pub fn shares(reference: &ColumnProfile, current: &ColumnProfile) -> Result<Shar
 }
 
 /// All values with their counts, where a profile lists them all.
-fn all_values(profile: &ColumnProfile) -> Option<Vec<(&str, u64)>> {
+pub(super) fn all_values(profile: &ColumnProfile) -> Option<Vec<(&str, u64)>> {
     let listed: u64 = profile.frequent.iter().map(|value| value.count).sum();
     let all = profile.frequent_error == 0 && listed == profile.values() && profile.kind != ProfileKind::Float;
     all.then(|| profile.frequent.iter().map(|value| (value.value.as_str(), value.count)).collect())

@@ -18,7 +18,7 @@ pub struct Measured<'a> {
 
 impl Measured<'_> {
     /// The number; `None` when the rows have no value to take it from.
-    pub(super) fn value(self, metric: &Metric) -> Option<f64> {
+    pub fn value(self, metric: &Metric) -> Option<f64> {
         let Some(column) = metric.column() else { return Some(self.rows as f64) };
         let profile = self.profile.get(column)?;
         match metric {

@@ -1,0 +1,217 @@
+//! What the page says and shows, and what it must not.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use datafusion::arrow::array::{Array, ArrayRef, Float64Array, Int64Array, StringArray};
+use indexmap::IndexMap;
+use serde_json::json;
+use tidegate_quality::profile::ColumnProfiler;
+use tidegate_registry::definitions::{LoadOptions, load_files};
+use tidegate_registry::ids::{RunId, SnapshotId};
+use tidegate_registry::model::{Project, Severity};
+use tidegate_registry::profile::ColumnProfile;
+use tidegate_registry::run::{Cause, CheckResult, Override, Run, RunState, Verdict};
+use tidegate_registry::store::Recorded;
+use tidegate_registry::time::Interval;
+
+use super::{Facts, Profiled, ViewFacts, render};
+
+const EVIL: &str = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>";
+
+fn project(view_tags: &str) -> Project {
+    let text = format!(
+        "owners: [{{name: ana, primary: ana@example.com}}]\n\
+         entities: [{{name: person, keys: [{{name: id, type: bigint}}]}}]\n\
+         sources: [{{name: people, parquet: people.parquet}}]\n\
+         feature_views:\n  \
+         - name: persons\n    entity: person\n    owner: ana\n    description: \"{}\"\n    tags: [{view_tags}]\n    \
+         sql: SELECT id, mail, city, amount FROM people\n    \
+         features:\n      \
+         - {{name: mail, type: string, description: address, tags: [PII]}}\n      \
+         - {{name: city, type: string, description: town}}\n      \
+         - {{name: amount, type: double, description: euros}}\n    \
+         checks:\n      \
+         - format: {{column: mail, is: email}}\n      \
+         - range: {{column: amount, max: 100}}\n      \
+         - drift: {{column: mail, name: mails, max: 0.2}}\n      \
+         - sql: {{name: mails_differ, severity: warn, query: SELECT mail AS m FROM persons}}\n",
+        EVIL.replace('"', "\\\"")
+    );
+    let files = [("tidegate.yaml", &b"project: shop\n"[..]), ("views.yaml", text.as_bytes())];
+    let loaded = load_files(Path::new("/shop"), &files, &LoadOptions::default());
+    loaded.project.unwrap_or_else(|| panic!("{:#?}", loaded.diagnostics))
+}
+
+fn profile(array: impl Array + 'static) -> ColumnProfile {
+    let array: ArrayRef = Arc::new(array);
+    let mut profiler = ColumnProfiler::new(array.data_type());
+    profiler.update(&array).unwrap();
+    profiler.finish()
+}
+
+fn columns(factor: f64, city: &str) -> IndexMap<String, ColumnProfile> {
+    let amounts = (0..60).map(|n| f64::from(n % 12) * factor).collect::<Vec<_>>();
+    let cities = (0..60).map(|n| if n % 3 == 0 { city } else { "Bremen" }).collect::<Vec<_>>();
+    let mails = (0..60).map(|n| if n % 2 == 0 { "secret@example.com" } else { "hush@example.com" });
+    IndexMap::from([
+        ("id".to_owned(), profile(Int64Array::from_iter_values(7_770_001..7_770_061))),
+        ("mail".to_owned(), profile(mails.map(Some).collect::<StringArray>())),
+        ("city".to_owned(), profile(StringArray::from(cities))),
+        ("amount".to_owned(), profile(Float64Array::from(amounts))),
+    ])
+}
+
+fn result(check: &str, severity: Severity, verdict: Verdict, sample: serde_json::Value) -> CheckResult {
+    let samples = if sample.is_null() { Vec::new() } else { vec![sample] };
+    let failing_rows = 7 * samples.len() as u64;
+    let message = match check {
+        "mails" => "it is 3, at most 0.2 is allowed; most of it: secret@example.com 0 % → 50 %".to_owned(),
+        _ => format!("what {check} found"),
+    };
+    CheckResult { check: check.to_owned(), severity, verdict, overridden: false, message, failing_rows, samples }
+}
+
+fn facts(state: RunState, project: Project) -> Facts {
+    let view = project.views.values().next().unwrap().clone();
+    let at = |text: &str| text.parse().unwrap();
+    let interval = Interval::new(at("2026-01-02T00:00:00Z"), at("2026-01-03T00:00:00Z")).unwrap();
+    let before = Interval::new(at("2026-01-01T00:00:00Z"), at("2026-01-02T00:00:00Z")).unwrap();
+    let run = Run {
+        id: RunId::generate(),
+        dag: "people_daily".parse().unwrap(),
+        interval,
+        views: vec![view.id.clone()],
+        cause: Cause::Tick,
+        definitions: 1,
+        revision: 0,
+        state,
+        reason: None,
+        created_at: interval.end(),
+        started_at: None,
+        finished_at: Some(interval.end()),
+        restarts: 0,
+        overriding: None,
+    };
+    let blocked = state == RunState::Blocked;
+    let verdict = if blocked { Verdict::Failed } else { Verdict::Passed };
+    let only_if_blocked = |sample| if blocked { sample } else { serde_json::Value::Null };
+    let sample = |mail: &str| json!({"id": 7_770_003, "mail": mail, "city": EVIL});
+    let checks = vec![
+        result("not_null(id) of every view", Severity::Block, Verdict::Passed, serde_json::Value::Null),
+        result(EVIL, Severity::Warn, Verdict::Skipped, serde_json::Value::Null),
+        result("mails", Severity::Block, verdict, serde_json::Value::Null),
+        result("mails_differ", Severity::Warn, verdict, only_if_blocked(json!({"m": "alias@example.com"}))),
+        result("format(mail)", Severity::Block, verdict, only_if_blocked(sample("nobody@"))),
+        result("range(amount)", Severity::Block, verdict, only_if_blocked(json!({"id": 1, "amount": 660.0}))),
+    ];
+    let now = Profiled { rows: 60, bytes: Some(4_200), columns: columns(if blocked { 60.0 } else { 1.0 }, EVIL) };
+    let before = Recorded { interval: before, snapshot: SnapshotId::generate(), rows: 50, profile: columns(1.0, EVIL) };
+    let view = ViewFacts { view, interval, checks, now: Some(now), before: Some(before) };
+    Facts { project, run, views: vec![view] }
+}
+
+#[test]
+fn a_blocked_run_says_so_first_and_then_why() {
+    let page = render(&facts(RunState::Blocked, project("")));
+    let order =
+        ["Blocked", "At a glance", "What needs acting on", "mails", "format(mail)", "mails_differ", "not judged"];
+    let mut from = page.find("<body>").unwrap();
+    for what in order {
+        from += page[from..].find(what).unwrap_or_else(|| panic!("{what} does not come after the others"));
+    }
+    for told in [
+        "3 checks failed. Nothing of this run is published",
+        "failed, blocks",
+        "failed, warns",
+        "0 to 660",
+        "up to 100",
+        "7 of 60 (11.7 %)",
+        "1 of 7 failing rows",
+        "large change",
+        "mean 5.5 → 330 (× 60)",
+        "now 20 % more",
+        "2026-01-02 00:00 to 2026-01-03 00:00 UTC",
+        "prefers-color-scheme: dark",
+        "name=\"viewport\"",
+    ] {
+        assert!(page.contains(told), "{told} is missing in\n{page}");
+    }
+    // what changed most comes first
+    let cards: Vec<_> = ["amount", "city"].map(|name| page.find(&format!("<h3><code>{name}</code>")).unwrap()).into();
+    assert!(cards.is_sorted(), "{cards:?}");
+}
+
+#[test]
+fn a_published_run_says_so_and_what_was_not_judged() {
+    let page = render(&facts(RunState::Succeeded, project("")));
+    assert!(page.contains("<h1>Published</h1>") && page.contains("5 checks passed, 1 could not be judged"), "{page}");
+    assert!(!page.contains("What needs acting on") && !page.contains("large change"), "{page}");
+    let mut warned = facts(RunState::Succeeded, project(""));
+    warned.views[0].checks[3].verdict = Verdict::Failed;
+    let page = render(&warned);
+    assert!(page.contains("Published with 1 warning") && page.contains("What needs acting on"), "{page}");
+    warned.views[0].checks[3].verdict = Verdict::Quarantined;
+    assert!(render(&warned).contains("rows were set aside"));
+    warned.views[0].checks[3].verdict = Verdict::Failed;
+    warned.run.overriding = Some(Override {
+        of: RunId::generate(),
+        actor: "ana@host".to_owned(),
+        reason: EVIL.to_owned(),
+        at: warned.run.interval.end(),
+        checks: IndexMap::new(),
+    });
+    let page = render(&warned);
+    assert!(page.contains("<h1>Published by override</h1>") && page.contains("ana@host let it through"), "{page}");
+    assert!(!page.contains("<script"), "{page}");
+}
+
+#[test]
+fn nothing_in_the_data_becomes_markup_and_nothing_is_loaded() {
+    let page = render(&facts(RunState::Blocked, project("")));
+    assert!(page.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"));
+    let lower = page.to_lowercase();
+    for never in ["<script", "<img", "http:", "https:", "@import", "url(", "javascript:", "<link", "<iframe"] {
+        assert!(!lower.contains(never), "{never}");
+    }
+    // Every element that is opened is closed, in order.
+    let mut open: Vec<&str> = Vec::new();
+    let body = page.split_once("</style>").unwrap().1;
+    for tag in body.split('<').skip(1).map(|rest| rest.split_once('>').unwrap().0) {
+        match tag.strip_prefix('/') {
+            Some(name) if name == "head" || name == "html" => {}
+            Some(name) => assert_eq!(open.pop(), Some(name)),
+            None if tag.ends_with('/') => {}
+            None => open.push(tag.split_whitespace().next().unwrap()),
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+}
+
+#[test]
+fn what_is_tagged_pii_is_nowhere_on_the_page() {
+    let page = render(&facts(RunState::Blocked, project("")));
+    for secret in ["secret@example.com", "hush@example.com", "alias@example.com", "nobody@"] {
+        assert!(!page.contains(secret), "{secret}");
+    }
+    assert!(page.contains("values are hidden: tagged pii"));
+    assert!(page.contains("it is 3, at most 0.2 is allowed"), "what does not tell values stays");
+    assert!(page.contains("7770003"), "other columns of the sample stay");
+    let page = render(&facts(RunState::Blocked, project("pii")));
+    for secret in ["secret@example.com", "7770003", "7 770 003", "Bremen", "660", "330"] {
+        assert!(!page.contains(secret), "{secret}");
+    }
+}
+
+#[test]
+fn a_view_that_was_not_computed_or_is_new_says_so() {
+    let mut cut_short = facts(RunState::Blocked, project(""));
+    let mut other = cut_short.views[0].clone();
+    (other.now, other.checks) = (None, Vec::new());
+    cut_short.views.push(other);
+    cut_short.views[0].before = None;
+    let page = render(&cut_short);
+    assert!(page.contains("The run ended before this view was computed."), "{page}");
+    assert!(page.contains("no earlier interval is published to compare with"), "{page}");
+    assert!(page.contains("not compared"), "{page}");
+}
