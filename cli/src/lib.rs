@@ -20,6 +20,7 @@ pub mod report;
 pub mod roles;
 pub mod select;
 pub mod shutdown;
+pub mod suggest;
 pub mod times;
 
 use std::ffi::OsString;

@@ -356,6 +356,33 @@ fn a_report_shows_what_a_run_was_stopped_for() {
 }
 
 #[test]
+fn suggested_checks_are_accepted_and_hold_for_the_runs_they_come_from() {
+    let mut world = World::applied();
+    world.run("checks suggest route_reliability");
+    world.quietly("backfill flights_daily --from 2013-01-08 --to 2013-01-16");
+    world.run("checks suggest route_reliability");
+    world.run("checks suggest carrier_trend --runs 5 --format json");
+    world.run("checks suggest carrier_trend --runs 4");
+    world.run("checks suggest carrier_trends");
+    // Pasted as they are, below the checks that each view has.
+    for (view, last) in [
+        ("carrier_delays", "WHERE flights_7d >= 100 AND avg_dep_delay_7d > 60\n"),
+        ("carrier_trend", "WHERE getting_worse <> (dep_delay_change > 0)\n"),
+        ("route_reliability", "- row_count: {min: 150, max_change: 0.2}\n"),
+        ("airport_day", "WHERE bad_weather_flights_1d > flights_1d\n"),
+    ] {
+        let suggested = world.quietly(&format!("checks suggest {view}"));
+        assert!(suggested.contains("- "), "{view}: {suggested}");
+        world.edit("flights_daily.yaml", |text| text.replacen(last, &format!("{last}{suggested}"), 1));
+    }
+    world.run("validate");
+    world.quietly("apply --yes");
+    world.quietly("backfill flights_daily --from 2013-01-08 --to 2013-01-16 --reprocess all");
+    world.run("checks --failed");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
 fn what_an_online_store_lost_is_found_and_brought_back() {
     let mut world = World::applied();
     world.quietly("run flights_daily --interval 2013-01-08T07:15:00Z/2013-01-09T07:15:00Z");

@@ -1,4 +1,4 @@
-//! `tidegate checks`: the verdicts of all checks, and the report of one run's.
+//! `tidegate checks`: the verdicts of all checks, the report of one run's, and checks that past runs suggest.
 
 use std::fs;
 use std::io::Write as _;
@@ -8,16 +8,18 @@ use serde::Serialize;
 use tidegate_registry::model::Severity;
 use tidegate_registry::run::Verdict;
 use tidegate_registry::store::{CheckFilter, CheckRow};
-use tidegate_registry::time::format_instant;
+use tidegate_registry::time::{Instant, format_instant};
 
+use crate::commands::backfill::counted;
 use crate::context::{Context, Registry};
 use crate::error::{Exit, UserError};
 use crate::output::Row;
 use crate::progress::note;
 use crate::report;
 use crate::select;
+use crate::suggest;
 
-/// List the verdicts of checks, the newest run first, or report on those of one run
+/// List the verdicts of checks, the newest run first; report on those of one run; suggest new ones
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
@@ -41,6 +43,17 @@ enum Action {
         /// The file to write
         #[arg(long, value_name = "FILE")]
         html: PathBuf,
+    },
+    /// Propose checks for a view from what its past runs have found out, as YAML to paste below `checks:`
+    ///
+    /// No run that was looked at would have failed what is proposed. What held without exception blocks; bounds around what is
+    /// usual leave a margin and warn. Keep what you know to be right.
+    Suggest {
+        /// The view: a name (its highest version) or name@vN
+        view: String,
+        /// How many of its newest intervals to look at
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        runs: u32,
     },
 }
 
@@ -68,6 +81,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     let registry = context.registry().await?;
     match arguments.action {
         Some(Action::Report { run, html }) => write_report(&run, &html, &registry).await?,
+        Some(Action::Suggest { view, runs }) => propose(&view, runs, &registry, context).await?,
         Some(Action::List(filter)) => list(filter, &registry, context).await?,
         None => list(arguments.filter, &registry, context).await?,
     }
@@ -80,6 +94,43 @@ async fn write_report(run: &str, file: &Path, registry: &Registry) -> anyhow::Re
     let page = report::render(&facts);
     write_whole(file, page.as_bytes())?;
     note(format!("wrote `{}`", file.display()));
+    Ok(())
+}
+
+/// Where a view's checks are usually written.
+const INDENT: usize = 6;
+
+async fn propose(view: &str, runs: u32, registry: &Registry, context: &Context) -> anyhow::Result<()> {
+    let view = select::view(&registry.project, view)?;
+    let limit = runs.saturating_add(suggest::DRIFT_LAST as u32);
+    let history = registry.store.recorded(&view.id, Instant::MAX_UTC, None, limit).await?;
+    let found = suggest::suggest(view, registry.project.keys_of(view), &history, runs as usize);
+    if context.output.is_json() {
+        return context.output.json(&found.checks);
+    }
+    if found.runs < suggest::RUNS_MIN {
+        note(format!(
+            "too little history to suggest checks for `{}`: {} of at least {} runs with a profile",
+            view.id,
+            found.runs,
+            suggest::RUNS_MIN
+        ));
+        return Ok(());
+    }
+    let known = match found.known {
+        0 => String::new(),
+        known => format!("; {known} more would be about what the view checks already"),
+    };
+    note(format!(
+        "{} for `{}` from {} runs ({} rows){known}",
+        counted(found.checks.len(), "suggestion"),
+        view.id,
+        found.runs,
+        found.rows
+    ));
+    if !found.checks.is_empty() {
+        context.output.text(found.yaml(INDENT))?;
+    }
     Ok(())
 }
 
