@@ -22,6 +22,7 @@ use tidegate_registry::definitions::{LoadOptions, load_files};
 use tidegate_registry::ids::{ProjectName, RunId, SnapshotId, ViewId};
 use tidegate_registry::model::Project;
 use tidegate_registry::plan;
+use tidegate_registry::profile::ViewProfile;
 use tidegate_registry::run::{Claim, Pins, StagedView, TaskKind, TaskOutput};
 use tidegate_registry::store::{
     ApplyRequest, Change, IntentRequest, Record, Store, StoreError, TaskEnd, ViewIntentRequest, ViewRecord,
@@ -287,6 +288,7 @@ impl NoOp {
             digest: "0".repeat(32),
             online_generation: None,
             profile: serde_json::Value::Null,
+            summary: ViewProfile::default(),
             quarantined: 0,
             quarantine_version: None,
         };

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{BackfillId, DagName, LeaseToken, RunId, SnapshotId, ViewId};
 use crate::model::Severity;
-use crate::profile::ColumnProfile;
+use crate::profile::{ColumnProfile, ViewProfile};
 use crate::time::{Instant, Interval};
 
 /// Why a run exists.
@@ -384,6 +384,23 @@ pub struct StagedView {
     pub quarantine: Option<SetAside>,
 }
 
+impl StagedView {
+    /// What is known of the rows as a whole.
+    pub fn summary(&self) -> ViewProfile {
+        let events = self.profile.get("event_timestamp");
+        let instant = |text: Option<&String>| text.and_then(|text| text.parse().ok());
+        let unique =
+            |result: &&CheckResult| result.check.starts_with("unique(") && result.check.ends_with(OF_EVERY_VIEW);
+        ViewProfile {
+            rows: self.rows,
+            bytes: self.bytes,
+            duplicate_keys: self.checks.iter().find(unique).map_or(0, |result| result.failing_rows),
+            first_event: instant(events.and_then(|events| events.min.as_ref())),
+            last_event: instant(events.and_then(|events| events.max.as_ref())),
+        }
+    }
+}
+
 /// Rows that were computed and are kept out of a view.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SetAside {
@@ -488,4 +505,46 @@ pub struct ViewIntent {
     pub online: bool,
     /// All verdicts, those against history included.
     pub checks: Vec<CheckResult>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_counts_doubled_keys_and_tells_when_events_were() {
+        let result = |check: &str, failing_rows| CheckResult {
+            check: check.to_owned(),
+            severity: Severity::Block,
+            verdict: Verdict::Failed,
+            message: String::new(),
+            failing_rows,
+            samples: Vec::new(),
+            overridden: false,
+        };
+        let event = |text: &str| Some(text.to_owned());
+        let events = ColumnProfile {
+            min: event("2013-01-08T07:15:00Z"),
+            max: event("2013-01-09T07:15:00.5Z"),
+            ..ColumnProfile::default()
+        };
+        let staged = StagedView {
+            adds: Vec::new(),
+            rows: 9,
+            bytes: 400,
+            digest: String::new(),
+            checks: vec![result("unique(tailnum)", 5), result("unique(carrier) of every view", 2)],
+            profile: IndexMap::from([("event_timestamp".to_owned(), events)]),
+            quarantine: None,
+        };
+        let expected = ViewProfile {
+            rows: 9,
+            bytes: 400,
+            duplicate_keys: 2,
+            first_event: "2013-01-08T07:15:00Z".parse().ok(),
+            last_event: "2013-01-09T07:15:00.5Z".parse().ok(),
+        };
+        assert_eq!(staged.summary(), expected);
+        assert!(expected.first_event < expected.last_event);
+    }
 }

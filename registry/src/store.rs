@@ -21,7 +21,7 @@ use crate::care::Care;
 use crate::ids::{DagName, LeaseToken, PoolName, QueueName, RegistryId, RunId, SnapshotId, ViewId};
 use crate::model::{Project, Season};
 use crate::plan::DefinitionKind;
-use crate::profile::ColumnProfile;
+use crate::profile::{ColumnProfile, ViewProfile};
 use crate::run::{CheckResult, Claim, Intent, NewRun, Pins, Run, RunState, Task, TaskKind, TaskOutput, Verdict};
 use crate::time::{Instant, Interval};
 
@@ -335,6 +335,8 @@ pub struct ViewRecord {
     pub online_generation: Option<u64>,
     /// Per-column statistics.
     pub profile: serde_json::Value,
+    /// What is known of the rows as a whole.
+    pub summary: ViewProfile,
     /// Rows that were set aside.
     pub quarantined: u64,
     /// The Delta version of the quarantine table that holds them; `None` when that table was not written.
@@ -352,6 +354,9 @@ pub struct Recorded {
     pub rows: u64,
     /// Per-column statistics; empty when a registry that was rebuilt from the lake does not know them.
     pub profile: IndexMap<String, ColumnProfile>,
+    /// What is known of the rows as a whole; `None` when it was recorded by an older version, and in a registry that was
+    /// rebuilt from the lake.
+    pub summary: Option<ViewProfile>,
 }
 
 /// A snapshot as stored.

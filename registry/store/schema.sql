@@ -134,7 +134,7 @@ CREATE TABLE snapshot_views (
     rows              INTEGER NOT NULL,
     digest            TEXT NOT NULL,
     online_generation INTEGER,
-    profile           TEXT NOT NULL, quarantined INTEGER NOT NULL DEFAULT 0,
+    profile           TEXT NOT NULL, quarantined INTEGER NOT NULL DEFAULT 0, summary TEXT,
     PRIMARY KEY (snapshot, position)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX snapshot_views_by_view ON snapshot_views (view);

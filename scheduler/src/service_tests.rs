@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use tidegate_registry::ids::{SnapshotId, ViewId};
 use tidegate_registry::model::{OnBlocked, Output, Project};
 use tidegate_registry::plan::DefinitionKind;
+use tidegate_registry::profile::ViewProfile;
 use tidegate_registry::run::{Pins, StagedView, TaskKind, TaskOutput};
 use tidegate_registry::store::{
     ApplyChanges, ApplyRequest, ClaimRequest, DefinitionRow, IntentRequest, Record, RunFilter, TaskEnd,
@@ -110,6 +111,7 @@ impl World {
             digest: "0".repeat(32),
             online_generation: None,
             profile: serde_json::json!({}),
+            summary: ViewProfile::default(),
             quarantined: 0,
             quarantine_version: None,
         };

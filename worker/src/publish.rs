@@ -366,6 +366,7 @@ fn record_of(
                 digest: staged.digest.clone(),
                 online_generation: generations.get(id).copied(),
                 profile: serde_json::to_value(&staged.profile).context("writing the profile")?,
+                summary: staged.summary(),
                 quarantined: staged.quarantine.as_ref().map_or(0, |quarantine| quarantine.rows),
                 quarantine_version: None,
             },

@@ -4,7 +4,7 @@ use indexmap::IndexMap;
 use serde::Serialize;
 use tidegate_quality::drift::{self, NotComparable};
 use tidegate_registry::model::FeatureView;
-use tidegate_registry::profile::ColumnProfile;
+use tidegate_registry::profile::{ColumnProfile, ViewProfile};
 use tidegate_registry::store::{Recorded, Store};
 use tidegate_registry::time::{Instant, format_instant};
 
@@ -66,13 +66,24 @@ struct Profiled<'a> {
     interval_start: String,
     interval_end: String,
     rows: u64,
+    /// Absent, as what follows, when an older version recorded it.
+    bytes: Option<u64>,
+    duplicate_keys: Option<u64>,
+    first_event: Option<String>,
+    last_event: Option<String>,
     columns: &'a IndexMap<String, ColumnProfile>,
 }
 
 impl<'a> Profiled<'a> {
     fn of(recorded: &'a Recorded, view: &FeatureView) -> Self {
+        let summary = recorded.summary.as_ref();
+        let event = |of: fn(&ViewProfile) -> Option<Instant>| summary.and_then(of).map(format_instant);
         Self {
             view: view.id.to_string(),
+            bytes: summary.map(|summary| summary.bytes),
+            duplicate_keys: summary.map(|summary| summary.duplicate_keys),
+            first_event: event(|summary| summary.first_event),
+            last_event: event(|summary| summary.last_event),
             snapshot: recorded.snapshot.to_string(),
             interval_start: format_instant(recorded.interval.start()),
             interval_end: format_instant(recorded.interval.end()),
@@ -83,7 +94,17 @@ impl<'a> Profiled<'a> {
 
     fn told(&self) -> String {
         let rows = if self.rows == 1 { "1 row".to_owned() } else { format!("{} rows", self.rows) };
-        format!("{} of {}, snapshot {}", rows, self.interval_start, self.snapshot)
+        let bytes = self.bytes.map_or_else(String::new, |bytes| format!(" ({bytes} bytes)"));
+        let double = match self.duplicate_keys {
+            None | Some(0) => String::new(),
+            Some(double) => format!(", {double} with the key of another"),
+        };
+        let events = match (&self.first_event, &self.last_event) {
+            (Some(first), Some(last)) if first == last => format!(", all as of {first}"),
+            (Some(first), Some(last)) => format!(", events from {first} to {last}"),
+            _ => String::new(),
+        };
+        format!("{rows}{bytes} of {}, snapshot {}{events}{double}", self.interval_start, self.snapshot)
     }
 }
 

@@ -106,7 +106,13 @@ fn facts(state: RunState, project: Project) -> Facts {
         result("range(amount)", Severity::Block, verdict, only_if_blocked(json!({"id": 1, "amount": 660.0}))),
     ];
     let now = Profiled { rows: 60, bytes: Some(4_200), columns: columns(if blocked { 60.0 } else { 1.0 }, EVIL) };
-    let before = Recorded { interval: before, snapshot: SnapshotId::generate(), rows: 50, profile: columns(1.0, EVIL) };
+    let before = Recorded {
+        interval: before,
+        snapshot: SnapshotId::generate(),
+        rows: 50,
+        profile: columns(1.0, EVIL),
+        summary: None,
+    };
     let view = ViewFacts { view, interval, checks, now: Some(now), before: Some(before) };
     Facts { project, run, views: vec![view] }
 }

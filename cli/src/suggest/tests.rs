@@ -67,7 +67,7 @@ fn run(age: usize, rows: usize) -> Recorded {
         columns.into_iter().map(|(name, array)| (name.to_owned(), profile(array))).collect();
     let start = Instant::UNIX_EPOCH + chrono::TimeDelta::days(1_000 - age as i64);
     let interval = Interval::new(start, start + chrono::TimeDelta::days(1)).unwrap();
-    Recorded { interval, snapshot: SnapshotId::generate(), rows: rows as u64, profile }
+    Recorded { interval, snapshot: SnapshotId::generate(), rows: rows as u64, profile, summary: None }
 }
 
 fn suggested(checks: &str, history: &[Recorded]) -> Suggestions {

@@ -28,7 +28,7 @@ pub(crate) async fn recorded(
     };
     let mut tx = db.read().await?;
     let rows = query(
-        "SELECT l.interval_start, l.interval_end, l.snapshot, l.rows, v.profile \
+        "SELECT l.interval_start, l.interval_end, l.snapshot, l.rows, v.profile, v.summary \
          FROM ledger AS l JOIN snapshot_views AS v ON v.snapshot = l.snapshot AND v.view = l.view \
          WHERE l.view = $1 AND l.interval_end <= $2 AND (l.interval_start / $3) % $4 = $5 \
          ORDER BY l.interval_end DESC, l.interval_start DESC LIMIT $6",
@@ -48,7 +48,7 @@ pub(crate) async fn recorded(
 pub(crate) async fn recorded_in(db: &Db, snapshot: SnapshotId, view: &ViewId) -> Result<Recorded> {
     let mut tx = db.read().await?;
     let row = query(
-        "SELECT s.interval_start, s.interval_end, v.snapshot, v.rows, v.profile \
+        "SELECT s.interval_start, s.interval_end, v.snapshot, v.rows, v.profile, v.summary \
          FROM snapshots AS s JOIN snapshot_views AS v ON v.snapshot = s.id WHERE s.id = $1 AND v.view = $2",
     )
     .bind(snapshot.to_string())
@@ -88,5 +88,6 @@ fn recorded_from(row: &Row) -> Result<Recorded> {
         snapshot: row.parse("snapshot")?,
         rows: row.count("rows")?,
         profile: row.json("profile")?,
+        summary: row.json_option("summary")?,
     })
 }

@@ -57,6 +57,15 @@ pub(crate) const STEPS: &[Step] = &[
             postgres: include_str!("../migrations/postgres/0004_quarantine.sql"),
         },
     },
+    Step {
+        name: "0005_summary",
+        // Older programs leave it out, which is read as unknown.
+        compatible_from: 4,
+        text: Sql {
+            sqlite: include_str!("../migrations/sqlite/0005_summary.sql"),
+            postgres: include_str!("../migrations/postgres/0005_summary.sql"),
+        },
+    },
 ];
 
 /// Brings the schema up to date and names a new registry. The caller holds the lock and commits.

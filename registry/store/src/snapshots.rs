@@ -60,13 +60,14 @@ pub(crate) async fn insert_in_tx(tx: &mut Conn, run: &Run, record: &Record, now:
             (&what.digest).into(),
             number_option(what.online_generation)?.into(),
             json(&what.profile)?.into(),
+            json(&what.summary)?.into(),
             number(what.quarantined)?.into(),
         ]);
     }
     for rows in rows.chunks(VIEWS_MAX) {
         let mut insert = Builder::new(
             "INSERT INTO snapshot_views (snapshot, position, view, fingerprint, delta_version, publish_number, rows, \
-             digest, online_generation, profile, quarantined) VALUES ",
+             digest, online_generation, profile, summary, quarantined) VALUES ",
         );
         insert.push_rows(rows.iter().cloned());
         insert.build().execute(&mut *tx).await.map_err(on(doing))?;

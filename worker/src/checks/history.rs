@@ -320,6 +320,7 @@ mod tests {
             snapshot: SnapshotId::generate(),
             rows: 10,
             profile: IndexMap::from([("x".to_owned(), ColumnProfile { mean: *mean, ..ColumnProfile::default() })]),
+            summary: None,
         };
         means.iter().enumerate().map(of).collect()
     }

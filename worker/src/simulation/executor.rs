@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use indexmap::IndexMap;
 use tidegate_registry::ids::{RunId, SnapshotId, ViewId};
 use tidegate_registry::model::{Project, Severity};
+use tidegate_registry::profile::ViewProfile;
 use tidegate_registry::run::{
     CheckResult, Claim, Intent, PinnedFile, Pins, SourcePin, StagedView, TaskKind, TaskOutput, Verdict, ViewPin,
 };
@@ -286,6 +287,7 @@ impl Model {
                 digest: staged[view].digest.clone(),
                 online_generation: generations.get(view).copied(),
                 profile: serde_json::json!({}),
+                summary: ViewProfile::default(),
                 quarantined: 0,
                 quarantine_version: None,
             };

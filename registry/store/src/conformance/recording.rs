@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 use indexmap::IndexMap;
 use tidegate_registry::ids::SnapshotId;
 use tidegate_registry::model::Season;
-use tidegate_registry::profile::ColumnProfile;
+use tidegate_registry::profile::{ColumnProfile, ViewProfile};
 use tidegate_registry::run::{Cause, NewRun, RunState, SourceSeen, TaskKind, TaskOutput, TaskState, Verdict};
 use tidegate_registry::store::{CheckFilter, StoreError, TaskEnd};
 
@@ -154,6 +154,13 @@ pub async fn what_was_recorded_is_found_by_interval_and_season(fixture: &Fixture
     let world = World::new(fixture.store.clone()).await;
     let c = view("c@v1");
     let nulls = |nulls| IndexMap::from([("x".to_owned(), ColumnProfile { nulls, ..ColumnProfile::default() })]);
+    let summary = |number| ViewProfile {
+        rows: 7,
+        bytes: 100,
+        first_event: Some(day(number)),
+        last_event: Some(day(number + 1)),
+        ..ViewProfile::default()
+    };
     let mut snapshots = Vec::new();
     for number in 0..9 {
         let run = world.admitted("other", number).await;
@@ -161,6 +168,7 @@ pub async fn what_was_recorded_is_found_by_interval_and_season(fixture: &Fixture
         let intent = world.take(&claim).await;
         let mut record = World::record(SnapshotId::generate(), &intent);
         record.views[&c].profile = serde_json::to_value(nulls(number as u64)).unwrap();
+        record.views[&c].summary = summary(number);
         snapshots.push(record.snapshot);
         world.store.record(claim.token, record, day(20)).await.unwrap();
     }
@@ -177,6 +185,7 @@ pub async fn what_was_recorded_is_found_by_interval_and_season(fixture: &Fixture
 
     let third = world.store.recorded_in(snapshots[3], &c).await.unwrap();
     assert_eq!((third.interval, third.snapshot, third.rows, &third.profile), (interval(3), snapshots[3], 7, &nulls(3)));
+    assert_eq!(third.summary, Some(summary(3)));
     assert_eq!(world.store.recorded(&c, day(4), None, 1).await.unwrap(), [third]);
     let missing = world.store.recorded_in(snapshots[3], &view("a@v1")).await;
     assert!(matches!(missing, Err(StoreError::NotFound { .. })), "{missing:?}");

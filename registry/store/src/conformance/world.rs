@@ -13,6 +13,7 @@ use tidegate_registry::model::{
     SourceLocation, SqlText, Table, TableRef,
 };
 use tidegate_registry::plan::DefinitionKind;
+use tidegate_registry::profile::ViewProfile;
 use tidegate_registry::run::{
     Cause, CheckResult, Claim, Intent, NewRun, Pins, Run, RunState, StagedView, Task, TaskKind, TaskOutput, Verdict,
 };
@@ -301,6 +302,7 @@ impl World {
                 digest: "0".repeat(32),
                 online_generation: what.online.then_some(what.publish_number),
                 profile: serde_json::json!({}),
+                summary: ViewProfile::default(),
                 quarantined: 0,
                 quarantine_version: None,
             };
