@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use tidegate_registry::ids::RunId;
 use tidegate_registry::model::Severity;
 use tidegate_registry::run::Verdict;
 use tidegate_registry::store::{CheckFilter, CheckRow};
@@ -80,7 +81,11 @@ struct Filter {
 pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
     let registry = context.registry().await?;
     match arguments.action {
-        Some(Action::Report { run, html }) => write_report(&run, &html, &registry).await?,
+        Some(Action::Report { run, html }) => {
+            let id = select::run_id(&*registry.store, &run).await?;
+            write_report(id, &html, &registry).await?;
+            note(format!("wrote `{}`", html.display()));
+        }
         Some(Action::Suggest { view, runs }) => propose(&view, runs, &registry, context).await?,
         Some(Action::List(filter)) => list(filter, &registry, context).await?,
         None => list(arguments.filter, &registry, context).await?,
@@ -88,13 +93,14 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     Ok(Exit::Done)
 }
 
-async fn write_report(run: &str, file: &Path, registry: &Registry) -> anyhow::Result<()> {
-    let id = select::run_id(&*registry.store, run).await?;
-    let facts = report::gather(&*registry.store, id).await?;
+/// Writes the page about a run's checks.
+///
+/// # Errors
+/// When the run has no verdicts, and when the registry cannot be read or the file cannot be written.
+pub(crate) async fn write_report(run: RunId, file: &Path, registry: &Registry) -> anyhow::Result<()> {
+    let facts = report::gather(&*registry.store, run).await?;
     let page = report::render(&facts);
-    write_whole(file, page.as_bytes())?;
-    note(format!("wrote `{}`", file.display()));
-    Ok(())
+    write_whole(file, page.as_bytes())
 }
 
 /// Where a view's checks are usually written.

@@ -19,6 +19,7 @@ use tidegate_scheduler::planning::new_runs;
 use crate::checked;
 use crate::commands::apply;
 use crate::commands::backfill::{self, counted};
+use crate::commands::checks::write_report;
 use crate::commands::online::{self, Answer};
 use crate::commands::plan::Prepared;
 use crate::commands::run::explain;
@@ -183,6 +184,9 @@ impl<'a> Demo<'a> {
         let (run, _) = self.registry.store.run(id).await?;
         ensure!(run.state == RunState::Blocked, "the run on bad data is {} instead of blocked", run.state);
         explain(&run, &self.registry).await?;
+        let page = folder.join("blocked.html");
+        write_report(id, &page, &self.registry).await?;
+        note(format!("what that looks like (`tidegate checks report`): open {}", page.display()));
         let after = self.get().await?;
         ensure!(after == *before, "the online values changed although the run was blocked: {after:?}");
         note(format!("meanwhile `{VIEW}` of `{KEY}` answers exactly as before: the last good values are live"));

@@ -13,6 +13,9 @@ use super::{Facts, ViewFacts};
 /// Longer texts of samples are cut.
 const SAMPLE_CHARACTERS: usize = 120;
 
+/// A longer list of what passed is folded, so that the data below it is seen.
+const LINES_OPEN: usize = 12;
+
 /// What a verdict asks of whoever looks: the order is that of the page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Standing {
@@ -115,7 +118,7 @@ pub(super) fn section(facts: &Facts) -> Html {
         let why = if stopped { ": the run was stopped before, or there is too little history" } else { "" };
         let summary = el("summary").add(standing.icon()).add(format!("{} {word}{why}", count(lines.len() as u64)));
         let mut details = el("details");
-        if standing == Standing::Open || nothing_to_do {
+        if standing == Standing::Open || nothing_to_do && lines.len() <= LINES_OPEN {
             details = details.at("open", "");
         }
         lists = lists.add(details.add(summary).add(el("ul").class("lines").all(lines)));
