@@ -1,7 +1,7 @@
 //! The report of a run's checks as one HTML page, to be looked at rather than read.
 //!
 //! [`Facts`] is what it tells, gathered from the registry; [`render`] is a pure function of it. The page needs nothing but
-//! itself: no network, no script. What it shows of data is escaped ([`html`]), and hidden where features are tagged `pii`
+//! itself: no network, no script. What it shows of data is escaped, and hidden where features are tagged `pii`
 //! ([`Hidden`]).
 
 mod checks;
