@@ -19,7 +19,8 @@ use crate::ids::{DagName, EntityName, OwnerName, PoolName, ProjectName, QueueNam
 use crate::time::Instant;
 
 pub use self::checks::{
-    Budget, Check, Direction, DriftMeasure, Edge, Metric, Rule, Season, Severity, TextFormat, Tolerance,
+    Budget, Check, Direction, DriftMeasure, Edge, Metric, Rule, Season, Severity, TIMEOUT, TextFormat, Tolerance,
+    Total, Within,
 };
 pub use self::source_checks::{OnDifference, SourceCheck, SourceRule, Volume};
 
@@ -320,6 +321,10 @@ pub struct FeatureView {
     pub sql: SqlText,
     /// The tables that the query names, resolved; each once, in order of first use.
     pub reads: Vec<TableRef>,
+    /// The tables that its checks compare its rows with; each once. A run pins them, and waits for them, as for those that it
+    /// reads.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checked_against: Vec<Table>,
     /// Whether a run's rows are every entity's state or only those touched.
     pub output: Output,
     /// How long after an interval's end its rows count as known, when training sets are built.
@@ -350,17 +355,22 @@ pub struct FeatureView {
 }
 
 impl FeatureView {
-    /// The views that it reads, as state or history.
+    /// The tables that its query reads and those that its checks do; one may come twice.
+    pub fn tables(&self) -> impl Iterator<Item = &Table> {
+        self.reads.iter().map(|read| &read.table).chain(&self.checked_against)
+    }
+
+    /// The views that it reads, as state or history, its checks included.
     pub fn view_reads(&self) -> impl Iterator<Item = &ViewId> {
-        self.reads.iter().filter_map(|read| match &read.table {
+        self.tables().filter_map(|table| match table {
             Table::Source(_) => None,
             Table::State(view) | Table::History(view) => Some(view),
         })
     }
 
-    /// The sources that it reads.
+    /// The sources that it reads, its checks included.
     pub fn source_reads(&self) -> impl Iterator<Item = &SourceName> {
-        self.reads.iter().filter_map(|read| match &read.table {
+        self.tables().filter_map(|table| match table {
             Table::Source(source) => Some(source),
             Table::State(_) | Table::History(_) => None,
         })

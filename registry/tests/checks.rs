@@ -29,6 +29,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("anomaly", "{of: mean, column: avg_dep_delay_7d, last: 30, same: weekday}"),
     ("monotonic", "{of: sum, column: flights_7d, direction: up}"),
     ("drift", "{column: alliance, measure: psi, max: 0.2, last: 7}"),
+    ("referential", "{columns: [carrier], references: {source: airlines, columns: [code]}}"),
+    ("reconciliation", "{of: sum, column: flights_7d, equals: {source: flights, of: count}, within: {ratio: 0.01}}"),
     ("row_count", "{min: 5, max_change: 0.5, same: weekday}"),
     ("sql", "{query: SELECT carrier FROM carrier_delays WHERE flights_7d < 0}"),
 ];
@@ -57,7 +59,8 @@ sources:
   - name: flights
     parquet: data/flights.parquet
     event_time: time_hour
-{of_source}feature_views:
+{of_source}  - {{name: airlines, csv: data/airlines.csv}}
+feature_views:
   - name: carrier_delays
     entity: carrier
     owner: ana

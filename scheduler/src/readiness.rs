@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tidegate_registry::cron::CronError;
 use tidegate_registry::ids::ViewId;
-use tidegate_registry::model::{Catchup, Dag, OnBlocked, Output, Project, Table};
+use tidegate_registry::model::{Catchup, Dag, FeatureView, OnBlocked, Output, Project, Table};
 use tidegate_registry::run::Run;
 use tidegate_registry::time::{Instant, Interval, format_instant};
 
@@ -29,9 +29,9 @@ pub struct Need {
 /// What `run` needs of views that it does not compute itself, under the definitions of `project`, its own.
 pub fn needs(run: &Run, project: &Project) -> BTreeSet<Need> {
     let dag = project.dags.get(&run.dag);
-    let reads = run.views.iter().filter_map(|view| project.views.get(view)).flat_map(|view| &view.reads);
+    let reads = run.views.iter().filter_map(|view| project.views.get(view)).flat_map(FeatureView::tables);
     reads
-        .filter_map(|read| match &read.table {
+        .filter_map(|table| match table {
             Table::Source(_) => None,
             Table::State(view) => Some((view, false)),
             Table::History(view) => Some((view, true)),

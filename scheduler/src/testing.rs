@@ -77,6 +77,7 @@ pub(crate) fn view(name: &str, output: Output, reads: &[&str]) -> FeatureView {
         tags: Vec::new(),
         sql: SqlText { text: "SELECT 1".to_owned(), origin: Origin::default() },
         reads: reads.iter().map(|read| TableRef { name: (*read).to_owned(), table: table(read) }).collect(),
+        checked_against: Vec::new(),
         output,
         serving_delay: Duration::ZERO,
         features: Vec::new(),

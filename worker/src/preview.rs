@@ -18,7 +18,9 @@ use tidegate_registry::run::{CheckResult, Pins, Verdict, ViewPin};
 use tidegate_registry::store::Store;
 use tidegate_registry::time::{Instant, Interval};
 
-use crate::checks::{CheckRunner, Measured, SourceLook, judge_history, judge_source, run_sql_check};
+use crate::checks::{
+    CheckRunner, Measured, OtherTables, SourceLook, judge_history, judge_source, read_others, run_sql_check,
+};
 use crate::engine::{Engine, Joins};
 use crate::lake::{Lake, TableSchema};
 use crate::reads::{RunReads, history_schema, register, state_schema};
@@ -84,7 +86,13 @@ pub async fn preview(engine: &Engine, request: &PreviewRequest) -> Result<Previe
     let schema = TableSchema::of(project, &view.id)?;
     let rows = output(&ctx, project, view, &schema.file, request.interval, RunId::generate()).await?;
     let staged = rows.clone().into_view();
-    let mut runner = CheckRunner::new(view, project.keys_of(view), request.interval, &ctx.state());
+    let mut others = OtherTables::new();
+    for table in &view.checked_against {
+        others.insert(table.clone(), resolver.provider(&ctx, table).await?);
+    }
+    let others = read_others(&ctx, view, &schema.file, request.interval, &others).await?;
+    let runner = CheckRunner::new(view, project.keys_of(view), request.interval, &ctx.state());
+    let mut runner = runner.compare_with(others);
     let shown = state_schema(project, view);
     let mut first = Vec::new();
     let mut stream = rows.execute_stream().await.with_context(|| format!("computing `{}`", view.id))?;
@@ -188,24 +196,26 @@ impl Resolver<'_> {
         Box::pin(async move {
             let ctx = self.engine.context_beside(self.base);
             for read in &view.reads {
-                let provider = match &read.table {
-                    Table::Source(name) => {
-                        let source = self.request.project.sources.get(name);
-                        let source = source.with_context(|| format!("`{name}` is not defined"))?;
-                        if !self.pins.sources.contains_key(name.as_str()) {
-                            let pin = self.request.sources.pin(source).await?;
-                            self.pins.sources.insert(name.to_string(), pin);
-                        }
-                        self.request.sources.provider(&ctx, source, &self.pins.sources[name.as_str()]).await?
-                    }
-                    Table::State(id) | Table::History(id) => {
-                        self.view(&ctx, id, matches!(read.table, Table::History(_))).await?
-                    }
-                };
-                register(&ctx, &read.name, provider)?;
+                register(&ctx, &read.name, self.provider(&ctx, &read.table).await?)?;
             }
             Ok(ctx)
         })
+    }
+
+    async fn provider(&mut self, ctx: &SessionContext, table: &Table) -> Result<Arc<dyn TableProvider>> {
+        match table {
+            Table::Source(name) => {
+                let source = self.request.project.sources.get(name);
+                let source = source.with_context(|| format!("`{name}` is not defined"))?;
+                if !self.pins.sources.contains_key(name.as_str()) {
+                    let pin = self.request.sources.pin(source).await?;
+                    self.pins.sources.insert(name.to_string(), pin);
+                }
+                self.request.sources.provider(ctx, source, &self.pins.sources[name.as_str()]).await
+            }
+            Table::State(id) => self.view(ctx, id, false).await,
+            Table::History(id) => self.view(ctx, id, true).await,
+        }
     }
 
     async fn view(&mut self, ctx: &SessionContext, id: &ViewId, history: bool) -> Result<Arc<dyn TableProvider>> {

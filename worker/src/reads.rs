@@ -23,6 +23,7 @@ use tidegate_registry::model::{FeatureView, Output, Project, Table};
 use tidegate_registry::run::Pins;
 use tidegate_registry::time::{Instant, Interval};
 
+use crate::checks::OtherTables;
 use crate::lake::Lake;
 use crate::sources::Sources;
 use crate::types::{INTERVAL_END, INTERVAL_START, RUN_ID, view_schema};
@@ -61,19 +62,38 @@ impl RunReads {
     /// When a source or table cannot be read as pinned.
     pub async fn register(&self, ctx: &SessionContext, view: &FeatureView) -> Result<()> {
         for read in &view.reads {
-            let provider = match &read.table {
-                Table::Source(name) => {
-                    let source = self.project.sources.get(name).with_context(|| format!("`{name}` is not defined"))?;
-                    let pin = self.pins.sources.get(name.as_str());
-                    let pin = pin.with_context(|| format!("the source `{name}` was not pinned"))?;
-                    self.sources.provider(ctx, source, pin).await?
-                }
-                Table::State(id) => self.state(ctx, id).await?,
-                Table::History(id) => self.history(ctx, id).await?,
-            };
-            register(ctx, &read.name, provider)?;
+            register(ctx, &read.name, self.provider(ctx, &read.table).await?)?;
         }
         Ok(())
+    }
+
+    /// A table as pinned.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn provider(&self, ctx: &SessionContext, table: &Table) -> Result<Arc<dyn TableProvider>> {
+        match table {
+            Table::Source(name) => {
+                let source = self.project.sources.get(name).with_context(|| format!("`{name}` is not defined"))?;
+                let pin = self.pins.sources.get(name.as_str());
+                let pin = pin.with_context(|| format!("the source `{name}` was not pinned"))?;
+                self.sources.provider(ctx, source, pin).await
+            }
+            Table::State(id) => self.state(ctx, id).await,
+            Table::History(id) => self.history(ctx, id).await,
+        }
+    }
+
+    /// The tables that the checks of `view` compare its rows with.
+    ///
+    /// # Errors
+    /// When one of them cannot be read as pinned.
+    pub async fn other_tables(&self, ctx: &SessionContext, view: &FeatureView) -> Result<OtherTables> {
+        let mut tables = OtherTables::new();
+        for table in &view.checked_against {
+            tables.insert(table.clone(), self.provider(ctx, table).await?);
+        }
+        Ok(tables)
     }
 
     /// The state of a view as of the run's interval end.

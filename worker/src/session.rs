@@ -99,6 +99,18 @@ pub(crate) fn plan_condition(
     schema: &DFSchema,
     params: Interval,
 ) -> Result<Arc<dyn PhysicalExpr>> {
+    let condition = state.create_physical_expr(logical_condition(state, sql, schema, params)?, schema)?;
+    match condition.data_type(schema.as_arrow())? {
+        DataType::Boolean | DataType::Null => Ok(condition),
+        other => plan_err!("a condition is true or false, and this is a {}", crate::types::describe(&other)),
+    }
+}
+
+/// [`plan_condition`] as an expression of a plan, which then says whether it is true or false.
+///
+/// # Errors
+/// When `sql` is not exactly one expression over these columns, or looks at other rows or tables.
+pub(crate) fn logical_condition(state: &SessionState, sql: &str, schema: &DFSchema, params: Interval) -> Result<Expr> {
     let condition = state.create_logical_expr(sql, schema)?;
     let of_many = |part: &Expr| matches!(part, Expr::AggregateFunction(_) | Expr::WindowFunction(_));
     if condition.exists(|part| Ok(of_many(part)))? {
@@ -112,11 +124,7 @@ pub(crate) fn plan_condition(
         },
         _ => Ok(Transformed::no(part)),
     })?;
-    let condition = state.create_physical_expr(bound.data, schema)?;
-    match condition.data_type(schema.as_arrow())? {
-        DataType::Boolean | DataType::Null => Ok(condition),
-        other => plan_err!("a condition is true or false, and this is a {}", crate::types::describe(&other)),
-    }
+    Ok(bound.data)
 }
 
 fn instant(micros: i64) -> ScalarValue {

@@ -29,7 +29,7 @@ use tidegate_registry::run::{StagedView, Verdict};
 use tidegate_registry::time::Interval;
 use tokio::task::JoinSet;
 
-use crate::checks::{CheckRunner, run_sql_check};
+use crate::checks::{CheckRunner, read_others, run_sql_check};
 use crate::digest::{DigestError, Digester};
 use crate::engine::{Engine, Joins};
 use crate::lake::TableSchema;
@@ -95,10 +95,12 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
     let computing = || format!("computing `{}`", view.id);
     let rows = output(&ctx, project, view, &schema.file, reads.interval, request.run).await.with_context(computing)?;
     let prefix = Path::from(format!("data/{}/{}{suffix}", request.run, request.attempt));
+    let others = reads.other_tables(&ctx, view).await?;
+    let others = read_others(&ctx, view, &schema.file, reads.interval, &others).await?;
     let table = reads.lake.open_table(&view.id)?;
     let mut writer = writer(&table, project, view, &schema.file, reads.interval, prefix)?;
     let judge = Judge {
-        checks: CheckRunner::new(view, project.keys_of(view), reads.interval, &ctx.state()),
+        checks: CheckRunner::new(view, project.keys_of(view), reads.interval, &ctx.state()).compare_with(others),
         digest: Digester::new(digest_columns(project, view)),
     };
     // Judging and writing look at the same batches at the same time: each costs about as much as the other.

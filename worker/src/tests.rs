@@ -1,6 +1,7 @@
 //! Whole runs on embedded parts: what becomes visible, when, and what does not.
 
 mod objects;
+mod other_tables;
 mod source_checks;
 mod world;
 

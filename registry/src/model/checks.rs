@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::SqlText;
+use super::{SqlText, Table};
 use crate::diagnostics::Origin;
 use crate::ids::SnapshotId;
 
@@ -24,6 +24,9 @@ pub struct Check {
     /// How many rows may break the rule all the same; none when absent. For rules about rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tolerance: Option<Tolerance>,
+    /// How long it may take; [`TIMEOUT`] when absent. For rules that read other tables, or the staged rows again.
+    #[serde(default, with = "super::secs_option", skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
     /// Rows that break the rule are set aside, as long as they are not more than this; the run stops for them when absent.
     /// For rules that judge single rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -37,10 +40,13 @@ impl Check {
     /// A check that blocks, of all rows, and tolerates nothing.
     pub fn new(name: impl Into<String>, rule: Rule) -> Self {
         let severity = Severity::default();
-        let (filter, tolerance, quarantine) = (None, None, None);
-        Self { name: name.into(), rule, severity, filter, tolerance, quarantine, origin: Origin::default() }
+        let (filter, tolerance, timeout, quarantine) = (None, None, None, None);
+        Self { name: name.into(), rule, severity, filter, tolerance, timeout, quarantine, origin: Origin::default() }
     }
 }
+
+/// How long a check may take that has no time-out of its own.
+pub const TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// How many rows may break a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -164,6 +170,28 @@ pub enum Rule {
         /// A condition over the view's columns.
         condition: SqlText,
     },
+    /// The values of the columns occur together in another table; rows with a null in one of them pass.
+    Referential {
+        /// Column names.
+        columns: Vec<String>,
+        /// Where they occur.
+        table: Table,
+        /// The columns there, in the same order.
+        references: Vec<String>,
+    },
+    /// A total over the run's rows (where the check's filter is true) equals one over another table.
+    Reconciliation {
+        /// Of the run's rows.
+        total: Total,
+        /// The other table.
+        table: Table,
+        /// Of the other table.
+        other: Total,
+        /// A condition over the other table's columns: only rows for which it is true count.
+        other_filter: Option<SqlText>,
+        /// How far they may be apart.
+        within: Within,
+    },
     /// A number about the run's rows lies in `[min, max]`; skipped where there is no such number.
     Bounds {
         /// Which number.
@@ -224,6 +252,57 @@ pub enum Rule {
         /// The query.
         query: SqlText,
     },
+}
+
+impl Rule {
+    /// The table that it compares the run's rows with.
+    pub fn other_table(&self) -> Option<&Table> {
+        match self {
+            Self::Referential { table, .. } | Self::Reconciliation { table, .. } => Some(table),
+            _ => None,
+        }
+    }
+}
+
+/// What adds up over rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Total {
+    /// The rows; with a column those in which it is not null.
+    Count(Option<String>),
+    /// The values of a numeric column; nulls do not count.
+    Sum(String),
+}
+
+impl Total {
+    /// The column that it is about.
+    pub fn column(&self) -> Option<&str> {
+        match self {
+            Self::Count(column) => column.as_deref(),
+            Self::Sum(column) => Some(column),
+        }
+    }
+}
+
+/// As it is said in messages: `sum of delay`.
+impl fmt::Display for Total {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count(None) => f.write_str("number of rows"),
+            Self::Count(Some(column)) => write!(f, "number of values of {column}"),
+            Self::Sum(column) => write!(f, "sum of {column}"),
+        }
+    }
+}
+
+/// How far two numbers may be apart.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Within {
+    /// By so much.
+    Value(f64),
+    /// By this share of the other one.
+    Ratio(f64),
 }
 
 /// A number about the rows of a run.

@@ -210,9 +210,18 @@ async fn view_state_ensure(tx: &mut Conn, name: &str, request: &ApplyRequest) ->
 struct ViewParts {
     reads: Vec<TableRef>,
     #[serde(default)]
+    checked_against: Vec<Table>,
+    #[serde(default)]
     queue: Option<QueueName>,
     #[serde(default)]
     pool: Option<PoolName>,
+}
+
+impl ViewParts {
+    /// The tables that its query and its checks read.
+    fn tables(self) -> Vec<Table> {
+        self.reads.into_iter().map(|read| read.table).chain(self.checked_against).collect()
+    }
 }
 
 /// What a run needs to know of a view to make its task.
@@ -233,20 +242,16 @@ struct DagViews {
 }
 
 /// The current views with what each reads: (name, tables).
-async fn current_reads(tx: &mut Conn) -> Result<Vec<(String, Vec<TableRef>)>> {
+async fn current_reads(tx: &mut Conn) -> Result<Vec<(String, Vec<Table>)>> {
     let rows = query("SELECT name, body FROM definitions WHERE kind = 'feature_view' AND until IS NULL")
         .fetch_all(tx)
         .await
         .map_err(on("reading the views"))?;
-    rows.iter().map(|row| Ok((row.get_as("name")?, row.json::<ViewParts>("body")?.reads))).collect()
+    rows.iter().map(|row| Ok((row.get_as("name")?, row.json::<ViewParts>("body")?.tables()))).collect()
 }
 
 /// The DAGs that run a view that was added, changed or removed, or that reads a source of which that is true.
-async fn dags_touched(
-    tx: &mut Conn,
-    request: &ApplyRequest,
-    before: &[(String, Vec<TableRef>)],
-) -> Result<Vec<String>> {
+async fn dags_touched(tx: &mut Conn, request: &ApplyRequest, before: &[(String, Vec<Table>)]) -> Result<Vec<String>> {
     let changed = |kind: DefinitionKind| -> BTreeSet<&str> {
         let upserts = request.changes.upserts.iter().map(|row| (row.kind, row.name.as_str()));
         let removals = request.changes.removals.iter().map(|(kind, name)| (*kind, name.as_str()));
@@ -257,7 +262,7 @@ async fn dags_touched(
     if !sources.is_empty() {
         let after = current_reads(tx).await?;
         let reading = before.iter().chain(&after).filter(|(_, reads)| {
-            reads.iter().any(|read| matches!(&read.table, Table::Source(source) if sources.contains(source.as_str())))
+            reads.iter().any(|table| matches!(table, Table::Source(source) if sources.contains(source.as_str())))
         });
         views.extend(reading.map(|(name, _)| name.clone()));
     }
@@ -288,12 +293,13 @@ pub(crate) async fn view_tasks_in_tx(
     bodies.push_list(views.iter().map(ToString::to_string));
     let rows = bodies.build().fetch_all(tx).await.map_err(on("reading the definitions of views"))?;
     let task = |row: &Row| -> Result<(ViewId, ViewTask)> {
-        let parts: ViewParts = row.json("body")?;
-        let reads = parts.reads.into_iter().filter_map(|read| match read.table {
+        let mut parts: ViewParts = row.json("body")?;
+        let (queue, pool) = (parts.queue.take(), parts.pool.take());
+        let reads = parts.tables().into_iter().filter_map(|table| match table {
             Table::Source(_) => None,
             Table::State(view) | Table::History(view) => Some(view),
         });
-        Ok((row.parse("name")?, ViewTask { reads: reads.collect(), queue: parts.queue, pool: parts.pool }))
+        Ok((row.parse("name")?, ViewTask { reads: reads.collect(), queue, pool }))
     };
     rows.iter().map(task).collect()
 }

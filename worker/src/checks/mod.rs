@@ -8,12 +8,14 @@
 //! Numbers of the run (means, null rates…) are taken from its profile when the last row has been seen. Two kinds of check
 //! cannot be judged here and come out `pending`: `sql` needs all staged rows at once ([`run_sql_check`]), and what compares
 //! with earlier intervals needs their records ([`judge_history`]).
+//! What other tables have to do with it is read before ([`read_others`]).
 //! A check that cannot be computed is an `error`, which counts as failed: doubt holds the gate.
 
 mod condition;
 mod history;
 mod metrics;
 mod order;
+mod others;
 mod profile;
 mod rows;
 mod sources;
@@ -33,10 +35,12 @@ use tidegate_registry::time::Interval;
 
 pub use self::history::{judge_history, needs_history};
 pub use self::metrics::Measured;
+pub use self::others::{OtherTables, Others, read_others};
 pub use self::sources::{SourceLook, judge_source};
 pub use self::sql::run_sql_check;
 
 use self::condition::{Condition, Expression};
+use self::others::Reconciled;
 use self::profile::Profiler;
 use self::rows::{AcceptedValues, Failing, InTime, NotNull, Range, RowRule, Unjudgeable};
 use crate::text::TextColumn;
@@ -50,6 +54,7 @@ pub const SAMPLES_MAX: usize = 5;
 pub struct CheckRunner {
     judges: Vec<Judge>,
     others: Vec<Check>,
+    reconciled: Vec<Reconciled>,
     /// Columns that identify a row in samples.
     identity: Vec<String>,
     profiler: Profiler,
@@ -80,6 +85,9 @@ impl CheckRunner {
                 Rule::EventTime { column, at, min_age, max_age } => {
                     Box::new(times::Aged::new(column, *at, *min_age, *max_age, interval))
                 }
+                Rule::Referential { columns, table, references } => {
+                    Box::new(others::Referential::new(columns, table, references))
+                }
                 Rule::Expression { condition } => {
                     Box::new(Expression::new(Condition::new(&condition.text, interval, state)))
                 }
@@ -88,6 +96,7 @@ impl CheckRunner {
                 | Rule::Anomaly { .. }
                 | Rule::Monotonic { .. }
                 | Rule::Drift { .. }
+                | Rule::Reconciliation { .. }
                 | Rule::Sql { .. } => {
                     others.push(check.clone());
                     continue;
@@ -104,7 +113,24 @@ impl CheckRunner {
         if matches!(view.output, Output::Partial { .. }) {
             identity.push(EVENT_TIMESTAMP.to_owned());
         }
-        Self { judges, others, identity, profiler, rows: 0 }
+        let reconciled = others.iter().filter(|check| matches!(check.rule, Rule::Reconciliation { .. })).map(|check| {
+            let filter = check.filter.as_ref().map(|filter| Condition::new(&filter.text, interval, state));
+            Reconciled::new(check, filter)
+        });
+        let reconciled = reconciled.collect();
+        Self { judges, others, reconciled, identity, profiler, rows: 0 }
+    }
+
+    /// Takes what was found in other tables. Checks that compare with them cannot be computed without.
+    pub fn compare_with(mut self, mut others: Others) -> Self {
+        for judge in &mut self.judges {
+            judge.rule.given(others.take(&judge.name));
+        }
+        for reconciled in &mut self.reconciled {
+            let found = others.take(reconciled.check());
+            reconciled.given(found);
+        }
+        self
     }
 
     /// Looks at the next batch of staged rows: keys, `event_timestamp` and features in their stored types.
@@ -112,6 +138,9 @@ impl CheckRunner {
         self.rows += batch.num_rows() as u64;
         for judge in &mut self.judges {
             judge.update(batch, &self.identity);
+        }
+        for reconciled in &mut self.reconciled {
+            reconciled.update(batch);
         }
         self.profiler.update(batch);
     }
@@ -125,6 +154,10 @@ impl CheckRunner {
         results.extend(self.others.iter().map(|check| match &check.rule {
             Rule::Sql { .. } => pending(check, "waits for all rows to be staged".to_owned()),
             Rule::RowCount { .. } => history::judge_bounds(check, rows),
+            Rule::Reconciliation { .. } => match self.reconciled.iter().find(|of| of.check() == check.name) {
+                Some(reconciled) => reconciled.finish(),
+                None => result(check, Verdict::Error, "could not be computed: it was not begun".to_owned()),
+            },
             _ => metrics::judge_bounds(check, Measured { rows, profile: &profile }),
         }));
         (results, profile, rows)

@@ -11,6 +11,7 @@ use datafusion::arrow::record_batch::RecordBatch;
 use tidegate_registry::time::{Instant, format_instant};
 
 use super::SAMPLES_MAX;
+use super::others::Found;
 use crate::text::TextColumn;
 use crate::types::{self, EVENT_TIMESTAMP};
 
@@ -18,6 +19,9 @@ use crate::types::{self, EVENT_TIMESTAMP};
 pub(super) trait RowRule: Send + fmt::Debug {
     /// The columns that it looks at; shown in samples.
     fn columns(&self) -> &[String];
+
+    /// What was found in the other table that the rule is about; asked for before the first row.
+    fn given(&mut self, _: Result<Found, String>) {}
 
     /// The rows of `batch` that break it.
     fn failing(&mut self, batch: &RecordBatch) -> Result<Failing, Unjudgeable>;

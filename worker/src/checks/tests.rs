@@ -1,16 +1,19 @@
 use super::*;
 use datafusion::arrow::array::{
-    ArrayRef, BooleanArray, Date32Array, Float64Array, Int64Array, ListArray, StringArray, TimestampMicrosecondArray,
+    ArrayRef, BooleanArray, Date32Array, Float64Array, Int32Array, Int64Array, ListArray, StringArray,
+    TimestampMicrosecondArray,
 };
 use datafusion::arrow::datatypes::Int64Type;
+use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
-use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::execution::memory_pool::GreedyMemoryPool;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::SessionConfig;
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use tidegate_registry::definitions::{LoadOptions, load_files};
-use tidegate_registry::model::{ColumnType, Edge, Feature, Metric, SqlText, TextFormat};
+use tidegate_registry::model::{ColumnType, Edge, Feature, Metric, SqlText, Table, TextFormat, Total, Within};
 
 use crate::session::new_context;
 
@@ -38,6 +41,7 @@ fn view(features: &[(&str, &str)], checks: Vec<Check>) -> FeatureView {
         tags: Vec::new(),
         sql: SqlText { text: String::new(), origin: Default::default() },
         reads: Vec::new(),
+        checked_against: Vec::new(),
         output: Output::Full,
         serving_delay: Default::default(),
         features: features
@@ -462,9 +466,159 @@ async fn queries_return_the_offending_rows() {
     assert_eq!(at_run_time.verdict, Verdict::Error, "{at_run_time:?}");
 }
 
+/// Judges `batches`, with other tables beside them.
+async fn judge_with(view: &FeatureView, batches: &[RecordBatch], others: &[(&str, RecordBatch)]) -> Vec<CheckResult> {
+    let ctx = new_context(SessionConfig::new(), Arc::new(RuntimeEnv::default()));
+    let tables = others.iter().map(|(name, rows)| {
+        let table: Arc<dyn TableProvider> =
+            Arc::new(MemTable::try_new(rows.schema(), vec![vec![rows.clone()]]).unwrap());
+        (Table::Source(name.parse().unwrap()), table)
+    });
+    let rows = batches.first().map_or_else(|| batch(&[], &[]).schema(), RecordBatch::schema);
+    let others = read_others(&ctx, view, &rows, interval(), &tables.collect()).await.unwrap();
+    let mut runner = CheckRunner::new(view, &keys(), interval(), &state()).compare_with(others);
+    batches.iter().for_each(|batch| runner.update(batch));
+    runner.finish().0
+}
+
+#[tokio::test]
+async fn values_must_occur_in_the_other_table_and_nulls_need_not() {
+    let texts = |texts: &[Option<&str>]| Arc::new(StringArray::from(texts.to_vec())) as ArrayRef;
+    let numbers = |numbers: &[Option<i32>]| Arc::new(Int32Array::from(numbers.to_vec())) as ArrayRef;
+    let said = async |carriers: &[&str], a: &[Option<&str>], n: &[Option<i32>], tolerance| {
+        let rule = Rule::Referential {
+            columns: vec!["a".into(), "n".into()],
+            table: Table::Source("known".parse().unwrap()),
+            references: vec!["x".into(), "y".into()],
+        };
+        let view = view(&[("a", "string"), ("n", "integer")], vec![Check { tolerance, ..check("r", rule) }]);
+        // other types there: numbers as wide ones, and texts that are no number
+        let x = texts(&[Some("p"), Some("q"), None, Some("r")]);
+        let y: ArrayRef = Arc::new(StringArray::from(vec!["1", "2", "3", "three"]));
+        let known = RecordBatch::try_from_iter([("x", x), ("y", y)]).unwrap();
+        let rows = batch(carriers, &[("a", texts(a)), ("n", numbers(n))]);
+        judge_with(&view, &[rows], &[("known", known)]).await.remove(3)
+    };
+    let carriers = ["A", "B", "C", "D"];
+    let a = [Some("p"), Some("p"), None, Some("r")];
+    let n = [Some(1), Some(2), Some(9), None];
+    let failed = said(&carriers, &a, &n, None).await;
+    assert_eq!(
+        lines(std::slice::from_ref(&failed)),
+        ["r: failed: 1 of 4 rows has a value in a, n that is none in x, y of source known"]
+    );
+    assert_eq!(failed.samples, [json!({"carrier": "B", "a": "p", "n": 2})], "p occurs, and 2 does, but not together");
+    let passed = said(&carriers, &a, &n, Some(Tolerance::Rows(1))).await;
+    assert_eq!(passed.verdict, Verdict::Passed);
+    let nulls = said(&["A"], &[None], &[None], None).await;
+    assert_eq!(lines(&[nulls]), ["r: passed: none of 1 rows has a value in a, n that is none in x, y of source known"]);
+    assert_eq!(lines(&[said(&[], &[], &[], None).await]), ["r: passed: there are no rows"]);
+}
+
+#[tokio::test]
+async fn a_table_that_was_not_read_blocks_even_without_a_row() {
+    let table = || Table::Source("known".parse().unwrap());
+    let (total, other) = (Total::Count(None), Total::Count(None));
+    let checks = vec![
+        check("r", Rule::Referential { columns: vec!["a".into()], table: table(), references: vec!["x".into()] }),
+        check(
+            "e",
+            Rule::Reconciliation { total, table: table(), other, other_filter: None, within: Within::Value(0.0) },
+        ),
+    ];
+    let results = judge(&view(&[("a", "string")], checks), &[]);
+    assert_eq!(
+        lines(&results)[3..],
+        [
+            "r: error: could not be computed: the other table was not read",
+            "e: error: could not be computed: the other table was not read",
+        ]
+    );
+    assert!(results[3].blocks() && results[4].blocks());
+}
+
+#[tokio::test]
+async fn values_that_do_not_fit_into_memory_are_an_error_of_the_check() {
+    let pool = Arc::new(GreedyMemoryPool::new(1 << 20));
+    let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc().unwrap();
+    let ctx = new_context(SessionConfig::new(), runtime);
+    let n: ArrayRef = Arc::new(Int64Array::from_iter_values(0..200_000));
+    let known = RecordBatch::try_from_iter([("n", n)]).unwrap();
+    let known: Arc<dyn TableProvider> = Arc::new(MemTable::try_new(known.schema(), vec![vec![known]]).unwrap());
+    let table = Table::Source("known".parse().unwrap());
+    let rule = Rule::Referential { columns: vec!["n".into()], table: table.clone(), references: vec!["n".into()] };
+    let view = view(&[("n", "bigint")], vec![check("r", rule)]);
+    let n: ArrayRef = Arc::new(Int64Array::from(vec![1]));
+    let rows = batch(&["A"], &[("n", n)]);
+    let tables = [(table, known)].into_iter().collect();
+    let others = read_others(&ctx, &view, &rows.schema(), interval(), &tables).await.unwrap();
+    let mut runner = CheckRunner::new(&view, &keys(), interval(), &state()).compare_with(others);
+    runner.update(&rows);
+    assert_eq!(
+        lines(&runner.finish().0)[3..],
+        ["r: error: could not be computed: more than 65536 different values do not fit into `memory:`; write a `sql` \
+             check instead"]
+    );
+}
+
+#[tokio::test]
+async fn totals_must_be_equal_within_a_distance() {
+    let doubles = |values: &[Option<f64>]| Arc::new(Float64Array::from(values.to_vec())) as ArrayRef;
+    let (sum, count) = (|name: &str| Total::Sum(name.into()), || Total::Count(None));
+    let said =
+        async |x: &[Option<f64>], total: Total, filter: Option<&str>, other, other_filter: Option<&str>, within| {
+            let table = Table::Source("known".parse().unwrap());
+            let rule = Rule::Reconciliation { total, table, other, other_filter: other_filter.map(sql), within };
+            let check = Check { filter: filter.map(sql), ..check("e", rule) };
+            let y: ArrayRef = Arc::new(Int64Array::from(vec![Some(1), Some(2), None, Some(4)]));
+            let known = RecordBatch::try_from_iter([("y", y)]).unwrap();
+            let carriers: Vec<&str> = ["A", "B", "C"][..x.len()].to_vec();
+            let rows = batch(&carriers, &[("x", doubles(x))]);
+            let view = view(&[("x", "double")], vec![check]);
+            lines(&[judge_with(&view, &[rows], &[("known", known)]).await.remove(3)]).remove(0)
+        };
+    let x = [Some(3.5), Some(3.5), None];
+    let exact = Within::Ratio(1e-9);
+    assert_eq!(
+        said(&x, sum("x"), None, sum("y"), None, exact).await,
+        "e: passed: the sum of x is 7, the sum of y of source known is 7"
+    );
+    assert_eq!(
+        said(&x, sum("x"), Some("carrier = 'A'"), sum("y"), None, exact).await,
+        "e: failed: the sum of x is 3.5, the sum of y of source known is 7: they are not equal"
+    );
+    assert_eq!(
+        said(&x, sum("x"), None, sum("y"), Some("y > 1"), Within::Value(1.0)).await,
+        "e: passed: the sum of x is 7, the sum of y of source known is 6: no more than 1 apart"
+    );
+    assert_eq!(
+        said(&x, sum("x"), None, sum("y"), Some("y > 1"), Within::Ratio(0.1)).await,
+        "e: failed: the sum of x is 7, the sum of y of source known is 6: more than 10 % apart"
+    );
+    assert_eq!(
+        said(&x, count(), None, Total::Count(Some("y".into())), None, Within::Value(0.0)).await,
+        "e: passed: the number of rows is 3, the number of values of y of source known is 3"
+    );
+    assert_eq!(
+        said(&[], sum("x"), None, sum("y"), Some("y > 9"), exact).await,
+        "e: passed: the sum of x is 0, the sum of y of source known is 0"
+    );
+    assert_eq!(
+        said(&[None], count(), None, count(), None, Within::Value(2.0)).await,
+        "e: failed: the number of rows is 1, the number of rows of source known is 4: more than 2 apart"
+    );
+    let nan = said(&[Some(f64::NAN)], sum("x"), None, sum("y"), None, Within::Value(1e300)).await;
+    assert!(nan.starts_with("e: failed: the sum of x is NaN, the sum of y of source known is 7: "), "{nan}");
+    assert!(said(&x, sum("gone"), None, sum("y"), None, exact).await.starts_with("e: error: could not be computed: "));
+    let gone = said(&x, sum("x"), None, sum("gone"), None, exact).await;
+    assert_eq!(gone, "e: error: could not be computed: it has no column `gone`");
+    let filter = said(&x, sum("x"), None, sum("y"), Some("gone > 1"), exact).await;
+    assert!(filter.starts_with("e: error: could not be computed: "), "{filter}");
+}
+
 /// Every example on the page about checks is judged: rows that pass what needs no history.
-#[test]
-fn the_examples_on_the_page_hold_for_good_rows() {
+#[tokio::test]
+async fn the_examples_on_the_page_hold_for_good_rows() {
     let page = include_str!("../../../docs/checks.md");
     let examples: Vec<&str> = page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     let indented = |text: &str, by: &str| text.lines().map(|line| format!("{by}{line}\n")).collect::<String>();
@@ -477,7 +631,7 @@ fn the_examples_on_the_page_hold_for_good_rows() {
     let text = format!(
         "owners: [{{name: ana, primary: ana@example.com}}]\n\
          entities: [{{name: carrier, keys: [{{name: carrier, type: string}}]}}]\n\
-         sources: [{{name: flights, parquet: flights.parquet}}]\n\
+         sources: [{{name: flights, parquet: flights.parquet}}, {{name: airlines, csv: airlines.csv}}]\n\
          feature_views:\n  - name: carrier_delays\n    entity: carrier\n    owner: ana\n    description: x\n    \
          sql: SELECT * FROM flights\n{}    checks:\n{checks}",
         indented(features, "    ")
@@ -502,7 +656,18 @@ fn the_examples_on_the_page_hold_for_good_rows() {
             ("is_low_cost", Arc::new(BooleanArray::from(vec![false, false, true, false, false, true]))),
         ],
     );
-    for result in judge(view, &[rows]) {
+    let flights = batch(&[], &[]).slice(0, 0);
+    let flights = RecordBatch::try_new(
+        flights.schema(),
+        vec![
+            Arc::new(StringArray::from(vec!["x"; 3_814])) as ArrayRef,
+            Arc::new(TimestampMicrosecondArray::from(vec![END; 3_814]).with_timezone("UTC")),
+        ],
+    );
+    let codes: ArrayRef = Arc::new(StringArray::from(vec!["AA", "AS", "B6", "DL", "UA", "WN", "HA"]));
+    let airlines = RecordBatch::try_from_iter([("code", codes)]);
+    let others = [("airlines", airlines.unwrap()), ("flights", flights.unwrap())];
+    for result in judge_with(view, &[rows], &others).await {
         let waits = result.verdict == Verdict::Pending;
         assert!(result.verdict == Verdict::Passed || waits, "{}: {}", result.check, result.message);
         let of_history = ["anomaly", "monotonic", "drift", "row_count", "sql"];

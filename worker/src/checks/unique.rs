@@ -21,10 +21,10 @@ use super::rows::{Failing, RowRule, Unjudgeable, column};
 use crate::text::TextColumn;
 
 /// Hashes that are held without asking the pool (about 1.3 MB), so that even an exhausted pool lets the check finish.
-const CAPACITY_MIN: usize = 1 << 16;
+pub(super) const CAPACITY_MIN: usize = 1 << 16;
 /// What a hash set needs for each of its places, at most: 16 bytes and one of control, 7 of 8 places used, and the
 /// number of places a power of two.
-const BYTES_PER_HASH: usize = 40;
+pub(super) const BYTES_PER_HASH: usize = 40;
 
 pub(super) struct Unique {
     columns: Vec<String>,
@@ -121,6 +121,20 @@ impl Unique {
     }
 }
 
+/// Writes what is hashed of a row.
+pub(super) fn hash_row(columns: &[TextColumn], row: usize, out: &mut Vec<u8>) {
+    out.clear();
+    for values in columns {
+        // bytes that are in no text: null is a value of its own here, and values do not run together
+        if values.is_null(row) {
+            out.push(0xFE);
+        } else {
+            values.write(row, out);
+        }
+        out.push(0xFF);
+    }
+}
+
 impl RowRule for Unique {
     fn columns(&self) -> &[String] {
         &self.columns
@@ -134,16 +148,7 @@ impl RowRule for Unique {
         }
         let mut failing = Failing::default();
         for row in 0..batch.num_rows() {
-            self.row.clear();
-            for values in &columns {
-                // bytes that are in no text: null is a value of its own here, and values do not run together
-                if values.is_null(row) {
-                    self.row.push(0xFE);
-                } else {
-                    values.write(row, &mut self.row);
-                }
-                self.row.push(0xFF);
-            }
+            hash_row(&columns, row, &mut self.row);
             if !self.insert(xxh3_128(&self.row))? {
                 failing.push(row);
             }
@@ -180,7 +185,7 @@ impl Run {
 
 /// The hash of a value that is a hash already.
 #[derive(Debug, Default, Clone, Copy)]
-struct Already(u64);
+pub(super) struct Already(u64);
 
 impl Hasher for Already {
     fn write(&mut self, bytes: &[u8]) {

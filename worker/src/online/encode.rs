@@ -143,6 +143,7 @@ mod tests {
             tags: Vec::new(),
             sql: SqlText { text: String::new(), origin: Default::default() },
             reads: Vec::new(),
+            checked_against: Vec::new(),
             output,
             serving_delay: Default::default(),
             features: vec![feature("x", ColumnType::Double), feature("n", ColumnType::Bigint)],

@@ -74,6 +74,7 @@ fn view(id: &str, reads: &[&str]) -> FeatureView {
         tags: Vec::new(),
         sql: SqlText { text: "SELECT 1".to_owned(), origin: Origin::default() },
         reads: reads.iter().map(state).collect(),
+        checked_against: Vec::new(),
         output: Output::Full,
         serving_delay: Duration::ZERO,
         features: Vec::new(),

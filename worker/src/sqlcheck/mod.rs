@@ -27,7 +27,7 @@ use datafusion::prelude::SessionConfig;
 use indexmap::IndexMap;
 use tidegate_registry::diagnostics::{Diagnostic, ids};
 use tidegate_registry::ids::SourceName;
-use tidegate_registry::model::{Check, ColumnType, Feature, FeatureView, Key, Project, Rule, SqlText, Table};
+use tidegate_registry::model::{Check, ColumnType, Feature, FeatureView, Key, Project, Rule, SqlText, Table, Total};
 use tidegate_registry::time::Interval;
 use tokio::task::JoinSet;
 
@@ -111,6 +111,7 @@ impl Work {
                 found.extend(errors::explain(query, &error, &tables.columns()));
             }
         }
+        found.extend(view.checks.iter().flat_map(|check| self.check_other(check)));
         let columns: Vec<&str> = own.fields().iter().map(|field| field.name().as_str()).collect();
         for condition in view.checks.iter().flat_map(conditions) {
             if let Err(error) = self.plan_condition(&own, condition) {
@@ -125,14 +126,58 @@ impl Work {
         plan_condition(&self.state, &condition.text, &schema, any_interval()).map(drop)
     }
 
-    /// The tables that the view's SQL names; `None` when one of them cannot be read.
-    fn tables_of(&self, view: &FeatureView) -> Option<Tables> {
-        let schema = |table: &Table| match table {
+    /// The columns of a table; `None` when it cannot be read.
+    fn schema(&self, table: &Table) -> Option<SchemaRef> {
+        match table {
             Table::Source(name) => self.schemas.get(name).cloned(),
             Table::State(id) => Some(state_schema(&self.project, self.project.views.get(id)?)),
             Table::History(id) => Some(history_schema(&self.project, self.project.views.get(id)?)),
+        }
+    }
+
+    /// What is wrong with what a check says of another table.
+    fn check_other(&self, check: &Check) -> Vec<Diagnostic> {
+        let Some((table, schema)) = check.rule.other_table().and_then(|table| Some((table, self.schema(table)?)))
+        else {
+            return Vec::new();
         };
-        let tables = view.reads.iter().map(|read| Some((read.name.clone(), schema(&read.table)?)));
+        let what = match table {
+            Table::Source(name) => format!("the source `{name}`"),
+            Table::State(id) | Table::History(id) => format!("the view `{id}`"),
+        };
+        let kind = |name: &str| sources::field(&schema, name, &what, &check.origin);
+        match &check.rule {
+            Rule::Referential { references, .. } => {
+                references.iter().filter_map(|name| kind(name).err()).map(|unknown| *unknown).collect()
+            }
+            Rule::Reconciliation { other, other_filter, .. } => {
+                let mut found = Vec::new();
+                match other.column().map(|name| (name, kind(name))) {
+                    Some((_, Err(unknown))) => found.push(*unknown),
+                    Some((name, Ok(kind))) if matches!(other, Total::Sum(_)) && !kind.is_numeric() => {
+                        let title = format!("the column `{name}` of {what} is {}, not a number", describe_one(kind));
+                        found.push(
+                            Diagnostic::error(ids::BAD_CHECK, check.origin.clone(), title)
+                                .with_help("sums are of numbers"),
+                        );
+                    }
+                    _ => {}
+                }
+                let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+                if let Some(filter) = other_filter
+                    && let Err(error) = self.plan_condition(&schema, filter)
+                {
+                    found.extend(errors::explain(filter, &error, &columns));
+                }
+                found
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The tables that the view's SQL names; `None` when one of them cannot be read.
+    fn tables_of(&self, view: &FeatureView) -> Option<Tables> {
+        let tables = view.reads.iter().map(|read| Some((read.name.clone(), self.schema(&read.table)?)));
         tables.collect::<Option<_>>().map(Tables)
     }
 

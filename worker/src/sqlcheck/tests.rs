@@ -297,3 +297,16 @@ async fn checks_of_sources_name_times_that_are_there() {
     let (found, files) = find(&text, &schemas()).await;
     insta::assert_snapshot!(render(&found, &files, RenderStyle::default()));
 }
+
+#[tokio::test]
+async fn checks_name_columns_of_other_tables_that_are_there() {
+    let checks = "referential: {columns: [carrier], references: {source: carriers}}
+      - referential: {columns: [carrier], references: {source: carriers, columns: [carier]}}
+      - reconciliation: {of: sum, column: x, equals: {source: flights, column: dep_delay, where: distance > 0}}
+      - reconciliation: {of: sum, column: x, equals: {source: flights, column: delay}}
+      - reconciliation: {of: sum, column: x, equals: {source: carriers, column: name}}
+      - reconciliation: {of: count, equals: {source: carriers, where: nam = 'x'}}";
+    let text = project("SELECT carrier, 1.0 AS x FROM flights", "name: x, type: double", checks);
+    let (found, files) = find(&text, &schemas()).await;
+    insta::assert_snapshot!(render(&found, &files, RenderStyle::default()));
+}

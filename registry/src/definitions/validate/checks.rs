@@ -1,11 +1,14 @@
 //! Checks of a view: their columns, bounds and names. Their SQL is resolved with the views' in [`super::graph`].
 
 mod metrics;
+mod others;
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
+use super::Catalog;
 use crate::definitions::read::{At, Field, Sql, nearest};
+use crate::definitions::scalars::WrittenDuration;
 use crate::definitions::written::{
     CheckFile, EventTimeCheck, LengthCheck, MetricWord, OnFailFile, PatternCheck, RangeCheck, RowCountCheck,
     ToleranceFile, ValuesCheck, ViewFile,
@@ -19,7 +22,13 @@ const EVENT_TIMESTAMP: &str = "event_timestamp";
 type Columns = HashMap<String, Option<ColumnType>>;
 
 /// The checks of `file`, each with a name of its own.
-pub(super) fn checks(file: &At<ViewFile>, columns: &Columns, keys: &[&str], out: &mut Vec<Diagnostic>) -> Vec<Check> {
+pub(super) fn checks(
+    file: &At<ViewFile>,
+    columns: &Columns,
+    keys: &[&str],
+    catalog: &Catalog,
+    out: &mut Vec<Diagnostic>,
+) -> Vec<Check> {
     let Some(written) = file.checks.get() else { return Vec::new() };
     // When the entity or the features are wrong, their names are not known well enough to blame a check.
     let known = (!keys.is_empty() && file.features.get().is_some()).then_some(Known { columns, keys });
@@ -37,13 +46,15 @@ pub(super) fn checks(file: &At<ViewFile>, columns: &Columns, keys: &[&str], out:
         }
         let tolerance = common.tolerate.and_then(|tolerate| tolerance(tolerate, out));
         let quarantine = common.on_fail.and_then(|on_fail| quarantine(on_fail, &check.value, &common, out));
-        let Some(rule) = rule(check, known, out) else { continue };
+        let timeout = common.timeout.and_then(|timeout| self::timeout(timeout, out));
+        let Some(rule) = rule(check, known, catalog, out) else { continue };
         checks.push(Check {
             name: common.name.value().unwrap_or_default(),
             rule,
             severity: common.severity.value().unwrap_or_default(),
             filter: common.filter.and_then(sql_text),
             tolerance,
+            timeout,
             quarantine,
             origin: check.origin.clone(),
         });
@@ -63,6 +74,7 @@ struct Common<'a> {
     filter: Option<&'a Field<Sql>>,
     tolerate: Option<&'a Field<ToleranceFile>>,
     on_fail: Option<&'a Field<OnFailFile>>,
+    timeout: Option<&'a Field<WrittenDuration>>,
 }
 
 impl<'a> Common<'a> {
@@ -75,12 +87,20 @@ impl<'a> Common<'a> {
                     filter: Some(&$check.r#where),
                     tolerate: Some(&$check.tolerate),
                     on_fail: Some(&$check.on_fail),
+                    timeout: None,
                 }
             };
         }
         macro_rules! of_run {
             ($check:expr) => {
-                Self { name: &$check.name, severity: &$check.severity, filter: None, tolerate: None, on_fail: None }
+                Self {
+                    name: &$check.name,
+                    severity: &$check.severity,
+                    filter: None,
+                    tolerate: None,
+                    on_fail: None,
+                    timeout: None,
+                }
             };
         }
         match check {
@@ -103,9 +123,17 @@ impl<'a> Common<'a> {
             CheckFile::Monotonic(check) => of_run!(check),
             CheckFile::Drift(check) => of_run!(check),
             CheckFile::RowCount(check) => of_run!(check),
+            CheckFile::Referential(check) => Self {
+                filter: Some(&check.r#where),
+                tolerate: Some(&check.tolerate),
+                timeout: Some(&check.timeout),
+                ..of_run!(check)
+            },
+            CheckFile::Reconciliation(check) => {
+                Self { filter: Some(&check.r#where), timeout: Some(&check.timeout), ..of_run!(check) }
+            }
             CheckFile::Sql(check) => {
-                let tolerate = Some(&check.tolerate);
-                Self { name: &check.name, severity: &check.severity, filter: None, tolerate, on_fail: None }
+                Self { tolerate: Some(&check.tolerate), timeout: Some(&check.timeout), ..of_run!(check) }
             }
         }
     }
@@ -121,6 +149,15 @@ fn tolerance(written: &Field<ToleranceFile>, out: &mut Vec<Diagnostic>) -> Optio
             None
         }
     }
+}
+
+fn timeout(written: &Field<WrittenDuration>, out: &mut Vec<Diagnostic>) -> Option<Duration> {
+    let written = written.get()?;
+    if written.0.is_zero() {
+        out.push(bad(&written.origin, "`timeout` must be longer than nothing", "write for example `timeout: 5m`"));
+        return None;
+    }
+    Some(written.value.into())
 }
 
 /// What a check may set aside, when it may.
@@ -183,6 +220,11 @@ fn made_name(rule: &Rule) -> String {
         Rule::Anomaly { metric, .. } => format!("anomaly({})", metrics::made_name(metric)),
         Rule::Monotonic { metric, .. } => format!("monotonic({})", metrics::made_name(metric)),
         Rule::Drift { column, .. } => format!("drift({column})"),
+        Rule::Referential { columns, .. } => format!("referential({})", columns.join(", ")),
+        Rule::Reconciliation { total, .. } => match total.column() {
+            Some(column) => format!("reconciliation({column})"),
+            None => "reconciliation".to_owned(),
+        },
         Rule::RowCount { .. } => "row_count".to_owned(),
         Rule::Sql { .. } => "sql".to_owned(),
     }
@@ -227,7 +269,7 @@ impl<'a> Known<'a> {
     }
 }
 
-fn rule(check: &At<CheckFile>, known: Option<Known<'_>>, out: &mut Vec<Diagnostic>) -> Option<Rule> {
+fn rule(check: &At<CheckFile>, known: Option<Known<'_>>, catalog: &Catalog, out: &mut Vec<Diagnostic>) -> Option<Rule> {
     match &check.value {
         CheckFile::NotNull(file) => Some(Rule::NotNull { columns: columns(&file.columns, known, out)? }),
         CheckFile::Unique(file) => Some(Rule::Unique { columns: columns(&file.columns, known, out)? }),
@@ -253,6 +295,8 @@ fn rule(check: &At<CheckFile>, known: Option<Known<'_>>, out: &mut Vec<Diagnosti
         CheckFile::Drift(file) => metrics::drift(file, known, out),
         CheckFile::EventTime(file) => event_time(file, &check.origin, known, out),
         CheckFile::Expression(file) => Some(Rule::Expression { condition: sql_text(&file.condition)? }),
+        CheckFile::Referential(file) => others::referential(file, known, catalog, out),
+        CheckFile::Reconciliation(file) => others::reconciliation(file, &check.origin, known, catalog, out),
         CheckFile::Sql(file) => Some(Rule::Sql { query: sql_text(&file.query)? }),
     }
 }

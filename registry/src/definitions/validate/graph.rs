@@ -44,6 +44,15 @@ pub(super) fn finish(
             }
         }
         view.reads = reads;
+        for check in &view.checks {
+            let Some(table) = check.rule.other_table() else { continue };
+            if let Table::State(parent) | Table::History(parent) = table {
+                parents.push((parent.clone(), check.origin.clone()));
+            }
+            if !view.checked_against.contains(table) {
+                view.checked_against.push(table.clone());
+            }
+        }
         edges.push((id.clone(), parents));
     }
     for view in project.views.values() {
@@ -68,7 +77,7 @@ pub(super) fn finish(
 fn drop_broken(project: &mut Project, mut broken: HashSet<ViewId>, order: &[ViewId]) {
     for id in order {
         let Some(view) = project.views.get(id) else { continue };
-        let is_whole = view.reads.iter().all(|read| match &read.table {
+        let is_whole = view.tables().all(|table| match table {
             Table::Source(source) => project.sources.contains_key(source),
             Table::State(other) | Table::History(other) => project.views.contains_key(other) && !broken.contains(other),
         });
@@ -111,7 +120,7 @@ fn resolve(named: &NamedTable, catalog: &Catalog, out: &mut Vec<Diagnostic>) -> 
 }
 
 /// The version of a view that `name` or `name@vN` means.
-fn view_named(name: &str, catalog: &Catalog) -> Option<ViewId> {
+pub(super) fn view_named(name: &str, catalog: &Catalog) -> Option<ViewId> {
     if !name.contains('@') {
         return catalog.highest(name);
     }
@@ -124,7 +133,7 @@ fn unknown_table(named: &NamedTable, name: &str) -> Diagnostic {
         .with_label("no source or feature view with this name")
 }
 
-fn suggest_table(name: &str, catalog: &Catalog) -> String {
+pub(super) fn suggest_table(name: &str, catalog: &Catalog) -> String {
     let bare = name.split('@').next().unwrap_or_default();
     if let Some(versions) = catalog.views.get(bare) {
         let list = versions.keys().map(|version| format!("`\"{bare}@v{version}\"`")).collect::<Vec<_>>().join(", ");
@@ -273,7 +282,7 @@ fn must_run_in_order(project: &Project, dag: &Dag) -> bool {
     let members: HashSet<&ViewId> = dag.views.iter().collect();
     let is_partial =
         |id: &ViewId| project.views.get(id).is_some_and(|view| matches!(view.output, Output::Partial { .. }));
-    dag.views.iter().filter_map(|id| project.views.get(id)).flat_map(|view| &view.reads).any(|read| match &read.table {
+    dag.views.iter().filter_map(|id| project.views.get(id)).flat_map(FeatureView::tables).any(|table| match table {
         Table::Source(_) => false,
         Table::History(id) => members.contains(id),
         Table::State(id) => members.contains(id) && is_partial(id),

@@ -63,7 +63,7 @@ fn view(
     let query = text.as_ref().and_then(|text| sql::parse(text, out));
     let output = output(file, out);
     let (features, columns) = features(file, &keys, context, out);
-    let checks = checks::checks(file, &columns, &keys, out);
+    let checks = checks::checks(file, &columns, &keys, catalog, out);
     let online = file.online.get().and_then(|online| self::online(online, out));
     let freshness = file.freshness.get().and_then(|freshness| self::freshness(freshness, out));
     let view = FeatureView {
@@ -74,6 +74,7 @@ fn view(
         tags: tags(&file.tags),
         sql: text?,
         reads: Vec::new(),
+        checked_against: Vec::new(),
         output: output?,
         serving_delay: file.serving_delay.value().map(Duration::from).unwrap_or_default(),
         features,

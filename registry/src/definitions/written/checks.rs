@@ -53,6 +53,10 @@ one_key! {
         Monotonic = "monotonic": MonotonicCheck,
         /// Values that are spread otherwise than they were.
         Drift = "drift": DriftCheck,
+        /// The values of columns occur in a source or in another view; rows with a null in one of them pass.
+        Referential = "referential": ReferentialCheck,
+        /// A sum or a count equals that of a source or of another view.
+        Reconciliation = "reconciliation": ReconciliationCheck,
         /// The number of rows of an interval.
         RowCount = "row_count": RowCountCheck,
         /// A query that returns the offending rows.
@@ -272,12 +276,96 @@ record! {
 }
 
 record! {
+    /// A rule about values that another table must have.
+    ReferentialCheck "check" {
+        /// Column names.
+        columns: required Vec<At<String>>,
+        /// Where they occur: `{source: NAME}` or `{view: NAME}`, with `columns:` when they are called otherwise there. A view
+        /// is read as of the interval's end, and the run waits until it is published up to there.
+        references: required ReferenceFile,
+        /// A condition in SQL: only rows for which it is true are looked at.
+        r#where: optional Sql,
+        /// How many rows may break the rule all the same.
+        tolerate: optional ToleranceFile,
+        /// How long reading the other table may take; `1h` when left out. A check that takes longer counts as failed.
+        timeout: optional WrittenDuration,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// Columns of another table.
+    ReferenceFile "reference" {
+        /// A source.
+        source: optional String,
+        /// A view, or one version of it (`name@vN`).
+        view: optional String,
+        /// Its columns, in the same order; the same names when left out.
+        columns: optional Vec<At<String>>,
+    }
+}
+
+record! {
+    /// A rule about a total that must equal that of another table.
+    ReconciliationCheck "check" {
+        /// `sum` or `count`.
+        of: required TotalWord,
+        /// Column name; a `count` without one is that of rows.
+        column: optional String,
+        /// A condition in SQL: only rows of the view for which it is true count.
+        r#where: optional Sql,
+        /// The other side: `{source: NAME}` or `{view: NAME}` with `of:` and `column:` (the same when left out) and `where:`,
+        /// a condition in SQL over its columns.
+        equals: required OtherTotalFile,
+        /// How far they may be apart: `{value: 5}` or `{ratio: 0.01}` of the other side; what rounding explains when left out.
+        within: optional WithinFile,
+        /// How long reading the other table may take; `1h` when left out. A check that takes longer counts as failed.
+        timeout: optional WrittenDuration,
+        /// Unique in its view; made from the rule when left out.
+        name: optional String,
+        /// `block` (default) or `warn`.
+        severity: optional Severity,
+    }
+}
+
+record! {
+    /// A total of another table.
+    OtherTotalFile "other side" {
+        /// A source.
+        source: optional String,
+        /// A view, or one version of it (`name@vN`).
+        view: optional String,
+        /// `sum` or `count`; as on this side when left out.
+        of: optional TotalWord,
+        /// Column name; as on this side when `of:` and this are left out.
+        column: optional String,
+        /// A condition in SQL: only rows for which it is true count.
+        r#where: optional Sql,
+    }
+}
+
+one_key! {
+    /// How far two numbers may be apart.
+    WithinFile "distance" {
+        /// By so much.
+        Value = "value": f64,
+        /// By this share of the other side.
+        Ratio = "ratio": f64,
+    }
+}
+
+record! {
     /// A rule as a query.
     SqlCheck "check" {
         /// Returns the offending rows; may name the view itself (the staged rows) and the sources that it reads.
         query: required Sql,
         /// How many rows may come back all the same.
         tolerate: optional ToleranceFile,
+        /// How long it may take; `1h` when left out. A check that takes longer counts as failed.
+        timeout: optional WrittenDuration,
         /// Unique in its view; `sql` when left out.
         name: optional String,
         /// `block` (default) or `warn`.
@@ -384,6 +472,13 @@ record! {
     }
 }
 
+/// The word for what adds up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::definitions) enum TotalWord {
+    Sum,
+    Count,
+}
+
 /// The word for a number of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::definitions) enum MetricWord {
@@ -402,6 +497,7 @@ words!(MetricWord, "a number of a run" {
     "mean" => Self::Mean, "stddev" => Self::Stddev, "sum" => Self::Sum, "quantile" => Self::Quantile,
     "true_ratio" => Self::TrueRatio,
 });
+words!(TotalWord, "what adds up" { "sum" => Self::Sum, "count" => Self::Count, });
 words!(TextFormat, "a format of texts" {
     "uuid" => Self::Uuid, "email" => Self::Email, "iso_date" => Self::IsoDate, "iso_timestamp" => Self::IsoTimestamp,
 });
@@ -419,6 +515,7 @@ words!(DriftMeasure, "a measure of drift" {
 schema_of!(MetricWord, "metric", {
     "enum": ["row_count", "null_rate", "distinct_count", "mean", "stddev", "sum", "quantile", "true_ratio"]
 });
+schema_of!(TotalWord, "total", { "enum": ["sum", "count"] });
 schema_of!(TextFormat, "text_format", { "enum": ["uuid", "email", "iso_date", "iso_timestamp"] });
 schema_of!(Edge, "edge", { "enum": ["interval_start", "interval_end"] });
 schema_of!(Severity, "severity", { "enum": ["block", "warn"] });

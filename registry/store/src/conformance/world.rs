@@ -97,6 +97,7 @@ pub(crate) fn view_row(id: &str, reads: &[&str], description: &str) -> Definitio
         tags: Vec::new(),
         sql: SqlText { text: "SELECT 1".to_owned(), origin: Origin::default() },
         reads: std::iter::once(source).chain(views).collect(),
+        checked_against: Vec::new(),
         output: Output::Full,
         serving_delay: Duration::ZERO,
         features: Vec::new(),

@@ -59,6 +59,7 @@ fn project(flights: i64) -> Project {
             origin: Origin::default(),
         },
         reads: Vec::new(),
+        checked_against: Vec::new(),
         output: Output::Full,
         serving_delay: std::time::Duration::ZERO,
         features: vec![feature("flights", ColumnType::Bigint), feature("half", ColumnType::Double)],

@@ -248,6 +248,6 @@ fn of_column(
     })
 }
 
-fn is_number(kind: &ColumnType) -> bool {
+pub(super) fn is_number(kind: &ColumnType) -> bool {
     matches!(kind, ColumnType::Integer | ColumnType::Bigint | ColumnType::Float | ColumnType::Double)
 }
