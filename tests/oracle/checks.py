@@ -17,7 +17,7 @@ from pathlib import Path
 
 import duckdb
 
-from oracle import Oracle, Project, View, literal, quote
+from oracle import Oracle, Project, View, duration, literal, quote
 
 
 def judge(project: Project) -> dict[str, list[tuple[dt.datetime, str, str, str]]]:
@@ -80,6 +80,21 @@ def verdicts(view: View, interval, before, count):
             changed = abs(rows - rows_before) / rows_before if rows_before else 0
             within = rule.get("min", 0) <= rows <= rule.get("max", rows)
             yield "row_count", severity, within and changed <= rule.get("max_change", changed)
+        elif kind == "event_time":
+            column = quote(rule.get("column", "event_timestamp"))
+            at = literal(interval[0 if rule.get("at") == "interval_start" else 1])
+            ages = [f"{at} - {column} {sign} INTERVAL '{duration(rule[key]).total_seconds()} seconds'"
+                    for key, sign in (("min_age", "<"), ("max_age", ">")) if key in rule]
+            outside = f"SELECT 1 FROM {staged} WHERE {' OR '.join(ages)}"
+            yield f"event_time({column})", severity, count(outside) == 0
+        elif kind == "referential":
+            there, own = rule["references"], rule["columns"]
+            pairs = zip(own, there.get("columns", own), strict=True)
+            same = " AND ".join(f"CAST(s.{quote(a)} AS VARCHAR) = CAST(o.{quote(b)} AS VARCHAR)" for a, b in pairs)
+            filled = " AND ".join(f"s.{quote(c)} IS NOT NULL" for c in own)
+            known = f"SELECT 1 FROM {quote(there['source'])} o WHERE {same}"
+            absent = f"SELECT 1 FROM {staged} s WHERE {filled} AND NOT EXISTS ({known})"
+            yield f"referential({', '.join(own)})", severity, count(absent) == 0
         elif kind == "sql":
             yield rule.get("name", "sql"), severity, count(rule["query"]) == 0
         else:
