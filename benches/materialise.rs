@@ -156,8 +156,14 @@ impl World {
     /// What a run does with a view: compute, sort, check, hash, write.
     async fn stage(&self) {
         let run = RunId::generate();
-        let request =
-            StageRequest { reads: self.reads.clone(), view: self.view.clone(), run, attempt: "0-1".to_owned() };
+        let request = StageRequest {
+            reads: self.reads.clone(),
+            view: self.view.clone(),
+            run,
+            attempt: "0-1".to_owned(),
+            readmit: None,
+            now: self.reads.interval.end(),
+        };
         let staged = stage(&self.engine, &request).await.unwrap();
         assert!(staged.rows >= ENTITIES - ENTITIES / 100 && staged.checks.iter().all(|check| !check.blocks()));
         self.reads.lake.discard_staged(&self.view, run, &[]).await.unwrap();

@@ -92,6 +92,7 @@ commands! {
     Status => status,
     Checks => checks,
     Profile => profile,
+    Quarantine => quarantine,
     Online => online,
     Workers => workers,
     Pools => pools,

@@ -16,6 +16,7 @@ mod lost;
 mod outages;
 mod place;
 mod points;
+mod quarantine;
 mod readers;
 mod seen;
 mod soak;

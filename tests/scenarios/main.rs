@@ -245,6 +245,33 @@ fn bad_data_is_stopped_while_the_last_good_values_stay() {
 }
 
 #[test]
+fn bad_rows_are_set_aside_while_the_others_are_published() {
+    let mut world = World::applied();
+    world.edit("flights_daily.yaml", |text| {
+        text.replacen("min: -60, max: 1440}", "min: -60, max: 1440, on_fail: {quarantine: {max_rows: 8}}}", 1)
+            .replace("min: 10, max: 30, max_change: 0.5", "min: 10, max: 30")
+            .replace("row_count: {min: 10,", "row_count: {min: 5,")
+            .replacen("max_deletes: 0.5", "max_deletes: 0.9", 1)
+            .replacen("default: 0, tags: [volume]}", "default: 0, tags: [volume, pii]}", 1)
+    });
+    world.quietly("apply --yes");
+    world.quietly("run flights_daily --interval 2013-01-28T07:15:00Z/2013-01-29T07:15:00Z");
+    world.run("quarantine list");
+    world.run("quarantine show carrier_delays");
+    world.copy("bad/flights/2013-01-29.parquet", FLIGHTS);
+    world.run(&format!("run flights_daily --interval {BLOCKED}"));
+    world.run("checks --view carrier_delays --limit 8");
+    world.run("quarantine list");
+    world.run("quarantine list carrier_delays --format json");
+    world.run("quarantine show carrier_delays --limit 2");
+    world.run("quarantine show carrier_delays --limit 1 --reveal --format json");
+    world.run("online get carrier_delays carrier=UA");
+    world.run("snapshots --limit 1");
+    world.run(&format!("snapshots show {}", world.json("snapshots")[0]["id"].as_str().unwrap().to_owned()));
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
 fn without_an_online_store_all_else_is_the_same() {
     let mut world = World::example();
     world.edit("tidegate.yaml", |text| {

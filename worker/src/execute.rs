@@ -11,7 +11,7 @@ use tidegate_registry::ids::{SourceName, ViewId};
 use tidegate_registry::model::{FeatureView, Project};
 use tidegate_registry::retry::delay;
 use tidegate_registry::run::{
-    CheckResult, Claim, Pins, SourceSeen, StagedView, TaskKind, TaskOutput, Verdict, ViewPin,
+    Cause, CheckResult, Claim, Pins, SourceSeen, StagedView, TaskKind, TaskOutput, Verdict, ViewPin,
 };
 use tidegate_registry::store::{Store, StoreError, TaskEnd};
 use tidegate_registry::time::{Clock, Instant, Interval};
@@ -21,7 +21,7 @@ use crate::engine::{Engine, Joins};
 use crate::executor::Outcome;
 use crate::lake::Lake;
 use crate::online::OnlineStore;
-use crate::publish::{blocking, parse_adds, pins_of, publish, view_of};
+use crate::publish::{blocking, parse_adds, parse_set_aside, pins_of, publish, view_of};
 use crate::reads::RunReads;
 use crate::serving::Serving;
 use crate::sources::{Sources, is_pin_violation};
@@ -298,18 +298,31 @@ async fn stage_view(parts: &Parts, claim: &Claim, run: &Run, id: &ViewId) -> Res
         view: id.clone(),
         run: claim.run.id,
         attempt: format!("{}-{}", claim.run.restarts, claim.attempt),
+        readmit: match &claim.run.cause {
+            Cause::Readmit { run, view } if view == id => Some(*run),
+            _ => None,
+        },
+        now: parts.clock.now(),
     };
     let engine = Arc::clone(&parts.engine);
     let mut staged = parts.engine.run(async move { stage(&engine, &request).await }).await??;
     staged.checks.splice(0..0, of_sources(claim, &run.pins, run.view(id)?));
     let paths = parse_adds(&staged)?.into_iter().map(|add| add.path).collect();
     parts.lake.sync(id, paths).await?;
+    if let Some(aside) = &staged.quarantine {
+        let paths = parse_set_aside(aside)?.into_iter().map(|add| add.path).collect();
+        parts.lake.quarantine().sync(id, paths).await?;
+    }
     fail::fail_point!("stage.after");
     let failing = staged.checks.iter().filter(|check| check.verdict == Verdict::Failed);
     for check in failing {
         parts.note(claim, "warn", format!("{id}: {}: {}.", check.check, check.message)).await;
     }
     parts.note(claim, "info", format!("{id} is staged: {} rows, {} bytes.", staged.rows, staged.bytes)).await;
+    let quarantining = staged.checks.iter().filter(|check| check.verdict == Verdict::Quarantined);
+    for check in quarantining {
+        parts.note(claim, "warn", format!("{id}: {}: {}.", check.check, check.message)).await;
+    }
     let rows = Some(staged.rows);
     match blocking(std::iter::once((id, staged.checks.as_slice()))) {
         Some(reason) => Ok(Outcome::End(TaskEnd::Blocked { output: Some(TaskOutput::Staged(staged)), reason })),

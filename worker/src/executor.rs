@@ -59,6 +59,9 @@ impl Executor for Parts {
             if let Err(error) = self.lake.discard_staged(view, run, &[]).await {
                 tracing::warn!(run.id = %run, view = %view, "Staged files were left behind: {error:#}");
             }
+            if let Err(error) = self.lake.quarantine().discard_staged(view, run, &[]).await {
+                tracing::warn!(run.id = %run, view = %view, "Files set aside were left behind: {error:#}");
+            }
         }
     }
 

@@ -16,6 +16,7 @@ pub mod objects;
 pub mod online;
 pub mod preview;
 mod publish;
+pub mod quarantine;
 pub mod reads;
 pub mod rebuild;
 pub mod serving;

@@ -19,7 +19,7 @@ use tidegate_registry::store::Store;
 use tidegate_registry::time::{Instant, Interval};
 
 use crate::checks::{
-    CheckRunner, Measured, OtherTables, SourceLook, judge_history, judge_source, read_others, run_sql_check,
+    CheckRunner, Diverter, Measured, OtherTables, SourceLook, judge_history, judge_source, read_others, run_sql_check,
 };
 use crate::engine::{Engine, Joins};
 use crate::lake::{Lake, TableSchema};
@@ -63,9 +63,9 @@ pub struct Applied {
 pub struct Preview {
     /// Names of the columns shown: keys, `event_timestamp`, features.
     pub columns: Vec<String>,
-    /// The first rows, by entity: one JSON value per column.
+    /// The first rows that are not set aside, by entity: one JSON value per column.
     pub rows: Vec<Vec<serde_json::Value>>,
-    /// All rows.
+    /// All rows but those that are set aside.
     pub total: u64,
     /// Verdicts over all rows.
     pub checks: Vec<CheckResult>,
@@ -93,11 +93,15 @@ pub async fn preview(engine: &Engine, request: &PreviewRequest) -> Result<Previe
     let others = read_others(&ctx, view, &schema.file, request.interval, &others).await?;
     let runner = CheckRunner::new(view, project.keys_of(view), request.interval, &ctx.state());
     let mut runner = runner.compare_with(others);
+    let mut diverter = Diverter::new(view, project.keys_of(view), request.interval, &ctx.state());
     let shown = state_schema(project, view);
     let mut first = Vec::new();
     let mut stream = rows.execute_stream().await.with_context(|| format!("computing `{}`", view.id))?;
     while let Some(batch) = stream.next().await {
-        let batch = batch.with_context(|| format!("computing `{}`", view.id))?;
+        let mut batch = batch.with_context(|| format!("computing `{}`", view.id))?;
+        if let Some(diverter) = &mut diverter {
+            batch = diverter.split(&batch).with_context(|| format!("setting rows of `{}` aside", view.id))?.kept;
+        }
         let wanted = request.limit.saturating_sub(first.len()).min(batch.num_rows());
         let head = batch.slice(0, wanted);
         let columns = shown
@@ -114,7 +118,11 @@ pub async fn preview(engine: &Engine, request: &PreviewRequest) -> Result<Previe
         runner.update(&batch);
     }
     let (mut checks, profile, total) = runner.finish();
+    checks.extend(diverter.map(Diverter::finish).into_iter().flatten());
     let measured = Measured { rows: total, profile: &profile };
+    if checks.iter().any(|check| check.verdict == Verdict::Quarantined) {
+        skip_sql_checks(view, &mut checks);
+    }
     judge_pending(request, &ctx, view, staged, measured, &mut checks).await?;
     checks.splice(0..0, judge_sources(request, &ctx, view, &resolver.pins).await?);
     Ok(Preview {
@@ -124,6 +132,17 @@ pub async fn preview(engine: &Engine, request: &PreviewRequest) -> Result<Previe
         checks,
         computed: resolver.computed.into_iter().collect(),
     })
+}
+
+/// Queries would see rows that are set aside: nothing here holds those that are not.
+fn skip_sql_checks(view: &FeatureView, checks: &mut [CheckResult]) {
+    let sql = view.checks.iter().filter(|check| matches!(check.rule, Rule::Sql { .. }));
+    for check in sql {
+        if let Some(result) = checks.iter_mut().find(|result| result.check == check.name) {
+            result.verdict = Verdict::Skipped;
+            result.message = "a run judges it over the rows that are not set aside; a preview does not".to_owned();
+        }
+    }
 }
 
 async fn judge_pending(

@@ -15,7 +15,7 @@ use deltalake::protocol::checkpoints::create_checkpoint;
 use indexmap::IndexMap;
 use tidegate_registry::ids::{RunId, SnapshotId, ViewId};
 use tidegate_registry::model::{FeatureView, Output, Project};
-use tidegate_registry::run::{CheckResult, Claim, Intent, Pins, StagedView, TaskOutput, Verdict};
+use tidegate_registry::run::{CheckResult, Claim, Intent, Pins, SetAside, StagedView, TaskOutput, Verdict};
 use tidegate_registry::store::{IntentRequest, Record, StoreError, TaskEnd, ViewIntentRequest, ViewRecord, ViewState};
 
 use crate::checks::{Measured, judge_history, needs_history};
@@ -96,6 +96,9 @@ async fn take_intent(parts: &Parts, claim: &Claim, run: &Run) -> Result<Decision
             // After the intent a lost table could only be waited for.
             parts.lake.require(id, state.delta_version).await?;
             require_known(parts, id, &state).await?;
+            if staged.quarantine.is_some() || state.quarantine_version.is_some() {
+                require_known_aside(parts, id, &state).await?;
+            }
             let mut checks = judge(parts, run, view, staged).await?;
             if let Some(result) = too_many_deletes(parts, run, view, &state).await? {
                 checks.push(result);
@@ -129,6 +132,18 @@ pub(crate) async fn require_known(parts: &Parts, id: &ViewId, state: &ViewState)
         return Err(error.into());
     }
     Ok(parts.lake.require_known(id, known).await?)
+}
+
+/// [`require_known`] for the table of rows that were set aside, which exists.
+async fn require_known_aside(parts: &Parts, id: &ViewId, state: &ViewState) -> Result<()> {
+    let tables = parts.lake.quarantine();
+    tables.require(id, state.quarantine_version.unwrap_or_default()).await?;
+    let Err(error) = tables.require_known(id, state.publish_number).await else { return Ok(()) };
+    let known = given_out(parts, id).await?;
+    if known == state.publish_number {
+        return Err(error.into());
+    }
+    Ok(tables.require_known(id, known).await?)
 }
 
 fn busy(states: &IndexMap<ViewId, ViewState>, claim: &Claim) -> Option<String> {
@@ -216,41 +231,80 @@ async fn commit_all(
     claim: &Claim,
     run: &Run,
     intent: &Intent,
-) -> Result<Result<IndexMap<ViewId, u64>, TaskEnd>> {
+) -> Result<Result<IndexMap<ViewId, Landed>, TaskEnd>> {
     let states = parts.store.view_states(&claim.run.views).await?;
     let mut versions = IndexMap::new();
     for (id, view_intent) in &intent.views {
         let adds = run.adds(id)?;
         let note = note_of(claim, run, id)?;
         fail::fail_point!("commit.before");
+        let state = states.get(id);
         let request = CommitRequest {
             view: id,
             publish_number: view_intent.publish_number,
-            publish_number_max: states.get(id).map_or(view_intent.publish_number, |state| state.publish_number),
+            publish_number_max: state.map_or(view_intent.publish_number, |state| state.publish_number),
             interval: run.interval,
             adds: &adds,
             run: claim.run.id,
             note: Some(&note),
         };
+        // First what is kept out, so that rows are never in neither table.
+        let aside = match commit_aside(parts, run, &request, state).await {
+            Ok(aside) => aside,
+            Err(error) => return refused(parts, &request, error).await.map(Err),
+        };
+        fail::fail_point!("commit.between");
         let committed = match parts.lake.commit(&request).await {
             Ok(committed) => committed,
-            Err(error @ CommitError::Superseded { .. }) => {
-                return Ok(Err(TaskEnd::Superseded { reason: error.to_string() }));
-            }
-            // What the registry had given out was read before: by now it may be more.
-            Err(CommitError::RegistryBehind { mark, .. }) if given_out(parts, id).await? >= mark => {
-                let reason =
-                    format!("publication {mark} of `{id}` overtook publication {}", view_intent.publish_number);
-                return Ok(Err(TaskEnd::Superseded { reason }));
-            }
-            Err(error) => return Err(error.into()),
+            Err(error) => return refused(parts, &request, error).await.map(Err),
         };
         fail::fail_point!("commit.after");
         let how = if committed.before { "was already committed" } else { "is committed" };
         parts.note(claim, "info", format!("{id} {how} as version {} of its table.", committed.version)).await;
-        versions.insert(id.clone(), committed.version);
+        versions.insert(id.clone(), Landed { version: committed.version, aside });
     }
     Ok(Ok(versions))
+}
+
+/// Where the rows of a view are.
+#[derive(Debug, Clone, Copy)]
+struct Landed {
+    /// The version of its table.
+    version: u64,
+    /// The version of its quarantine table, when there was anything to do in it.
+    aside: Option<u64>,
+}
+
+/// Makes the quarantine table hold what the run set aside of its interval, and no longer what an earlier run did. Views of
+/// which nothing was ever set aside have no such table, and none is asked for.
+async fn commit_aside(
+    parts: &Parts,
+    run: &Run,
+    of_view: &CommitRequest<'_>,
+    state: Option<&ViewState>,
+) -> Result<Option<u64>, CommitError> {
+    let view = of_view.view;
+    let failed = |source: anyhow::Error| CommitError::Store { view: view.clone(), source };
+    let aside = run.staged.get(view).and_then(|staged| staged.quarantine.as_ref());
+    if aside.is_none() && state.is_none_or(|state| state.quarantine_version.is_none()) {
+        return Ok(None);
+    }
+    let adds = aside.map(parse_set_aside).transpose().map_err(failed)?.unwrap_or_default();
+    let request = CommitRequest { adds: &adds, note: None, ..of_view.clone() };
+    Ok(Some(parts.lake.quarantine().commit(&request).await?.version))
+}
+
+/// What a commit that was refused means for the run.
+async fn refused(parts: &Parts, request: &CommitRequest<'_>, error: CommitError) -> Result<TaskEnd> {
+    match error {
+        error @ CommitError::Superseded { .. } => Ok(TaskEnd::Superseded { reason: error.to_string() }),
+        // What the registry had given out was read before: by now it may be more.
+        CommitError::RegistryBehind { view, mark, .. } if given_out(parts, &view).await? >= mark => {
+            let reason = format!("publication {mark} of `{view}` overtook publication {}", request.publish_number);
+            Ok(TaskEnd::Superseded { reason })
+        }
+        error => Err(error.into()),
+    }
 }
 
 /// The highest publish number that the registry has given out for a view.
@@ -281,7 +335,7 @@ async fn publish_online(
     claim: &Claim,
     run: &Run,
     intent: &Intent,
-    versions: &IndexMap<ViewId, u64>,
+    versions: &IndexMap<ViewId, Landed>,
     snapshot: SnapshotId,
 ) -> Result<Result<IndexMap<ViewId, u64>, TaskEnd>> {
     let mut generations = IndexMap::new();
@@ -302,7 +356,7 @@ async fn publish_online(
         let content = Content {
             project: Arc::clone(&run.project),
             view: id.clone(),
-            version: *versions.get(id).with_context(|| format!("`{id}` was not committed"))?,
+            version: versions.get(id).with_context(|| format!("`{id}` was not committed"))?.version,
             interval: run.interval,
             at,
         };
@@ -349,26 +403,27 @@ fn record_of(
     parts: &Parts,
     run: &Run,
     intent: &Intent,
-    versions: &IndexMap<ViewId, u64>,
+    versions: &IndexMap<ViewId, Landed>,
     generations: &IndexMap<ViewId, u64>,
     snapshot: SnapshotId,
 ) -> Result<Record> {
     let mut views = IndexMap::new();
     for (id, view_intent) in &intent.views {
         let staged = run.staged.get(id).with_context(|| format!("`{id}` was not staged"))?;
+        let landed = versions.get(id).with_context(|| format!("`{id}` was not committed"))?;
         views.insert(
             id.clone(),
             ViewRecord {
                 fingerprint: run.view(id)?.fingerprint.clone(),
                 publish_number: view_intent.publish_number,
-                delta_version: *versions.get(id).with_context(|| format!("`{id}` was not committed"))?,
+                delta_version: landed.version,
                 rows: staged.rows,
                 digest: staged.digest.clone(),
                 online_generation: generations.get(id).copied(),
                 profile: serde_json::to_value(&staged.profile).context("writing the profile")?,
                 summary: staged.summary(),
                 quarantined: staged.quarantine.as_ref().map_or(0, |quarantine| quarantine.rows),
-                quarantine_version: None,
+                quarantine_version: landed.aside,
             },
         );
     }
@@ -376,12 +431,15 @@ fn record_of(
 }
 
 /// What may be done after a run and harms nothing when it is not: old generations, checkpoints.
-async fn tidy(parts: &Parts, claim: &Claim, run: &Run, intent: &Intent, versions: &IndexMap<ViewId, u64>) {
-    for (id, version) in versions {
+async fn tidy(parts: &Parts, claim: &Claim, run: &Run, intent: &Intent, versions: &IndexMap<ViewId, Landed>) {
+    for (id, landed) in versions {
         let outcome: Result<()> = async {
             fail::fail_point!("tidy.between");
-            if version % CHECKPOINT_EVERY == 0 {
-                create_checkpoint(&parts.lake.load(id, Some(*version)).await?, None).await?;
+            let aside = landed.aside.map(|version| (parts.lake.quarantine(), version));
+            for (lake, version) in [(parts.lake.clone(), landed.version)].into_iter().chain(aside) {
+                if version % CHECKPOINT_EVERY == 0 {
+                    create_checkpoint(&lake.load(id, Some(version)).await?, None).await?;
+                }
             }
             let settings = run.view(id)?.online.as_ref();
             if let (Some(online), Some(settings), Some(of_view)) = (&parts.online, settings, intent.views.get(id)) {
@@ -407,16 +465,26 @@ pub(crate) async fn discard_other_attempts(
     staged: &StagedView,
 ) -> Result<usize> {
     let kept: Vec<String> = parse_adds(staged)?.into_iter().map(|add| add.path).collect();
-    parts.lake.discard_staged(view, run, &kept).await
+    let discarded = parts.lake.discard_staged(view, run, &kept).await?;
+    // Where this attempt set nothing aside others hardly did; what they did is the janitor's.
+    let Some(aside) = &staged.quarantine else { return Ok(discarded) };
+    let kept: Vec<String> = parse_set_aside(aside)?.into_iter().map(|add| add.path).collect();
+    Ok(discarded + parts.lake.quarantine().discard_staged(view, run, &kept).await?)
 }
 
 /// Reads staged add actions back from what the view's task stored.
 pub(crate) fn parse_adds(staged: &StagedView) -> Result<Vec<Add>> {
-    staged
-        .adds
-        .iter()
-        .map(|add| serde_json::from_value(add.clone()).context("reading a staged file's description"))
-        .collect()
+    parse(&staged.adds)
+}
+
+/// [`parse_adds`] for rows that were set aside.
+pub(crate) fn parse_set_aside(aside: &SetAside) -> Result<Vec<Add>> {
+    parse(&aside.adds)
+}
+
+fn parse(adds: &[serde_json::Value]) -> Result<Vec<Add>> {
+    let parse = |add: &serde_json::Value| serde_json::from_value(add.clone());
+    adds.iter().map(|add| parse(add).context("reading a staged file's description")).collect()
 }
 
 /// The pins of a run, from the outputs of its earlier tasks.

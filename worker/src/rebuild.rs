@@ -66,7 +66,7 @@ pub struct Finding {
     pub view: ViewId,
     /// The newest version of its table; `None` when the table is gone.
     pub head: Option<u64>,
-    /// The publish number that the table carries.
+    /// The publish number that the table carries, or that of rows that were set aside when it is higher.
     pub mark: Option<u64>,
     /// The highest publish number that the registry had given out.
     pub known: u64,
@@ -76,6 +76,8 @@ pub struct Finding {
     pub lost: Vec<Interval>,
     /// Of these, those of which some tables have the run's rows and others have not.
     pub half_published: Vec<Interval>,
+    /// The table of rows that were set aside is gone, and with it these rows.
+    pub quarantine_lost: bool,
     /// The table's last rows were computed by another definition than the project's files hold.
     pub other_definition: bool,
 }
@@ -84,7 +86,10 @@ impl RebuildPlan {
     /// Whether the registry says already what the lake holds.
     pub fn is_empty(&self) -> bool {
         let same = |finding: &Finding| {
-            finding.adopted.is_empty() && finding.lost.is_empty() && finding.mark.unwrap_or(0) <= finding.known
+            finding.adopted.is_empty()
+                && finding.lost.is_empty()
+                && finding.mark.unwrap_or(0) <= finding.known
+                && !finding.quarantine_lost
         };
         self.findings.iter().all(same)
             && self.rebuild.overtaken.is_empty()
@@ -309,6 +314,15 @@ async fn whole_versions(
     Ok(whole)
 }
 
+/// The newest version of a view's quarantine table, and the publish number that it carries; `None` when there is none.
+async fn read_aside(parts: &RebuildParts, id: &ViewId) -> Result<Option<(u64, Option<u64>)>> {
+    let tables = parts.lake.quarantine();
+    let Some(head) = tables.log_listing(id).await?.head() else { return Ok(None) };
+    tables.forget(id);
+    let mark = tables.mark_of(&tables.load(id, None).await?, id).await?;
+    Ok(Some((head, mark)))
+}
+
 /// Decides about one view.
 async fn view(
     parts: &RebuildParts,
@@ -325,17 +339,25 @@ async fn view(
         None => None,
     };
     let live_number = live.as_ref().map_or(0, |live| live.publish_number);
+    let aside = read_aside(parts, id).await?;
+    let states = parts.store.view_states(std::slice::from_ref(id)).await?;
+    let known_aside = states.get(id).and_then(|state| state.quarantine_version);
     let mut finding = Finding {
         view: id.clone(),
         head: table.map(|table| table.head),
-        mark: table.and_then(|table| table.mark),
+        mark: table.and_then(|table| table.mark).max(aside.and_then(|(_, mark)| mark)),
         known: keep.publish_number,
         adopted: Vec::new(),
         lost: Vec::new(),
         half_published: Vec::new(),
+        quarantine_lost: known_aside.is_some() && aside.is_none(),
         other_definition: false,
     };
-    let mut what = ViewRebuild { publish_number: live_number.max(finding.mark.unwrap_or(0)), ..ViewRebuild::default() };
+    let mut what = ViewRebuild {
+        publish_number: live_number.max(finding.mark.unwrap_or(0)),
+        quarantine_version: aside.map(|(head, _)| head),
+        ..ViewRebuild::default()
+    };
     // A table that the registry has published to and that carries no mark is another one, made since.
     match table.filter(|table| table.mark.is_some() || table.ledger.is_empty()) {
         Some(table) => {

@@ -26,13 +26,14 @@ use object_store::path::Path;
 use tidegate_registry::ids::{RunId, ViewId};
 use tidegate_registry::model::{FeatureView, Output, Project, Rule};
 use tidegate_registry::run::{StagedView, Verdict};
-use tidegate_registry::time::Interval;
+use tidegate_registry::time::{Instant, Interval};
 use tokio::task::JoinSet;
 
-use crate::checks::{CheckRunner, read_others, run_sql_check};
+use crate::checks::{CheckRunner, Diverter, read_others, run_sql_check};
 use crate::digest::{DigestError, Digester};
 use crate::engine::{Engine, Joins};
 use crate::lake::TableSchema;
+use crate::quarantine::{Aside, readmitted};
 use crate::reads::{RunReads, column, instant_literal, partition_value, register};
 use crate::session::plan_query;
 
@@ -58,6 +59,10 @@ pub struct StageRequest {
     pub run: RunId,
     /// Which attempt: attempts never share files.
     pub attempt: String,
+    /// The run whose rows, set aside by it, are let through.
+    pub readmit: Option<RunId>,
+    /// Project time, noted with rows that are set aside.
+    pub now: Instant,
 }
 
 /// Computes, checks and stages one view.
@@ -98,7 +103,13 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
     let others = reads.other_tables(&ctx, view).await?;
     let others = read_others(&ctx, view, &schema.file, reads.interval, &others).await?;
     let table = reads.lake.open_table(&view.id)?;
+    let mut aside = Aside::new(request, prefix.clone())?;
     let mut writer = writer(&table, project, view, &schema.file, reads.interval, prefix)?;
+    let mut diverter = Diverter::new(view, project.keys_of(view), reads.interval, &ctx.state());
+    if let (Some(run), Some(diverter)) = (request.readmit, &mut diverter) {
+        let identity = diverter.identity().to_vec();
+        diverter.readmit(readmitted(&ctx, &reads.lake, &view.id, reads.interval, run, &identity).await?);
+    }
     let judge = Judge {
         checks: CheckRunner::new(view, project.keys_of(view), reads.interval, &ctx.state()).compare_with(others),
         digest: Digester::new(digest_columns(project, view)),
@@ -111,7 +122,15 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
     let writing = async {
         let mut stream = rows.execute_stream().await.with_context(computing)?;
         while let Some(batch) = stream.next().await {
-            let batch = batch.with_context(computing)?;
+            let mut batch = batch.with_context(computing)?;
+            if let Some(diverter) = &mut diverter {
+                let split = diverter.split(&batch).with_context(|| format!("setting rows of `{}` aside", view.id))?;
+                if let Some(rows) = &split.aside {
+                    aside.write(rows).await?;
+                    fail::fail_point!("stage.aside");
+                }
+                batch = split.kept;
+            }
             // Rows with a null key cannot be stored, and are never published: their check blocks.
             let storable = RecordBatch::try_new(Arc::clone(&schema.file), batch.columns().to_vec());
             // A judge that is gone has failed; why is asked below.
@@ -133,6 +152,7 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
         if let Err(left) = writer.abort().await {
             tracing::debug!(view = %view.id, "What was staged so far was not dropped: {left}");
         }
+        aside.abort().await;
         return Err(error);
     }
     drop(judged);
@@ -140,11 +160,14 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
     let Judge { checks, digest } = judge.with_context(|| format!("hashing `{}`", view.id))?;
     let digest = digest.digest().to_string();
     let (mut results, profile, rows) = checks.finish();
+    results.extend(diverter.map(Diverter::finish).into_iter().flatten());
     if !writable {
         writer.abort().await.with_context(|| format!("dropping the staged files of `{}`", view.id))?;
+        aside.abort().await;
         return Ok(StagedView { adds: Vec::new(), rows, bytes: 0, digest, checks: results, profile, quarantine: None });
     }
     let mut adds = writer.close().await.with_context(|| format!("staging `{}`", view.id))?;
+    let quarantine = aside.close().await?;
     fail::fail_point!("stage.written");
     for add in &mut adds {
         let start = partition_value(reads.interval.start());
@@ -153,7 +176,7 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
     run_sql_checks(engine, request, view, &adds, rows, &mut results).await?;
     let bytes = adds.iter().filter_map(|add| u64::try_from(add.size).ok()).sum();
     let adds = adds.iter().map(serde_json::to_value).collect::<Result<_, _>>().context("describing staged files")?;
-    Ok(StagedView { adds, rows, bytes, digest, checks: results, profile, quarantine: None })
+    Ok(StagedView { adds, rows, bytes, digest, checks: results, profile, quarantine })
 }
 
 /// What looks at every staged row.

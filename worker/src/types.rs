@@ -15,6 +15,19 @@ pub const RUN_ID: &str = "run_id";
 /// Start of the interval whose run wrote the row: the partition column of every view's table.
 pub const INTERVAL_START: &str = "interval_start";
 
+/// Names of all rules that a row broke; in every quarantine table, as what follows.
+pub const RULE: &str = "_rule";
+/// What is wrong with the row, in words.
+pub const REASON: &str = "_reason";
+/// The run that set the row aside.
+pub const QUARANTINE_RUN: &str = "_run";
+/// End of the interval whose run set the row aside.
+pub const QUARANTINE_END: &str = "_interval_end";
+/// When the row was set aside, in project time.
+pub const QUARANTINED_AT: &str = "_quarantined_at";
+/// Start of the interval whose run set the row aside: the partition column of every quarantine table.
+pub const QUARANTINE_START: &str = "_interval_start";
+
 /// The name of a list's items in Delta's own schemas; any other name makes two equal list types differ.
 const LIST_ITEM: &str = "element";
 
@@ -163,6 +176,17 @@ pub fn view_schema(project: &Project, view: &FeatureView) -> SchemaRef {
         Field::new(INTERVAL_START, timestamp(), false),
     ]);
     Arc::new(Schema::new(fields))
+}
+
+/// The columns of a view's quarantine table: what the view computes, all of it nullable since wrong rows may lack anything,
+/// then why and by whom each row was set aside, and last the partition column.
+///
+/// Names of keys and features begin with a letter, so none can be one of these.
+pub fn quarantine_schema(project: &Project, view: &FeatureView) -> SchemaRef {
+    let computed = output_fields(project, view).into_iter().map(|field| field.with_nullable(true));
+    let texts = [RULE, REASON, QUARANTINE_RUN].map(|name| Field::new(name, DataType::Utf8, false));
+    let instants = [QUARANTINE_END, QUARANTINED_AT, QUARANTINE_START].map(|name| Field::new(name, timestamp(), false));
+    Arc::new(Schema::new(computed.chain(texts).chain(instants).collect::<Vec<_>>()))
 }
 
 /// The columns that a run computes: keys and `event_timestamp` (never null), features (nullable).

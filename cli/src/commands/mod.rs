@@ -15,6 +15,7 @@ pub mod plan;
 pub mod pools;
 pub mod preview;
 pub mod profile;
+pub mod quarantine;
 pub mod queue;
 pub mod registry;
 pub mod run;

@@ -98,11 +98,11 @@ fn newest(project: &Project, view: &FeatureView, now: Instant) -> anyhow::Result
     })
 }
 
-/// Where a query may spill, gone when the preview is.
-struct Scratch(PathBuf);
+/// Where a query may spill, gone when the command is.
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let name = format!("tidegate-preview-{}", process::owner().replace(':', "-"));
         Self(std::env::temp_dir().join(name))
     }

@@ -273,6 +273,9 @@ fn explain(plan: &RebuildPlan) {
         if view.head.is_none() {
             note(format!("{name}: its table is gone; an empty one takes its place"));
         }
+        if view.quarantine_lost {
+            note(format!("{name}: the table of rows that were set aside is gone, and with it these rows"));
+        }
         if !view.half_published.is_empty() {
             note(format!(
                 "{name}: {} intervals were being published when the registry was lost, and only some views have them: they \

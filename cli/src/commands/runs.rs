@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use tidegate_registry::ids::RunId;
-use tidegate_registry::run::{Run, RunState, Task, TaskState};
+use tidegate_registry::run::{Run, RunState, Task, TaskOutput, TaskState};
 use tidegate_registry::store::{LogLine, RunFilter};
 use tidegate_registry::time::{Instant, format_instant};
 
@@ -169,6 +169,7 @@ struct TaskReport {
     state: TaskState,
     attempts: u32,
     rows: Option<u64>,
+    quarantined: u64,
     started_at: Option<String>,
     finished_at: Option<String>,
     error: Option<String>,
@@ -204,6 +205,7 @@ impl RunReport {
                 task.state.to_string(),
                 task.attempts.to_string(),
                 task.rows.map_or_else(|| "-".to_owned(), |rows| rows.to_string()),
+                if task.quarantined == 0 { "-".to_owned() } else { task.quarantined.to_string() },
                 task.error.clone().unwrap_or_default(),
             ]
         });
@@ -220,7 +222,7 @@ impl RunReport {
             ("started", self.started_at.clone().unwrap_or_default()),
             ("finished", self.finished_at.clone().unwrap_or_default()),
             ("took", self.took.clone()),
-            ("tasks", grid(&["TASK", "STATE", "ATTEMPTS", "ROWS", "ERROR"], tasks)),
+            ("tasks", grid(&["TASK", "STATE", "ATTEMPTS", "ROWS", "SET ASIDE", "ERROR"], tasks)),
         ]
     }
 }
@@ -232,6 +234,10 @@ impl TaskReport {
             state: task.state,
             attempts: task.attempts,
             rows: task.rows,
+            quarantined: match &task.output {
+                Some(TaskOutput::Staged(staged)) => staged.quarantine.as_ref().map_or(0, |aside| aside.rows),
+                _ => 0,
+            },
             started_at: task.started_at.map(format_instant),
             finished_at: task.finished_at.map(format_instant),
             error: task.error.clone(),

@@ -166,6 +166,7 @@ struct View {
     online_generation: Option<u64>,
     publish_number: u64,
     fingerprint: String,
+    quarantined: u64,
 }
 
 impl From<Snapshot> for Report {
@@ -178,6 +179,7 @@ impl From<Snapshot> for Report {
             online_generation: view.online_generation,
             publish_number: view.publish_number,
             fingerprint: view.fingerprint,
+            quarantined: view.quarantined,
         });
         Self {
             id: snapshot.id.to_string(),
@@ -199,6 +201,7 @@ impl Report {
                 view.view.clone(),
                 view.delta_version.to_string(),
                 view.rows.to_string(),
+                view.quarantined.to_string(),
                 view.online_generation.map_or_else(|| "-".to_owned(), |generation| generation.to_string()),
                 view.digest.clone(),
             ]
@@ -210,14 +213,14 @@ impl Report {
             ("interval", format!("{}/{}", self.interval_start, self.interval_end)),
             ("recorded", self.created_at.clone()),
             ("status", self.status.clone()),
-            ("views", grid(&["VIEW", "DELTA VERSION", "ROWS", "GENERATION", "DIGEST"], views)),
+            ("views", grid(&["VIEW", "DELTA VERSION", "ROWS", "SET ASIDE", "GENERATION", "DIGEST"], views)),
         ]
     }
 }
 
 impl Row for Report {
     const HEADINGS: &'static [&'static str] =
-        &["SNAPSHOT", "DAG", "INTERVAL START", "INTERVAL END", "RECORDED", "STATUS", "VIEWS", "ROWS"];
+        &["SNAPSHOT", "DAG", "INTERVAL START", "INTERVAL END", "RECORDED", "STATUS", "VIEWS", "ROWS", "SET ASIDE"];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -229,6 +232,7 @@ impl Row for Report {
             self.status.clone(),
             self.views.len().to_string(),
             self.views.iter().map(|view| view.rows).sum::<u64>().to_string(),
+            self.views.iter().map(|view| view.quarantined).sum::<u64>().to_string(),
         ]
     }
 }

@@ -5,6 +5,9 @@
 //! written down: keys are not null, no entity (of a `partial` view: no entity and time) comes twice, and
 //! `event_timestamp` is there and not after the interval's end.
 //!
+//! Rows that break a rule with a `quarantine` are no longer in the batches that it sees: a [`Diverter`] took them out
+//! before, and has the verdicts of those rules.
+//!
 //! Numbers of the run (means, null rates…) are taken from its profile when the last row has been seen. Two kinds of check
 //! cannot be judged here and come out `pending`: `sql` needs all staged rows at once ([`run_sql_check`]), and what compares
 //! with earlier intervals needs their records ([`judge_history`]).
@@ -12,6 +15,7 @@
 //! A check that cannot be computed is an `error`, which counts as failed: doubt holds the gate.
 
 mod condition;
+mod divert;
 mod history;
 mod metrics;
 mod order;
@@ -28,11 +32,12 @@ use datafusion::arrow::compute::filter_record_batch;
 use datafusion::arrow::record_batch::RecordBatch;
 use datafusion::execution::session_state::SessionState;
 use indexmap::IndexMap;
-use tidegate_registry::model::{Check, FeatureView, Key, Output, Rule, Severity, Tolerance};
+use tidegate_registry::model::{Budget, Check, FeatureView, Key, Output, Rule, Severity, Tolerance};
 use tidegate_registry::profile::ColumnProfile;
 use tidegate_registry::run::{CheckResult, OF_EVERY_VIEW, Verdict};
 use tidegate_registry::time::Interval;
 
+pub use self::divert::{Diverter, Readmitted, Split};
 pub use self::history::{judge_history, needs_history};
 pub use self::metrics::Measured;
 pub use self::others::{OtherTables, Others, read_others};
@@ -42,7 +47,7 @@ pub use self::sql::run_sql_check;
 use self::condition::{Condition, Expression};
 use self::others::Reconciled;
 use self::profile::Profiler;
-use self::rows::{AcceptedValues, Failing, InTime, NotNull, Range, RowRule, Unjudgeable};
+use self::rows::{AcceptedValues, InTime, NotNull, Range, RowRule, Unjudgeable};
 use crate::text::TextColumn;
 use crate::types::EVENT_TIMESTAMP;
 
@@ -69,56 +74,21 @@ impl CheckRunner {
         let key_names: Vec<String> = keys.iter().map(|key| key.name.clone()).collect();
         let mut judges = built_in(view, &key_names, interval);
         let mut others = Vec::new();
-        for check in &view.checks {
-            let rule: Box<dyn RowRule> = match &check.rule {
-                Rule::NotNull { columns } => Box::new(NotNull::new(columns)),
-                // What sorted rows show in constant memory needs no set of hashes.
-                Rule::Unique { columns } if same_columns(columns, &key_names) => {
-                    Box::new(order::SortedUnique::new(&key_names, &key_names))
-                }
-                Rule::Unique { columns } => Box::new(unique::Unique::new(columns, state.runtime_env())),
-                Rule::Range { column, min, max } => Box::new(Range::new(column, *min, *max)),
-                Rule::AcceptedValues { column, values } => Box::new(AcceptedValues::new(column, values)),
-                Rule::Regex { column, pattern } => Box::new(texts::Matches::new(column, pattern)),
-                Rule::Format { column, format } => Box::new(texts::Formatted::new(column, *format)),
-                Rule::Length { column, min, max } => Box::new(texts::Length::new(column, *min, *max)),
-                Rule::EventTime { column, at, min_age, max_age } => {
-                    Box::new(times::Aged::new(column, *at, *min_age, *max_age, interval))
-                }
-                Rule::Referential { columns, table, references } => {
-                    Box::new(others::Referential::new(columns, table, references))
-                }
-                Rule::Expression { condition } => {
-                    Box::new(Expression::new(Condition::new(&condition.text, interval, state)))
-                }
-                Rule::RowCount { .. }
-                | Rule::Bounds { .. }
-                | Rule::Anomaly { .. }
-                | Rule::Monotonic { .. }
-                | Rule::Drift { .. }
-                | Rule::Reconciliation { .. }
-                | Rule::Sql { .. } => {
-                    others.push(check.clone());
-                    continue;
-                }
-            };
-            let filter = check.filter.as_ref().map(|filter| Condition::new(&filter.text, interval, state));
-            let judge = Judge::new(check.name.clone(), check.severity, rule);
-            judges.push(Judge { filter, tolerance: check.tolerance, ..judge });
+        for check in view.checks.iter().filter(|check| check.quarantine.is_none()) {
+            match Judge::of(check, &key_names, interval, state) {
+                Some(judge) => judges.push(judge),
+                None => others.push(check.clone()),
+            }
         }
         let features = view.features.iter().map(|feature| feature.name.clone());
         let columns = key_names.iter().cloned().chain([EVENT_TIMESTAMP.to_owned()]).chain(features);
         let profiler = Profiler::new(columns);
-        let mut identity = key_names;
-        if matches!(view.output, Output::Partial { .. }) {
-            identity.push(EVENT_TIMESTAMP.to_owned());
-        }
         let reconciled = others.iter().filter(|check| matches!(check.rule, Rule::Reconciliation { .. })).map(|check| {
             let filter = check.filter.as_ref().map(|filter| Condition::new(&filter.text, interval, state));
             Reconciled::new(check, filter)
         });
         let reconciled = reconciled.collect();
-        Self { judges, others, reconciled, identity, profiler, rows: 0 }
+        Self { judges, others, reconciled, identity: identity(view, key_names), profiler, rows: 0 }
     }
 
     /// Takes what was found in other tables. Checks that compare with them cannot be computed without.
@@ -149,7 +119,7 @@ impl CheckRunner {
     /// the number of rows seen.
     pub fn finish(self) -> (Vec<CheckResult>, IndexMap<String, ColumnProfile>, u64) {
         let rows = self.rows;
-        let mut results: Vec<CheckResult> = self.judges.into_iter().map(Judge::finish).collect();
+        let mut results: Vec<CheckResult> = self.judges.into_iter().map(|judge| judge.finish(rows)).collect();
         let profile = self.profiler.finish();
         results.extend(self.others.iter().map(|check| match &check.rule {
             Rule::Sql { .. } => pending(check, "waits for all rows to be staged".to_owned()),
@@ -164,11 +134,16 @@ impl CheckRunner {
     }
 }
 
-fn built_in(view: &FeatureView, keys: &[String], interval: Interval) -> Vec<Judge> {
-    let mut unique = keys.to_vec();
+/// Columns that identify a row of `view`.
+fn identity(view: &FeatureView, mut keys: Vec<String>) -> Vec<String> {
     if matches!(view.output, Output::Partial { .. }) {
-        unique.push(EVENT_TIMESTAMP.to_owned());
+        keys.push(EVENT_TIMESTAMP.to_owned());
     }
+    keys
+}
+
+fn built_in(view: &FeatureView, keys: &[String], interval: Interval) -> Vec<Judge> {
+    let unique = identity(view, keys.to_vec());
     let named = |kind: &str, columns: &[String]| format!("{kind}({}){OF_EVERY_VIEW}", columns.join(", "));
     vec![
         Judge::new(named("not_null", keys), Severity::Block, Box::new(NotNull::new(keys))),
@@ -205,6 +180,7 @@ struct Judge {
     rule: Box<dyn RowRule>,
     filter: Option<Condition>,
     tolerance: Option<Tolerance>,
+    budget: Option<Budget>,
     /// Rows that it was asked about.
     rows: u64,
     failing: u64,
@@ -215,39 +191,87 @@ struct Judge {
 
 impl Judge {
     fn new(name: String, severity: Severity, rule: Box<dyn RowRule>) -> Self {
-        let (filter, tolerance) = (None, None);
-        Self { name, severity, rule, filter, tolerance, rows: 0, failing: 0, samples: Vec::new(), error: None }
+        let (filter, tolerance, budget) = (None, None, None);
+        Self { name, severity, rule, filter, tolerance, budget, rows: 0, failing: 0, samples: Vec::new(), error: None }
+    }
+
+    /// What judges `check`, when it is about rows; `keys` are the names of the view's keys.
+    fn of(check: &Check, keys: &[String], interval: Interval, state: &SessionState) -> Option<Self> {
+        let rule: Box<dyn RowRule> = match &check.rule {
+            Rule::NotNull { columns } => Box::new(NotNull::new(columns)),
+            // What sorted rows show in constant memory needs no set of hashes.
+            Rule::Unique { columns } if same_columns(columns, keys) => Box::new(order::SortedUnique::new(keys, keys)),
+            Rule::Unique { columns } => Box::new(unique::Unique::new(columns, state.runtime_env())),
+            Rule::Range { column, min, max } => Box::new(Range::new(column, *min, *max)),
+            Rule::AcceptedValues { column, values } => Box::new(AcceptedValues::new(column, values)),
+            Rule::Regex { column, pattern } => Box::new(texts::Matches::new(column, pattern)),
+            Rule::Format { column, format } => Box::new(texts::Formatted::new(column, *format)),
+            Rule::Length { column, min, max } => Box::new(texts::Length::new(column, *min, *max)),
+            Rule::EventTime { column, at, min_age, max_age } => {
+                Box::new(times::Aged::new(column, *at, *min_age, *max_age, interval))
+            }
+            Rule::Referential { columns, table, references } => {
+                Box::new(others::Referential::new(columns, table, references))
+            }
+            Rule::Expression { condition } => {
+                Box::new(Expression::new(Condition::new(&condition.text, interval, state)))
+            }
+            Rule::RowCount { .. }
+            | Rule::Bounds { .. }
+            | Rule::Anomaly { .. }
+            | Rule::Monotonic { .. }
+            | Rule::Drift { .. }
+            | Rule::Reconciliation { .. }
+            | Rule::Sql { .. } => return None,
+        };
+        let filter = check.filter.as_ref().map(|filter| Condition::new(&filter.text, interval, state));
+        let judge = Self::new(check.name.clone(), check.severity, rule);
+        Some(Self { filter, tolerance: check.tolerance, budget: check.quarantine, ..judge })
     }
 
     fn update(&mut self, batch: &RecordBatch, identity: &[String]) {
+        let broken = self.broken(batch);
+        self.note(batch, &broken, identity);
+    }
+
+    /// Where in `batch` the rows are that break the rule. None once it could not be judged.
+    fn broken(&mut self, batch: &RecordBatch) -> Vec<usize> {
         if self.error.is_some() {
-            return;
+            return Vec::new();
         }
-        if let Err(error) = self.look(batch, identity) {
+        self.look(batch).unwrap_or_else(|error| {
             self.error = Some(error);
-        }
+            Vec::new()
+        })
     }
 
-    fn look(&mut self, batch: &RecordBatch, identity: &[String]) -> Result<(), Unjudgeable> {
-        let chosen = match &mut self.filter {
-            None => None,
-            Some(filter) => {
-                let mask = filter.evaluate(batch)?;
-                let chosen = filter_record_batch(batch, &mask);
-                Some(chosen.map_err(|error| Unjudgeable(format!("choosing rows: {error}")))?)
-            }
+    fn look(&mut self, batch: &RecordBatch) -> Result<Vec<usize>, Unjudgeable> {
+        let Some(filter) = &mut self.filter else {
+            self.rows += batch.num_rows() as u64;
+            return Ok(self.rule.failing(batch)?.rows);
         };
-        let batch = chosen.as_ref().unwrap_or(batch);
-        self.rows += batch.num_rows() as u64;
-        let Failing { count, first } = self.rule.failing(batch)?;
-        self.failing += count;
-        for row in first.into_iter().take(SAMPLES_MAX - self.samples.len()) {
-            self.samples.push(sample(batch, row, identity, self.rule.columns()));
+        let mask = filter.evaluate(batch)?;
+        let chosen = filter_record_batch(batch, &mask);
+        let chosen = chosen.map_err(|error| Unjudgeable(format!("choosing rows: {error}")))?;
+        self.rows += chosen.num_rows() as u64;
+        let failing = self.rule.failing(&chosen)?.rows;
+        if failing.is_empty() {
+            return Ok(failing);
         }
-        Ok(())
+        let places: Vec<usize> = (0..).zip(&mask).filter(|(_, is)| *is == Some(true)).map(|(row, _)| row).collect();
+        Ok(failing.into_iter().filter_map(|row| places.get(row).copied()).collect())
     }
 
-    fn finish(mut self) -> CheckResult {
+    /// Counts the rows of `batch` at `broken`, and remembers the first few.
+    fn note(&mut self, batch: &RecordBatch, broken: &[usize], identity: &[String]) {
+        self.failing += broken.len() as u64;
+        for row in broken.iter().take(SAMPLES_MAX - self.samples.len()) {
+            self.samples.push(sample(batch, *row, identity, self.rule.columns()));
+        }
+    }
+
+    /// The verdict, when `all` rows were computed.
+    fn finish(mut self, all: u64) -> CheckResult {
         if self.error.is_none() {
             match self.rule.finish() {
                 Ok(more) => self.failing += more,
@@ -270,7 +294,10 @@ impl Judge {
             ),
             (None, 0) => (Verdict::Passed, format!("none of {of} has {complaint}")),
             (None, failing) => {
-                let (verdict, tolerated) = tolerated(self.tolerance, failing, self.rows);
+                let (verdict, tolerated) = match self.budget {
+                    Some(budget) => set_aside(budget, failing, all),
+                    None => tolerated(self.tolerance, failing, self.rows),
+                };
                 let have = if failing == 1 { "has" } else { "have" };
                 (verdict, format!("{failing} of {of} {have} {complaint}{tolerated}"))
             }
@@ -297,6 +324,18 @@ fn tolerated(tolerance: Option<Tolerance>, failing: u64, rows: u64) -> (Verdict,
     };
     let passed = tolerance.is_some_and(|tolerance| tolerance.covers(failing, rows));
     (if passed { Verdict::Passed } else { Verdict::Failed }, said)
+}
+
+/// The verdict over `failing` (at least one) of `all` rows that were to be set aside, and what is to be said of it.
+fn set_aside(budget: Budget, failing: u64, all: u64) -> (Verdict, String) {
+    let rows = budget.max_rows.map(|most| most.to_string());
+    let ratio = budget.max_ratio.map(|most| format!("{} of all rows", history::percent(most)));
+    let most = rows.into_iter().chain(ratio).collect::<Vec<_>>().join(" and ");
+    if budget.covers(failing, all) {
+        (Verdict::Quarantined, "; set aside".to_owned())
+    } else {
+        (Verdict::Failed, format!("; at most {most} may be set aside"))
+    }
 }
 
 fn sample(batch: &RecordBatch, row: usize, identity: &[String], columns: &[String]) -> serde_json::Value {

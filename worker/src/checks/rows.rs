@@ -10,7 +10,6 @@ use datafusion::arrow::datatypes::{DataType, Float64Type, TimestampMicrosecondTy
 use datafusion::arrow::record_batch::RecordBatch;
 use tidegate_registry::time::{Instant, format_instant};
 
-use super::SAMPLES_MAX;
 use super::others::Found;
 use crate::text::TextColumn;
 use crate::types::{self, EVENT_TIMESTAMP};
@@ -43,9 +42,8 @@ pub(super) struct Unjudgeable(pub(super) String);
 /// The rows of a batch that break a rule.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Failing {
-    pub(super) count: u64,
-    /// Positions of the first of them, at most [`SAMPLES_MAX`].
-    pub(super) first: Vec<usize>,
+    /// Their positions, ascending.
+    pub(super) rows: Vec<usize>,
 }
 
 impl Failing {
@@ -60,10 +58,7 @@ impl Failing {
     }
 
     pub(super) fn push(&mut self, row: usize) {
-        self.count += 1;
-        if self.first.len() < SAMPLES_MAX {
-            self.first.push(row);
-        }
+        self.rows.push(row);
     }
 }
 
@@ -98,8 +93,7 @@ impl RowRule for NotNull {
             valid = NullBuffer::union(valid.as_ref(), column(batch, name)?.logical_nulls().as_ref());
         }
         let Some(valid) = valid.filter(|valid| valid.null_count() > 0) else { return Ok(Failing::default()) };
-        let first = (0..valid.len()).filter(|&row| valid.is_null(row)).take(SAMPLES_MAX).collect();
-        Ok(Failing { count: valid.null_count() as u64, first })
+        Ok(Failing { rows: (0..valid.len()).filter(|&row| valid.is_null(row)).collect() })
     }
 
     fn complaint(&self) -> String {

@@ -9,6 +9,9 @@
 //!   is expired in the registry before anything of it goes, and from then on nobody can ask for it.
 //! * Right before deleting, registry and head are looked at again.
 //!
+//! A view's quarantine table is looked after in the same way. Its rows go with those of the view: an interval's stay until
+//! the interval is computed again. No snapshot names older versions of it, so these go when they are old enough.
+//!
 //! delta-rs's own vacuum is not used: it knows neither staged files nor snapshots, and writes two commits.
 
 mod compact;
@@ -18,7 +21,7 @@ mod plan_tests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -215,17 +218,42 @@ impl Janitor {
         now: Instant,
         report: &mut ViewReport,
     ) -> Result<()> {
-        let Parts { lake, store, retention, .. } = &self.parts;
+        let lake = &self.parts.lake;
         self.settle_compaction(view, dry_run).await?;
+        let Some((facts, plan)) = self.table(lake, view, pretend_expired, dry_run, now).await? else { return Ok(()) };
+        describe(&facts, &plan, report);
+        if let Some((_, plan)) = self.table(&lake.quarantine(), view, &[], dry_run, now).await? {
+            report.removed.add_all(&plan.files);
+            report.log_removed.add_all(&plan.log);
+        }
+        if dry_run {
+            report.compacted = compact::candidates(lake, view, &facts).await?;
+            return Ok(());
+        }
+        self.prune_online(project, view, report).await?;
+        if let (Some(engine), Some(_)) = (&self.parts.engine, project.views.get(view)) {
+            report.compacted = compact::compact(&self.parts, engine, project, view).await?;
+        }
+        Ok(())
+    }
+
+    /// Decides over one of a view's tables in `lake`, and does it unless this is a dry run. `None` when there is none.
+    async fn table(
+        &self,
+        lake: &Lake,
+        view: &ViewId,
+        pretend_expired: &[SnapshotId],
+        dry_run: bool,
+        now: Instant,
+    ) -> Result<Option<(TableFacts, TablePlan)>> {
+        let Parts { store, retention, .. } = &self.parts;
         for look in 1.. {
-            let Some(facts) = self.facts(view, pretend_expired, now).await? else { return Ok(()) };
+            let Some(facts) = self.facts(lake, view, pretend_expired, now).await? else { return Ok(None) };
             let plan = plan::plan(view, &facts, retention.staged, now);
-            describe(&facts, &plan, report);
             if dry_run {
-                report.compacted = compact::candidates(lake, view, &facts).await?;
-                return Ok(());
+                return Ok(Some((facts, plan)));
             }
-            if !self.unchanged(view, &facts).await? {
+            if !self.unchanged(lake, view, &facts).await? {
                 ensure!(look < LOOKS_MAX, "`{view}` changes all the time: the next pass tries again");
                 continue;
             }
@@ -244,26 +272,29 @@ impl Janitor {
                 lake.delete(view, batch.map(|object| object.path.clone()).collect()).await?;
                 fail::fail_point!("janitor.deleted");
             }
-            break;
+            return Ok(Some((facts, plan)));
         }
-        self.prune_online(project, view, report).await?;
-        if let (Some(engine), Some(_)) = (&self.parts.engine, project.views.get(view)) {
-            report.compacted = compact::compact(&self.parts, engine, project, view).await?;
-        }
-        Ok(())
+        Ok(None)
     }
 
     /// Everything that the decision needs; `None` when the view has no table.
-    async fn facts(&self, view: &ViewId, pretend_expired: &[SnapshotId], now: Instant) -> Result<Option<TableFacts>> {
-        let Parts { lake, store, retention, .. } = &self.parts;
+    async fn facts(
+        &self,
+        lake: &Lake,
+        view: &ViewId,
+        pretend_expired: &[SnapshotId],
+        now: Instant,
+    ) -> Result<Option<TableFacts>> {
+        let Parts { store, retention, .. } = &self.parts;
         // The order matters: see the module.
         let objects = lake.data_listing(view).await?;
         let open_runs: BTreeSet<_> = store.open_run_ids().await?.into_iter().collect();
-        let Some(mut keep) = store.keep(std::slice::from_ref(view)).await?.shift_remove(view) else { return Ok(None) };
+        let Some(mut keep) = self.keep(lake, view).await? else { return Ok(None) };
         keep.snapshots.retain(|snapshot| !pretend_expired.contains(&snapshot.id));
         let log = lake.log_listing(view).await?;
         let Some(head) = log.head() else { return Ok(None) };
-        self.require_known(view, &keep).await?;
+        // A registry that is older than the lake does not know what must be kept.
+        lake.require_known(view, keep.publish_number).await?;
         let oldest = needed(&keep, &log, retention.staged, now).keys().next().copied().unwrap_or(head);
         let base = lake.load(view, Some(oldest)).await.with_context(|| {
             format!("version {oldest} of `{view}` is needed and cannot be read, so nothing of it is touched")
@@ -273,16 +304,27 @@ impl Janitor {
         Ok(Some(TableFacts { keep, open_runs, log, base_files, entries, objects }))
     }
 
-    /// A registry that is older than the lake does not know what must be kept.
-    async fn require_known(&self, view: &ViewId, keep: &ViewKeep) -> Result<()> {
-        self.parts.lake.require_known(view, keep.publish_number).await?;
-        Ok(())
+    /// What the registry says must be kept of one of a view's tables.
+    async fn keep(&self, lake: &Lake, view: &ViewId) -> Result<Option<ViewKeep>> {
+        let store = &self.parts.store;
+        let keep = store.keep(std::slice::from_ref(view)).await?.shift_remove(view);
+        let Some(keep) = keep else { return Ok(None) };
+        if !lake.is_quarantine() {
+            return Ok(Some(keep));
+        }
+        let states = store.view_states(std::slice::from_ref(view)).await?;
+        let recorded = states.get(view).and_then(|state| state.quarantine_version);
+        Ok(Some(ViewKeep {
+            delta_version: recorded.unwrap_or_default(),
+            snapshots: Vec::new(),
+            pinned_versions: BTreeMap::new(),
+            ..keep
+        }))
     }
 
     /// Whether registry and head are still as `facts` says.
-    async fn unchanged(&self, view: &ViewId, facts: &TableFacts) -> Result<bool> {
-        let Parts { lake, store, .. } = &self.parts;
-        let keep = store.keep(std::slice::from_ref(view)).await?.shift_remove(view);
+    async fn unchanged(&self, lake: &Lake, view: &ViewId, facts: &TableFacts) -> Result<bool> {
+        let keep = self.keep(lake, view).await?;
         let head = lake.load(view, None).await?.version();
         Ok(keep.as_ref() == Some(&facts.keep) && head == facts.log.head())
     }

@@ -104,6 +104,11 @@ impl Size {
         size
     }
 
+    /// Adds all of `objects`.
+    pub(crate) fn add_all(&mut self, objects: &[Object]) {
+        objects.iter().for_each(|object| self.add(object));
+    }
+
     fn add(&mut self, object: &Object) {
         self.files += 1;
         self.bytes += object.size;

@@ -28,7 +28,7 @@ use tidegate_registry::time::Interval;
 
 use super::Lake;
 use super::table::log_path;
-use crate::types::INTERVAL_START;
+use crate::types::{INTERVAL_START, QUARANTINE_START};
 
 /// How often a commit is tried before the trouble is handed up (rivals are only compactions and our own lost answers).
 const ATTEMPTS_MAX: u32 = 20;
@@ -398,7 +398,7 @@ impl Lake {
             commit_properties().with_application_transaction(mark).with_metadata(metadata.into_iter().chain(note));
         let operation = DeltaOperation::Write {
             mode: SaveMode::Overwrite,
-            partition_by: Some(vec![INTERVAL_START.to_owned()]),
+            partition_by: Some(vec![self.partition_column().to_owned()]),
             predicate: None,
         };
         let actions = replace_slice(table, request.interval, request.adds)?;
@@ -438,7 +438,8 @@ pub(super) fn replace_slice(table: &DeltaTable, interval: Interval, adds: &[Add]
 /// The interval start of a file, in microseconds since 1970.
 pub(super) fn slice_of(file: &deltalake::kernel::LogicalFileView) -> anyhow::Result<i64> {
     let values = file.partition_values().context("a file of the table has no partition value")?;
-    let index = values.fields().iter().position(|field| field.name() == INTERVAL_START);
+    let index =
+        values.fields().iter().position(|field| [INTERVAL_START, QUARANTINE_START].contains(&field.name().as_str()));
     match index.and_then(|index| values.values().get(index)) {
         Some(Scalar::Timestamp(micros)) => Ok(*micros),
         other => anyhow::bail!("the partition value of `{}` is {other:?}, not a timestamp", file.path()),

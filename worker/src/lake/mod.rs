@@ -54,8 +54,28 @@ pub struct Lake {
     store: Arc<dyn ObjectStore>,
     /// The project, part of every commit mark.
     project: String,
+    /// Which of a view's tables it means.
+    area: Area,
     /// The newest state seen of each table: logs only grow, so reading on from there is enough.
-    seen: Arc<Mutex<HashMap<ViewId, DeltaTableState>>>,
+    seen: Arc<Mutex<HashMap<(Area, ViewId), DeltaTableState>>>,
+}
+
+/// A view has two tables, to which the same rules apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Area {
+    /// What readers get.
+    Features,
+    /// Rows that were computed and set aside, as of the same publications.
+    Quarantine,
+}
+
+impl Area {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Features => "features",
+            Self::Quarantine => "quarantine",
+        }
+    }
 }
 
 /// Who writes to a lake: `_tidegate/owner.json`.
@@ -101,7 +121,19 @@ impl Lake {
 
     /// A lake at `root` (ending in `/`) in a store that is rooted at "/" of its scheme.
     pub fn with_store(root: Url, store: Arc<dyn ObjectStore>, project: &str) -> Self {
-        Self { root, store, project: project.to_owned(), seen: Arc::default() }
+        Self { root, store, project: project.to_owned(), area: Area::Features, seen: Arc::default() }
+    }
+
+    /// The same lake, meaning by a view's table the one of rows that were set aside: `{lake}/quarantine/{view}/v{N}`. For
+    /// every interval it holds what the run whose rows the view's own table has kept out of there, committed under the same
+    /// publish number: the rows of both are what the run computed.
+    pub fn quarantine(&self) -> Self {
+        Self { area: Area::Quarantine, ..self.clone() }
+    }
+
+    /// Whether it means tables of rows that were set aside.
+    pub(crate) fn is_quarantine(&self) -> bool {
+        self.area == Area::Quarantine
     }
 
     /// Where the lake is.
@@ -113,13 +145,16 @@ impl Lake {
     pub fn table_url(&self, view: &ViewId) -> Url {
         let mut url = self.root.clone();
         // Names are narrow (`ids::is_name`), so no escaping can be needed.
-        url.set_path(&format!("{}features/{}/v{}/", self.root.path(), view.name, view.version));
+        url.set_path(&format!("{}{}/{}/v{}/", self.root.path(), self.area.folder(), view.name, view.version));
         url
     }
 
     /// The `txn` mark of a view's table: one per table, whose version is the publish number.
     pub fn mark(&self, view: &ViewId) -> String {
-        format!("tidegate/{}/{view}", self.project)
+        match self.area {
+            Area::Features => format!("tidegate/{}/{view}", self.project),
+            Area::Quarantine => format!("tidegate/{}/{view}/quarantine", self.project),
+        }
     }
 
     /// Makes `registry` the one that writes here, or finds that it already is. An object store is first asked whether
@@ -219,26 +254,29 @@ impl Lake {
     /// The newest known state of a table that is not newer than `version`.
     fn seen(&self, view: &ViewId, version: Option<u64>) -> Option<DeltaTableState> {
         let seen = self.seen.lock().ok()?;
-        seen.get(view).filter(|state| version.is_none_or(|version| state.version() <= version)).cloned()
+        seen.get(&(self.area, view.clone()))
+            .filter(|state| version.is_none_or(|version| state.version() <= version))
+            .cloned()
     }
 
     /// Forgets what was seen of a table.
     pub(crate) fn forget(&self, view: &ViewId) {
         if let Ok(mut seen) = self.seen.lock() {
-            seen.remove(view);
+            seen.remove(&(self.area, view.clone()));
         }
     }
 
     fn remember(&self, view: &ViewId, state: &DeltaTableState) {
         if let Ok(mut seen) = self.seen.lock() {
-            let newest = seen.get(view).is_none_or(|known| known.version() < state.version());
+            let table = (self.area, view.clone());
+            let newest = seen.get(&table).is_none_or(|known| known.version() < state.version());
             if newest {
                 let evicted =
-                    (seen.len() >= TABLES_SEEN_MAX && !seen.contains_key(view)).then(|| seen.keys().next().cloned());
+                    (seen.len() >= TABLES_SEEN_MAX && !seen.contains_key(&table)).then(|| seen.keys().next().cloned());
                 if let Some(evicted) = evicted.flatten() {
                     seen.remove(&evicted);
                 }
-                seen.insert(view.clone(), state.clone());
+                seen.insert(table, state.clone());
             }
         }
     }
@@ -323,7 +361,7 @@ impl Lake {
     }
 
     fn table_prefix(&self, view: &ViewId) -> Path {
-        self.path_in_store(&format!("features/{}/v{}", view.name, view.version))
+        self.path_in_store(&format!("{}/{}/v{}", self.area.folder(), view.name, view.version))
     }
 
     /// A path below the lake's root as the store knows it.

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use tidegate_registry::ids::ViewId;
 use tidegate_registry::model::Project;
 
-use super::Lake;
 use super::commit::commit_properties;
-use crate::types::{INTERVAL_START, view_schema};
+use super::{Area, Lake};
+use crate::types::{INTERVAL_START, QUARANTINE_START, quarantine_schema, view_schema};
 
 /// The columns of a view's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,10 +32,22 @@ impl TableSchema {
     /// When the project does not define the view or its entity.
     pub fn of(project: &Project, view: &ViewId) -> Result<Self> {
         let view = project.views.get(view).with_context(|| format!("`{view}` is not defined"))?;
-        let table = view_schema(project, view);
+        Ok(Self::partitioned_by(INTERVAL_START, view_schema(project, view)))
+    }
+
+    /// The columns of the quarantine table of `view` in `project`.
+    ///
+    /// # Errors
+    /// When the project does not define the view or its entity.
+    pub fn of_quarantine(project: &Project, view: &ViewId) -> Result<Self> {
+        let view = project.views.get(view).with_context(|| format!("`{view}` is not defined"))?;
+        Ok(Self::partitioned_by(QUARANTINE_START, quarantine_schema(project, view)))
+    }
+
+    fn partitioned_by(partition: &str, table: SchemaRef) -> Self {
         let mut file_fields: Vec<Arc<Field>> = table.fields().iter().cloned().collect();
-        file_fields.retain(|field| field.name() != INTERVAL_START);
-        Ok(Self { table, file: Arc::new(Schema::new(file_fields)) })
+        file_fields.retain(|field| field.name() != partition);
+        Self { table, file: Arc::new(Schema::new(file_fields)) }
     }
 }
 
@@ -52,6 +64,14 @@ impl Lake {
             versions.insert(view.clone(), self.ensure_table(view, &schema).await?);
         }
         Ok(versions)
+    }
+
+    /// Creates the quarantine table of `view` where it is missing. Any number may do this at the same time.
+    ///
+    /// # Errors
+    /// When it holds rows with other columns, or the store fails.
+    pub(crate) async fn ensure_quarantine(&self, view: &ViewId, schema: &TableSchema) -> Result<()> {
+        self.quarantine().ensure_table(view, schema).await.context("making the quarantine table").map(drop)
     }
 
     async fn ensure_table(&self, view: &ViewId, schema: &TableSchema) -> Result<u64> {
@@ -93,6 +113,14 @@ impl Lake {
         }
     }
 
+    /// The column that says to which interval a row belongs.
+    pub(super) fn partition_column(&self) -> &'static str {
+        match self.area {
+            Area::Features => INTERVAL_START,
+            Area::Quarantine => QUARANTINE_START,
+        }
+    }
+
     async fn exists(&self, view: &ViewId) -> Result<bool> {
         let table = self.open_table(view)?;
         table.verify_deltatable_existence().await.with_context(|| format!("looking for the table of `{view}`"))
@@ -104,8 +132,11 @@ impl Lake {
         let table = CreateBuilder::new()
             .with_log_store(unread.log_store())
             .with_columns(kernel.fields().cloned())
-            .with_partition_columns([INTERVAL_START])
-            .with_table_name(format!("{}_v{}", view.name, view.version))
+            .with_partition_columns([self.partition_column()])
+            .with_table_name(match self.area {
+                Area::Features => format!("{}_v{}", view.name, view.version),
+                Area::Quarantine => format!("{}_v{}_quarantine", view.name, view.version),
+            })
             .with_save_mode(mode)
             // Restores need the whole history: only the janitor may shorten a log.
             .with_configuration_property(deltalake::TableProperty::EnableExpiredLogCleanup, Some("false"))

@@ -169,6 +169,8 @@ impl World {
             view: view(),
             run,
             attempt: "0-1".to_owned(),
+            readmit: None,
+            now: interval.end(),
         };
         stage(&self.engine, &request).await
     }
