@@ -8,6 +8,7 @@ pub mod checked;
 pub mod cli;
 pub mod commands;
 pub mod context;
+pub mod decision;
 pub mod engine;
 pub mod error;
 pub mod example;

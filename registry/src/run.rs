@@ -234,14 +234,15 @@ pub struct Run {
     pub finished_at: Option<Instant>,
     /// How often it was thrown back to step 1 because a pinned file had changed.
     pub restarts: u32,
-    /// Whose decision it is that it publishes although checks fail.
+    /// The decision of a person that it carries out, if there is one.
     pub overriding: Option<Override>,
 }
 
-/// A person's decision that a run publishes although checks fail.
+/// A person's decision over a run: that it publishes although checks fail, or (with no checks, and [`Cause::Readmit`])
+/// that rows are let through.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Override {
-    /// The blocked run that was looked at.
+    /// The run that was looked at.
     pub of: RunId,
     /// Who.
     pub actor: String,
@@ -251,6 +252,9 @@ pub struct Override {
     pub at: Instant,
     /// The checks that may fail, by view. All others still block.
     pub checks: IndexMap<ViewId, Vec<String>>,
+    /// The sources as that run read them: the decision is about nothing else. `None` when they are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<IndexMap<String, SourcePin>>,
 }
 
 impl Override {

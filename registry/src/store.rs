@@ -22,7 +22,9 @@ use crate::ids::{DagName, LeaseToken, PoolName, QueueName, RegistryId, RunId, Sn
 use crate::model::{Project, Season};
 use crate::plan::DefinitionKind;
 use crate::profile::{ColumnProfile, ViewProfile};
-use crate::run::{CheckResult, Claim, Intent, NewRun, Pins, Run, RunState, Task, TaskKind, TaskOutput, Verdict};
+use crate::run::{
+    CheckResult, Claim, Intent, NewRun, Override, Pins, Run, RunState, Task, TaskKind, TaskOutput, Verdict,
+};
 use crate::time::{Instant, Interval};
 
 /// Why a store did not do what was asked: one variant per reaction.
@@ -377,6 +379,8 @@ pub struct Snapshot {
     pub status: String,
     /// Per view.
     pub views: Vec<SnapshotView>,
+    /// The decision of a person that its run carried out, if there was one.
+    pub decision: Option<Override>,
 }
 
 /// One view of a snapshot.
@@ -546,6 +550,23 @@ pub trait Store: Care + Send + Sync + Debug {
     /// [`StoreError::Refused`] while a run of that interval is open, and when the run succeeded.
     async fn run_retry(&self, id: RunId, attempts_max: u32, now: Instant) -> Result<RunId>;
 
+    /// Lets a blocked run through: makes it anew as [`Store::run_retry`] does, with the decision that the checks which
+    /// stopped it (and those that an earlier decision named) may fail, over the sources that it had read. Writes an audit
+    /// event. Returns the new run's id.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when the run is not blocked, a check that holds for every view stopped it, its interval was
+    /// published since, a run of that interval is open, or its views are defined otherwise by now.
+    async fn run_override(&self, id: RunId, decision: Decision) -> Result<RunId>;
+
+    /// Makes a run of the same interval and views that lets the rows through which `id` has set aside of `view`, with the
+    /// newest definitions. Writes an audit event. Returns its id; repeating it returns the same one and changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when `id` has set nothing of `view` aside or is not what is published of its interval, and
+    /// while a run of that interval is open.
+    async fn run_readmit(&self, id: RunId, view: &ViewId, decision: Decision) -> Result<RunId>;
+
     /// The state of the latest run of each interval of `dag` whose start lies in `[from, to)`, by interval.
     async fn latest_runs(&self, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Run>>;
 
@@ -703,6 +724,19 @@ pub struct ApplyRequest {
     pub message: Option<String>,
     /// When, in project time.
     pub now: Instant,
+}
+
+/// Who decides over a run, and why.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+    /// When, in project time.
+    pub now: Instant,
+    /// Attempts that each task of the new run has.
+    pub attempts_max: u32,
 }
 
 /// See [`Store::task_claim`].

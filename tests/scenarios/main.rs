@@ -267,7 +267,32 @@ fn bad_rows_are_set_aside_while_the_others_are_published() {
     world.run("quarantine show carrier_delays --limit 1 --reveal --format json");
     world.run("online get carrier_delays carrier=UA");
     world.run("snapshots --limit 1");
-    world.run(&format!("snapshots show {}", world.json("snapshots")[0]["id"].as_str().unwrap().to_owned()));
+    let id = world.json("snapshots")[0]["id"].as_str().unwrap().to_owned();
+    world.run(&format!("snapshots show {id}"));
+    world.run(&format!("quarantine readmit carrier_delays --run {id} --reason snow"));
+    world.quietly(&format!("run flights_daily --interval {BLOCKED}"));
+    world.run("quarantine list");
+    world.run("quarantine show carrier_delays");
+    world.run("snapshots --limit 1");
+    world.run("online get carrier_delays carrier=UA");
+    world.run(&format!("quarantine readmit carrier_delays --run {id} --reason again --format json"));
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
+fn a_person_lets_a_blocked_run_through() {
+    let mut world = World::applied();
+    world.copy("bad/flights/2013-01-29.parquet", FLIGHTS);
+    world.run(&format!("run flights_daily --interval {BLOCKED}"));
+    let id = world.json("runs list --state blocked")[0]["id"].as_str().unwrap().to_owned();
+    world.run(&format!("runs override {id} --reason="));
+    world.run(&format!("runs override {id} --reason late"));
+    world.run(&format!("runs override {id} --reason again"));
+    world.run(&format!("run flights_daily --interval {BLOCKED}"));
+    world.run("checks --view carrier_delays --failed --limit 2");
+    world.run("snapshots --limit 1");
+    world.run("status --search carrier_delays");
+    world.run(&format!("runs override {id} --reason again"));
     insta::assert_snapshot!(world.transcript());
 }
 

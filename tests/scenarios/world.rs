@@ -146,6 +146,7 @@ fn without_chance(text: &str) -> String {
     static RULES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         let rule = |pattern, by| (Regex::new(pattern).unwrap(), by);
         vec![
+            rule(r#"tester@[^\s",]+"#, "tester@[host]"),
             rule(r#""digest": "[0-9a-f]{32}""#, r#""digest": "[digest]""#),
             rule(r"(?m)  [0-9a-f]{32}$", "  [digest]"),
             rule(r"\d+ bytes", "[n] bytes"),

@@ -212,6 +212,9 @@ async fn pin(parts: &Parts, claim: &Claim, run: &Run) -> Result<Outcome> {
         let state_interval = newest.first().map(|entry| entry.interval);
         pins.views.insert(id, ViewPin { delta_version: state.delta_version, state: state_interval });
     }
+    if let Some(end) = decided_of_others(claim, &pins) {
+        return Ok(Outcome::End(end));
+    }
     if let Some(end) = judge_sources(parts, claim, run, &mut pins).await? {
         return Ok(Outcome::End(end));
     }
@@ -279,6 +282,27 @@ async fn seen_before(
     Ok(manifest.and_then(|mut pins| pins.seen.swap_remove(source)))
 }
 
+/// Notes which checks of `view` a person has let fail.
+pub(crate) fn let_through(claim: &Claim, view: &ViewId, checks: &mut [CheckResult]) {
+    let Some(decision) = &claim.run.overriding else { return };
+    for check in checks.iter_mut().filter(|check| check.does_not_hold() && !check.is_built_in()) {
+        check.overridden = decision.covers(view, &check.check);
+    }
+}
+
+/// How the run ends when a person let it through over other sources than these.
+fn decided_of_others(claim: &Claim, pins: &Pins) -> Option<TaskEnd> {
+    let decision = claim.run.overriding.as_ref()?;
+    let seen = decision.sources.as_ref()?;
+    let (changed, _) = pins.sources.iter().find(|(name, pin)| seen.get(*name) != Some(*pin))?;
+    let reason = format!(
+        "the source `{changed}` has changed since run {} was checked, so that it was let through says nothing of what would \
+         be published now: retry the run, and look again",
+        decision.of
+    );
+    Some(TaskEnd::Blocked { output: None, reason })
+}
+
 /// The verdicts on the sources that a view reads, of which a person may have let some through.
 fn of_sources(claim: &Claim, pins: &Pins, view: &FeatureView) -> Vec<CheckResult> {
     let seen = view.source_reads().filter_map(|source| pins.seen.get(source.as_str()));
@@ -307,6 +331,7 @@ async fn stage_view(parts: &Parts, claim: &Claim, run: &Run, id: &ViewId) -> Res
     let engine = Arc::clone(&parts.engine);
     let mut staged = parts.engine.run(async move { stage(&engine, &request).await }).await??;
     staged.checks.splice(0..0, of_sources(claim, &run.pins, run.view(id)?));
+    let_through(claim, id, &mut staged.checks);
     let paths = parse_adds(&staged)?.into_iter().map(|add| add.path).collect();
     parts.lake.sync(id, paths).await?;
     if let Some(aside) = &staged.quarantine {

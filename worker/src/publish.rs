@@ -20,7 +20,7 @@ use tidegate_registry::store::{IntentRequest, Record, StoreError, TaskEnd, ViewI
 
 use crate::checks::{Measured, judge_history, needs_history};
 use crate::engine::Joins;
-use crate::execute::{Parts, Run};
+use crate::execute::{Parts, Run, let_through};
 use crate::executor::Outcome;
 use crate::lake::{CommitError, CommitNote, CommitRequest};
 use crate::online::{CutOver, OnlineError, SUPERSEDED_AGE_MIN, defaults};
@@ -103,6 +103,7 @@ async fn take_intent(parts: &Parts, claim: &Claim, run: &Run) -> Result<Decision
             if let Some(result) = too_many_deletes(parts, run, view, &state).await? {
                 checks.push(result);
             }
+            let_through(claim, id, &mut checks);
             views.insert(id.clone(), ViewIntentRequest { records: state.records, checks });
         }
         if let Some(reason) = blocking(views.iter().map(|(id, view)| (id, view.checks.as_slice()))) {

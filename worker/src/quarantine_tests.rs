@@ -2,17 +2,21 @@
 
 use tidegate_registry::ids::{RunId, ViewId};
 use tidegate_registry::run::{CheckResult, RunState, Verdict};
-use tidegate_registry::store::{CheckFilter, Store as _};
+use tidegate_registry::store::{CheckFilter, Decision, Store as _};
+use tokio_util::sync::CancellationToken;
 
 use super::rows;
 use crate::engine::Engine;
-use crate::tests::{DEFINITIONS, Place, World, features, in_every_place};
+use crate::tests::{DEFINITIONS, Place, World, at, features, in_every_place};
+
+const NOW: &str = "2024-01-05T00:00:00Z";
 
 in_every_place! {
     what_is_set_aside_reaches_no_reader_and_is_kept_with_its_reason,
     more_than_may_be_set_aside_stops_the_run_and_keeps_nothing,
     an_interval_computed_again_replaces_what_it_had_set_aside,
     all_rows_may_be_set_aside,
+    readmitted_rows_are_published_by_a_run_of_their_own,
 }
 
 /// Receipts of which one in every day has a shop without a name or a total that is too good.
@@ -61,7 +65,7 @@ async fn aside(world: &World, view: &str) -> Vec<String> {
     let text = |row: &serde_json::Map<String, serde_json::Value>| {
         let value = |name: &str| row.get(name).map(ToString::to_string).unwrap_or_default().replace('"', "");
         let shown = ["_interval_start", "shop", "total", "_rule", "_reason", "_run"].map(value);
-        assert_eq!(value("_quarantined_at"), "2024-01-05T00:00:00Z");
+        assert_eq!(value("_quarantined_at"), NOW);
         shown.join(" | ")
     };
     found.iter().map(text).collect()
@@ -136,6 +140,38 @@ async fn an_interval_computed_again_replaces_what_it_had_set_aside(place: Place)
     let found = aside(&world, "revenue@v1").await;
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(!found[0].contains(&second.id.to_string()), "{found:?}");
+}
+
+async fn readmitted_rows_are_published_by_a_run_of_their_own(place: Place) {
+    let world = world(place, "max_rows: 3").await;
+    world.sell(&RECEIPTS.replace(",2024-01-01T13:00:00Z,-5\n", "d,2024-01-01T13:00:00Z,-5\n")).await;
+    let run = world.succeed(1, 0).await;
+    assert_eq!(aside(&world, "revenue@v1").await.len(), 2);
+    // Another row goes wrong meanwhile: nobody has let that one through.
+    world
+        .sell(
+            &RECEIPTS
+                .replace("b,2024-01-01T12:00:00Z,70", "b,2024-01-01T12:00:00Z,7000")
+                .replace("\n,2024", "\nd,2024"),
+        )
+        .await;
+    let decision = Decision { actor: "ana".into(), reason: "a holiday".into(), now: at(NOW), attempts_max: 1 };
+    let made = world.store.run_readmit(run.id, &revenue(), decision).await.unwrap();
+    world.store.run_admit(made).await.unwrap();
+    world.worker.run_only(&[made], CancellationToken::new()).await.unwrap();
+    let made = world.store.run(made).await.unwrap().0;
+    assert_eq!(made.state, RunState::Succeeded, "{:?}", made.reason);
+    let now = "2024-01-02T00:00:00Z";
+    assert_eq!(world.online("revenue@v1", "c", now).await, features(&[("total", "5000.0"), ("receipts", "1")]));
+    assert!(world.online("ranking@v1", "d", now).await.is_some(), "views that read it see them, too");
+    let left = aside(&world, "revenue@v1").await;
+    assert_eq!(left.len(), 1);
+    assert!(left[0].contains("| b | 7000.0 |") && left[0].ends_with(&made.id.to_string()), "{left:?}");
+    let snapshot = &world.store.snapshots(None, None, 1).await.unwrap()[0];
+    assert_eq!(snapshot.decision.as_ref().map(|decision| decision.reason.as_str()), Some("a holiday"));
+    // It held for that run.
+    world.succeed(1, 1).await;
+    assert_eq!(aside(&world, "revenue@v1").await.len(), 3);
 }
 
 async fn all_rows_may_be_set_aside(place: Place) {

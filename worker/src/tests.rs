@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tidegate_registry::ids::ViewId;
 use tidegate_registry::run::{Run, RunState, Verdict};
-use tidegate_registry::store::{CheckFilter, Store as _};
+use tidegate_registry::store::{CheckFilter, Decision, Store as _};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::world::*;
@@ -65,6 +65,47 @@ async fn a_blocked_run_leaves_nothing_behind_and_readers_keep_the_last_good_valu
     let failed = world.store.checks(&filter).await.unwrap();
     assert_eq!(failed.len(), 1);
     assert_eq!((failed[0].result.check.as_str(), failed[0].result.failing_rows), ("range(total)", 1));
+}
+
+#[tokio::test]
+async fn a_person_lets_a_blocked_run_through_and_nothing_else_with_it() {
+    let world = World::new().await;
+    let blocked = world.execute(4, 0).await;
+    assert_eq!(blocked.state, RunState::Blocked);
+    let decision = |reason: &str| Decision {
+        actor: "ana".to_owned(),
+        reason: reason.to_owned(),
+        now: at("2024-01-05T00:00:00Z"),
+        attempts_max: 1,
+    };
+    let work = async |run| {
+        world.store.run_admit(run).await.unwrap();
+        world.worker.run_only(&[run], CancellationToken::new()).await.unwrap();
+        world.store.run(run).await.unwrap().0
+    };
+    // What the person saw is no longer what would be published.
+    let receipts = std::fs::read_to_string(world.folder.path().join("receipts.csv")).unwrap();
+    let run = world.store.run_override(blocked.id, decision("a fair")).await.unwrap();
+    world.sell(&receipts.replace("5000", "6000")).await;
+    let stopped = work(run).await;
+    assert_eq!(stopped.state, RunState::Blocked);
+    assert!(stopped.reason.as_ref().unwrap().contains("the source `receipts` has changed"), "{:?}", stopped.reason);
+    assert!(world.store.run_override(run, decision("still")).await.is_err(), "it stopped before any check");
+
+    let again = world.store.run_retry(run, 1, at("2024-01-05T00:00:00Z")).await.unwrap();
+    assert_eq!(work(again).await.state, RunState::Blocked, "a retry carries no decision");
+    let run = world.store.run_override(again, decision("a fair")).await.unwrap();
+    let done = work(run).await;
+    assert_eq!(done.state, RunState::Succeeded, "{:?}", done.reason);
+    let now = "2024-01-05T00:00:00Z";
+    assert_eq!(world.online("revenue@v1", "a", now).await, features(&[("total", "6000.0"), ("receipts", "1")]));
+    let snapshot = &world.store.snapshots(None, None, 1).await.unwrap()[0];
+    let told = snapshot.decision.as_ref().unwrap();
+    assert_eq!((told.of, told.actor.as_str(), told.reason.as_str()), (again, "ana", "a fair"));
+    let filter = CheckFilter { run: Some(run), verdict: Some(Verdict::Failed), ..CheckFilter::default() };
+    let failed = world.store.checks(&filter).await.unwrap();
+    assert!(failed.iter().all(|row| row.result.overridden && row.result.check == "range(total)"), "{failed:?}");
+    assert_eq!(failed.len(), 1);
 }
 
 #[tokio::test]

@@ -199,6 +199,7 @@ struct Report {
     check: String,
     severity: Severity,
     verdict: Verdict,
+    overridden: bool,
     failing_rows: u64,
     message: String,
     samples: Vec<serde_json::Value>,
@@ -215,6 +216,7 @@ impl From<CheckRow> for Report {
             check: row.result.check,
             severity: row.result.severity,
             verdict: row.result.verdict,
+            overridden: row.result.overridden,
             failing_rows: row.result.failing_rows,
             message: row.result.message,
             samples: row.result.samples,
@@ -236,7 +238,7 @@ impl Row for Report {
                 Severity::Block => "block".to_owned(),
                 Severity::Warn => "warn".to_owned(),
             },
-            self.verdict.to_string(),
+            if self.overridden { format!("{} (override)", self.verdict) } else { self.verdict.to_string() },
             self.message.clone(),
         ]
     }

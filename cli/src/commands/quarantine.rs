@@ -1,4 +1,4 @@
-//! `tidegate quarantine`: the rows that checks have set aside.
+//! `tidegate quarantine`: the rows that checks have set aside, and letting them through.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -11,6 +11,7 @@ use tidegate_worker::engine::Engine;
 use tidegate_worker::quarantine;
 
 use super::preview::{Scratch, plain};
+use super::runs;
 use crate::context::{Context, Registry};
 use crate::engine;
 use crate::error::{Exit, UserError};
@@ -23,7 +24,7 @@ const PII: &str = "pii";
 /// What is shown in their place.
 const MASKED: &str = "(masked)";
 
-/// List or show rows that checks have set aside
+/// List or show rows that checks have set aside, or let them through
 #[derive(Debug, clap::Args)]
 #[command(arg_required_else_help = true)]
 pub struct Arguments {
@@ -55,6 +56,21 @@ enum Action {
         #[arg(long)]
         reveal: bool,
     },
+    /// Compute the interval of a run anew, letting through the rows that it has set aside
+    ///
+    /// The new run computes all views of that run, so that those that read this one see the rows, too. A row is let through
+    /// when its entity (of a partial view: entity and time) is one of those set aside, whatever rules it breaks. This holds
+    /// for that run: computing the interval once more sets them aside again, while the rules say so.
+    Readmit {
+        /// The view: a name (its highest version) or name@vN
+        view: String,
+        /// The run that has set the rows aside: its id, or the beginning of it
+        #[arg(long)]
+        run: String,
+        /// Why, for whoever finds it later
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
 }
 
 /// Runs the command.
@@ -72,6 +88,19 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
                 None => None,
             };
             show(view, run, limit, reveal, &registry, context).await?;
+        }
+        Action::Readmit { view, run, reason } => {
+            let store = &*registry.store;
+            let view = select::view(&registry.project, &view)?;
+            let id = select::run_id(store, &run).await?;
+            let (old, _) = store.run(id).await?;
+            let decision = runs::decision(&old, reason, &registry, context)?;
+            let new = store.run_readmit(id, &view.id, decision).await?;
+            let (made, _) = store.run(new).await?;
+            if made.state.is_open() {
+                note(format!("{new} lets the rows through; {}", runs::who_computes(&old, store).await?));
+            }
+            runs::show(new, &registry, context).await?;
         }
     }
     Ok(Exit::Done)

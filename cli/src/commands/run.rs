@@ -152,6 +152,7 @@ pub async fn explain(run: &Run, registry: &Registry) -> anyhow::Result<()> {
                 note(format!("  {} {}: {}", row.view, row.result.check, row.result.message));
             }
             note(format!("hint: mend the data or the check, then `tidegate runs retry {}`", run.id));
+            note(format!("hint: `tidegate runs override {} --reason …` publishes it all the same", run.id));
         }
         RunState::Failed => {
             note(format!("failed; nothing of it was published{}", reason(run)));

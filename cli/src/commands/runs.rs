@@ -3,11 +3,11 @@
 use serde::Serialize;
 use tidegate_registry::ids::RunId;
 use tidegate_registry::run::{Run, RunState, Task, TaskOutput, TaskState};
-use tidegate_registry::store::{LogLine, RunFilter};
+use tidegate_registry::store::{Decision, LogLine, RunFilter, Store};
 use tidegate_registry::time::{Instant, format_instant};
 
 use crate::context::{Context, Registry};
-use crate::error::Exit;
+use crate::error::{Exit, UserError};
 use crate::output::{Row, grid};
 use crate::progress::note;
 use crate::roles;
@@ -32,6 +32,18 @@ enum Action {
     Cancel(One),
     /// Make a blocked, failed or cancelled run anew, with the newest definitions
     Retry(One),
+    /// Let a blocked run through: compute it anew, and publish it although the checks that stopped it fail
+    ///
+    /// Only these checks may fail, over the sources that the run had read, with its views as they were defined. What holds
+    /// for every view (keys that are there and unique, times that are not in the future) cannot be let through. Who did it
+    /// and why is kept, and shown wherever the run and its snapshot are.
+    Override {
+        /// The run's id, or its beginning
+        run: String,
+        /// Why, for whoever finds it later
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
     /// Show what the tasks of a run wrote
     Logs(One),
 }
@@ -83,16 +95,15 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
         Action::Retry(one) => {
             let id = select::run_id(store, &one.run).await?;
             let (old, _) = store.run(id).await?;
-            let retries = registry.project.dags.get(&old.dag).map_or(0, |dag| dag.retries.max);
-            let new = store.run_retry(id, retries + 1, registry.clock.now()).await?;
-            let next = match roles::workers_alive(store).await?.is_empty() {
-                false => "workers take it up".to_owned(),
-                true => format!(
-                    "no worker is alive: `tidegate up` computes it, or `tidegate run {} --interval {}`",
-                    old.dag, old.interval
-                ),
-            };
-            note(format!("{new} takes the place of {id}; {next}"));
+            let new = store.run_retry(id, attempts_max(&old, &registry), registry.clock.now()).await?;
+            note(format!("{new} takes the place of {id}; {}", who_computes(&old, store).await?));
+            show(new, &registry, context).await?;
+        }
+        Action::Override { run, reason } => {
+            let id = select::run_id(store, &run).await?;
+            let (old, _) = store.run(id).await?;
+            let new = store.run_override(id, decision(&old, reason, &registry, context)?).await?;
+            note(format!("{new} takes the place of {id} and is let through; {}", who_computes(&old, store).await?));
             show(new, &registry, context).await?;
         }
         Action::Logs(one) => {
@@ -106,6 +117,36 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
         }
     }
     Ok(Exit::Done)
+}
+
+/// Who will compute a new run of the interval of `run`.
+///
+/// # Errors
+/// When the registry cannot be read.
+pub(super) async fn who_computes(run: &Run, store: &dyn Store) -> anyhow::Result<String> {
+    Ok(match roles::workers_alive(store).await?.is_empty() {
+        false => "workers take it up".to_owned(),
+        true => format!(
+            "no worker is alive: `tidegate up` computes it, or `tidegate run {} --interval {}`",
+            run.dag, run.interval
+        ),
+    })
+}
+
+/// The decision of whoever runs this command, over `run`.
+///
+/// # Errors
+/// When no reason is given.
+pub(super) fn decision(run: &Run, reason: String, registry: &Registry, context: &Context) -> anyhow::Result<Decision> {
+    if reason.trim().is_empty() {
+        return Err(UserError::new("the reason is empty").hint("say why, for whoever finds it later").into());
+    }
+    let attempts_max = attempts_max(run, registry);
+    Ok(Decision { actor: context.actor(), reason, now: registry.clock.now(), attempts_max })
+}
+
+fn attempts_max(run: &Run, registry: &Registry) -> u32 {
+    registry.project.dags.get(&run.dag).map_or(0, |dag| dag.retries.max) + 1
 }
 
 async fn list(filter: Filter, registry: &Registry, context: &Context) -> anyhow::Result<()> {
@@ -156,6 +197,7 @@ pub struct RunReport {
     created_at: String,
     started_at: Option<String>,
     finished_at: Option<String>,
+    decision: Option<crate::decision::Decision>,
     tasks: Vec<TaskReport>,
     #[serde(skip)]
     took: String,
@@ -192,6 +234,7 @@ impl RunReport {
             created_at: format_instant(run.created_at),
             started_at: run.started_at.map(format_instant),
             finished_at: run.finished_at.map(format_instant),
+            decision: run.overriding.as_ref().map(Into::into),
             tasks: tasks.iter().map(TaskReport::new).collect(),
             took: took(run.started_at, run.finished_at),
             rows: views.map(|task| task.rows).sum(),
@@ -209,6 +252,7 @@ impl RunReport {
                 task.error.clone().unwrap_or_default(),
             ]
         });
+        let decided = self.decision.as_ref().map(crate::decision::Decision::sentence).unwrap_or_default();
         vec![
             ("run", self.id.clone()),
             ("dag", self.dag.clone()),
@@ -216,6 +260,7 @@ impl RunReport {
             ("revision", self.revision.to_string()),
             ("cause", self.cause.clone()),
             ("state", self.state.to_string()),
+            (self.decision.as_ref().map_or("override", |decision| decision.word()), decided),
             ("reason", self.reason.clone().unwrap_or_default()),
             ("definitions", format!("revision {}", self.definitions)),
             ("planned", self.created_at.clone()),

@@ -9,6 +9,7 @@ use tidegate_registry::store::{Snapshot, Store};
 use tidegate_registry::time::format_instant;
 
 use crate::context::{Context, Registry};
+use crate::decision::Decision;
 use crate::engine;
 use crate::error::{Exit, UserError};
 use crate::output::{Row, grid};
@@ -154,6 +155,7 @@ struct Report {
     interval_end: String,
     created_at: String,
     status: String,
+    decision: Option<Decision>,
     views: Vec<View>,
 }
 
@@ -189,6 +191,7 @@ impl From<Snapshot> for Report {
             interval_end: format_instant(snapshot.interval.end()),
             created_at: format_instant(snapshot.created_at),
             status: snapshot.status,
+            decision: snapshot.decision.as_ref().map(Into::into),
             views: views.collect(),
         }
     }
@@ -206,6 +209,7 @@ impl Report {
                 view.digest.clone(),
             ]
         });
+        let decided = self.decision.as_ref().map(Decision::sentence).unwrap_or_default();
         vec![
             ("snapshot", self.id.clone()),
             ("dag", self.dag.clone()),
@@ -213,6 +217,7 @@ impl Report {
             ("interval", format!("{}/{}", self.interval_start, self.interval_end)),
             ("recorded", self.created_at.clone()),
             ("status", self.status.clone()),
+            (self.decision.as_ref().map_or("override", |decision| decision.word()), decided),
             ("views", grid(&["VIEW", "DELTA VERSION", "ROWS", "SET ASIDE", "GENERATION", "DIGEST"], views)),
         ]
     }
@@ -229,7 +234,10 @@ impl Row for Report {
             self.interval_start.clone(),
             self.interval_end.clone(),
             self.created_at.clone(),
-            self.status.clone(),
+            match &self.decision {
+                None => self.status.clone(),
+                Some(decision) => format!("{} ({})", self.status, decision.word()),
+            },
             self.views.len().to_string(),
             self.views.iter().map(|view| view.rows).sum::<u64>().to_string(),
             self.views.iter().map(|view| view.quarantined).sum::<u64>().to_string(),

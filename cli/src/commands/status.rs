@@ -11,6 +11,7 @@ use tidegate_registry::time::{Instant, Interval, format_instant};
 use tidegate_scheduler::freshness::{self, FreshnessState};
 
 use crate::context::{Context, Registry};
+use crate::decision::Decision;
 use crate::error::Exit;
 use crate::output::Row;
 use crate::progress::note;
@@ -138,6 +139,7 @@ struct Line {
     delta_version: u64,
     online_generation: Option<u64>,
     paused: bool,
+    decision: Option<Decision>,
     #[serde(skip)]
     age: String,
 }
@@ -148,6 +150,10 @@ impl Line {
         let count = |wanted: fn(RunState) -> bool| {
             runs.iter().filter(|run| wanted(run.state) && run.views.contains(&view.id)).count()
         };
+        // What is published of the newest interval, when that run is still the latest.
+        let newest = runs.iter().find(|run| {
+            Some(run.interval) == state.newest && run.state == RunState::Succeeded && run.views.contains(&view.id)
+        });
         Self {
             dag: dag.name.to_string(),
             view: view.id.to_string(),
@@ -166,6 +172,7 @@ impl Line {
             delta_version: state.delta_version,
             online_generation: state.online_generation,
             paused,
+            decision: newest.and_then(|run| run.overriding.as_ref()).map(Into::into),
             age: age.map_or_else(|| "-".to_owned(), short),
         }
     }
@@ -180,7 +187,11 @@ impl Row for Line {
         vec![
             dag,
             self.view.clone(),
-            self.newest_end.clone().unwrap_or_else(|| "-".to_owned()),
+            match (&self.newest_end, &self.decision) {
+                (None, _) => "-".to_owned(),
+                (Some(newest), None) => newest.clone(),
+                (Some(newest), Some(decision)) => format!("{newest} ({})", decision.word()),
+            },
             self.age.clone(),
             self.freshness.map_or_else(|| "-".to_owned(), |freshness| freshness.to_string()),
             self.open_runs.to_string(),

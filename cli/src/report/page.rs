@@ -79,7 +79,9 @@ fn outcome(facts: &Facts) -> Outcome {
         Some(first) if blocking == 1 => format!("{} of {}", first.result.check, first.view.view.id),
         _ => checks(blocking),
     };
-    let overridden = facts.run.overriding.as_ref();
+    // The decision over a run that lets rows through excuses no check.
+    let readmits = matches!(facts.run.cause, tidegate_registry::run::Cause::Readmit { .. });
+    let overridden = facts.run.overriding.as_ref().filter(|_| !readmits);
     let (standing, word, sentence) = match facts.run.state {
         RunState::Succeeded if overridden.is_some() => (
             Standing::Warns,

@@ -166,6 +166,7 @@ fn a_published_run_says_so_and_what_was_not_judged() {
         reason: EVIL.to_owned(),
         at: warned.run.interval.end(),
         checks: IndexMap::new(),
+        sources: None,
     });
     let page = render(&warned);
     assert!(page.contains("<h1>Published by override</h1>") && page.contains("ana@host let it through"), "{page}");

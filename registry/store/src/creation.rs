@@ -107,7 +107,7 @@ impl<'a> Creation<'a> {
     }
 
     /// The run that exists in the place of `run`: that with the same interval, views and cause.
-    fn existing(&self, run: &NewRun) -> Option<RunId> {
+    pub(crate) fn existing(&self, run: &NewRun) -> Option<RunId> {
         let known = self.known.get(&(run.dag.clone(), run.interval))?;
         known.ids.get(&key(run)).map(|(_, id)| *id)
     }

@@ -21,7 +21,7 @@ use tidegate_registry::model::{Project, Season};
 use tidegate_registry::plan::DefinitionKind;
 use tidegate_registry::run::{Claim, Intent, NewRun, Pins, Run, Task};
 use tidegate_registry::store::{
-    ApplyRecord, ApplyRequest, CheckFilter, CheckRow, ClaimRequest, DagHistory, DagState, DefinitionVersion,
+    ApplyRecord, ApplyRequest, CheckFilter, CheckRow, ClaimRequest, DagHistory, DagState, Decision, DefinitionVersion,
     IntentRequest, LedgerEntry, Listener, LogLine, PlanStep, PoolState, QueueState, Record, Recorded, RegistryInfo,
     Result, RunFilter, Snapshot, Store, StoreError, TaskEnd, ViewState, WaitingTask, WorkerBeat, WorkerRow,
 };
@@ -205,6 +205,8 @@ pass_on! {
         run_wait_reason(id: RunId, reason: &str) -> () => (id, &reason);
         run_cancel(id: RunId, actor: &str, now: Instant) -> () => (id, &actor, now);
         run_retry(id: RunId, attempts_max: u32, now: Instant) -> RunId => (id, attempts_max, now);
+        run_override(id: RunId, decision: Decision) -> RunId => (id, decision);
+        run_readmit(id: RunId, view: &ViewId, decision: Decision) -> RunId => (id, &view, decision);
         latest_runs(dag: &DagName, from: Instant, to: Instant) -> Vec<Run> => (&dag, from, to);
         run_logs(id: RunId) -> Vec<LogLine> => (id);
         task_claim(request: &ClaimRequest, now: Instant) -> Vec<Claim> => (&request, now);

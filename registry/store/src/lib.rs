@@ -16,6 +16,7 @@ mod codec;
 pub mod conformance;
 mod creation;
 mod db;
+mod decisions;
 mod definitions;
 pub mod faults;
 mod moves;
@@ -47,7 +48,7 @@ use tidegate_registry::model::{Project, Season};
 use tidegate_registry::plan::DefinitionKind;
 use tidegate_registry::run::{Claim, Intent, NewRun, Pins, Run, Task};
 use tidegate_registry::store::{
-    ApplyRecord, ApplyRequest, CheckFilter, CheckRow, ClaimRequest, DagHistory, DagState, DefinitionVersion,
+    ApplyRecord, ApplyRequest, CheckFilter, CheckRow, ClaimRequest, DagHistory, DagState, Decision, DefinitionVersion,
     IntentRequest, LedgerEntry, Listener, LogLine, PlanStep, PoolState, QueueState, Record, Recorded, RegistryInfo,
     Result, RunFilter, Snapshot, Store, TaskEnd, ViewState, WaitingTask, WorkerBeat, WorkerRow,
 };
@@ -208,6 +209,14 @@ impl<D: std::fmt::Debug + Send + Sync> Store for SqlStore<D> {
 
     async fn run_retry(&self, id: RunId, attempts_max: u32, now: Instant) -> Result<RunId> {
         self.db.run(CALL_MAX, || runs::retry(&self.db, id, attempts_max, now)).await
+    }
+
+    async fn run_override(&self, id: RunId, decision: Decision) -> Result<RunId> {
+        self.db.run(CALL_MAX, || decisions::override_blocked(&self.db, id, &decision)).await
+    }
+
+    async fn run_readmit(&self, id: RunId, view: &ViewId, decision: Decision) -> Result<RunId> {
+        self.db.run(CALL_MAX, || decisions::readmit(&self.db, id, view, &decision)).await
     }
 
     async fn latest_runs(&self, dag: &DagName, from: Instant, to: Instant) -> Result<Vec<Run>> {

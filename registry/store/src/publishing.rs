@@ -101,7 +101,7 @@ pub(crate) async fn intent_take(db: &Db, token: LeaseToken, request: &IntentRequ
     let states = lock_views(&mut tx, run).await?;
     let mut views = IndexMap::new();
     for (view, judged) in &request.views {
-        refuse_unless_passed(view, judged)?;
+        refuse_unless_passed(run, view, judged)?;
         let publish_number = publish_number(run, view, judged, known(&states, view)?)?;
         let checks = judged.checks.clone();
         views.insert(view.clone(), ViewIntent { publish_number, online: true, checks });
@@ -196,9 +196,10 @@ fn refuse_unless_same_views<'a>(run: &Run, given: impl ExactSizeIterator<Item = 
 }
 
 /// The last gate: whoever calls, nothing that a check stops gets an intent.
-fn refuse_unless_passed(view: &ViewId, judged: &ViewIntentRequest) -> Result<()> {
+fn refuse_unless_passed(run: &Run, view: &ViewId, judged: &ViewIntentRequest) -> Result<()> {
     for check in &judged.checks {
-        if check.blocks() {
+        let decided = run.overriding.as_ref().is_some_and(|decision| decision.covers(view, &check.check));
+        if check.does_not_hold() && (check.blocks() || check.is_built_in() || !decided) {
             return Err(StoreError::Refused(format!("the check `{}` of `{view}` stops the run", check.check)));
         }
         if check.verdict == Verdict::Pending {

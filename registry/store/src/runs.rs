@@ -291,12 +291,12 @@ pub(crate) async fn retry(db: &Db, id: RunId, attempts_max: u32, now: Instant) -
     Ok(again)
 }
 
-async fn priority_in_tx(tx: &mut Conn, id: RunId) -> Result<i32> {
+pub(crate) async fn priority_in_tx(tx: &mut Conn, id: RunId) -> Result<i32> {
     let row = query("SELECT priority FROM runs WHERE id = $1").bind(id.to_string()).fetch_one(tx).await;
     row.map_err(on("reading the priority of a run"))?.signed("priority")
 }
 
-async fn open_of_interval(tx: &mut Conn, dag: &DagName, interval: Interval) -> Result<Option<RunId>> {
+pub(crate) async fn open_of_interval(tx: &mut Conn, dag: &DagName, interval: Interval) -> Result<Option<RunId>> {
     let row = query(
         "SELECT id FROM runs WHERE dag = $1 AND interval_start = $2 AND interval_end = $3 AND finished_at IS NULL \
          LIMIT 1",

@@ -18,7 +18,8 @@ macro_rules! snapshot_columns {
          AND l.interval_start = s.interval_start AND l.snapshot = s.id \
          LEFT JOIN view_states AS n ON n.view = v.view AND n.newest_end = s.interval_end \
          AND n.newest_start = s.interval_start \
-         WHERE v.snapshot = s.id AND (l.view IS NULL OR n.view IS NULL)) THEN CAST(1 AS BIGINT) ELSE 0 END AS superseded \
+         WHERE v.snapshot = s.id AND (l.view IS NULL OR n.view IS NULL)) THEN CAST(1 AS BIGINT) ELSE 0 END AS superseded, \
+         (SELECT r.overriding FROM runs AS r WHERE r.id = s.run) AS overriding \
          FROM snapshots AS s "
     };
 }
@@ -130,6 +131,7 @@ async fn snapshot_from(tx: &mut Conn, row: &Row) -> Result<Snapshot> {
         }
         .to_owned(),
         views: views.iter().map(snapshot_view_from).collect::<Result<_>>()?,
+        decision: row.json_option("overriding")?,
     })
 }
 

@@ -24,6 +24,7 @@ fn view(checks: Vec<Check>) -> FeatureView {
         tags: Vec::new(),
         sql: sql(""),
         reads: Vec::new(),
+        checked_against: Vec::new(),
         output: Output::Full,
         serving_delay: Default::default(),
         features: Vec::new(),

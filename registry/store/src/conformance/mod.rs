@@ -12,6 +12,7 @@ use std::sync::Arc;
 use tidegate_registry::store::Store;
 
 pub mod care;
+pub mod decisions;
 pub mod definitions;
 pub mod histories;
 pub mod placement;
@@ -73,6 +74,13 @@ macro_rules! conformance {
                 a_run_is_not_cancelled_after_its_intent,
                 a_run_that_came_to_nothing_is_made_anew,
                 a_retry_uses_the_newest_definitions,
+            }
+            decisions {
+                a_blocked_run_is_let_through_by_a_run_that_says_who_and_why,
+                only_what_checks_of_authors_stopped_is_let_through,
+                what_was_published_or_redefined_since_is_not_let_through,
+                an_intent_takes_no_decision_that_nobody_made,
+                rows_are_readmitted_once_and_only_while_they_are_set_aside,
             }
             tasks {
                 each_task_is_claimed_once,
