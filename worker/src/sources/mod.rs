@@ -13,17 +13,19 @@ use std::path::Path as FsPath;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::arrow::datatypes::{Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::file_format::FileFormat;
 use datafusion::datasource::file_format::csv::CsvFormat;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
+use datafusion::execution::session_state::SessionState;
 use datafusion::prelude::SessionContext;
 use deltalake::{DeltaTable, DeltaTableBuilder};
+use futures::stream::{self, StreamExt};
 use indexmap::IndexMap;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use tidegate_registry::ids::SourceName;
 use tidegate_registry::model::{Project, Source, SourceLocation};
 use tidegate_registry::run::{PinnedFile, SourcePin, SourceSeen};
@@ -32,6 +34,9 @@ use url::Url;
 
 use self::pinned::{PIN_VIOLATION, PinnedStore};
 use self::places::Places;
+
+/// Files whose schemas are read at once.
+const SCHEMAS_AT_ONCE: usize = 32;
 use crate::execute::chain;
 use crate::objects::Stores;
 
@@ -199,20 +204,7 @@ impl Sources {
             urls.push(ListingTableUrl::try_new(here, None)?);
             metas.push(pinned.head(&Path::from_url_path(url.path())?).await?);
         }
-        let state = ctx.state();
-        let schema = match format.infer_schema(&state, &pinned, &metas).await {
-            Ok(schema) => schema,
-            Err(error) => {
-                let error = anyhow::Error::new(error);
-                // Of several files the reader does not say which one is broken.
-                for (meta, file) in metas.iter().zip(files).filter(|_| files.len() > 1) {
-                    if format.infer_schema(&state, &pinned, std::slice::from_ref(meta)).await.is_err() {
-                        return Err(error.context(format!("the file `{}` cannot be read", file.url)));
-                    }
-                }
-                return Err(error);
-            }
-        };
+        let schema = schema_of(&ctx.state(), &format, &pinned, &metas, files).await?;
         if schema.fields().is_empty() {
             bail!("it has no columns (a CSV file needs a header line)");
         }
@@ -276,6 +268,34 @@ impl Sources {
             })
             .collect()
     }
+}
+
+/// The columns of all files together.
+async fn schema_of(
+    state: &SessionState,
+    format: &Arc<dyn FileFormat>,
+    store: &Arc<dyn ObjectStore>,
+    metas: &[ObjectMeta],
+    files: &[PinnedFile],
+) -> Result<SchemaRef> {
+    let error = match format.infer_schema(state, store, metas).await {
+        Ok(schema) => return Ok(schema),
+        Err(error) if files.len() == 1 => return Err(error.into()),
+        Err(error) => error,
+    };
+    // The reader does not say which file is broken. And it compares types as they were written: programs write one type
+    // of text in several ways, of which a file's own schema is free.
+    let of_file = |meta: ObjectMeta| async move { format.infer_schema(state, store, &[meta]).await };
+    let schemas: Vec<_> = stream::iter(metas.to_vec()).map(of_file).buffered(SCHEMAS_AT_ONCE).collect().await;
+    let mut all = Schema::empty();
+    for (schema, file) in schemas.into_iter().zip(files) {
+        let Ok(schema) = schema else {
+            return Err(anyhow::Error::new(error).context(format!("the file `{}` cannot be read", file.url)));
+        };
+        all = Schema::try_merge([all, schema.as_ref().clone()])
+            .with_context(|| format!("the columns of `{}` are not those of the files before it", file.url))?;
+    }
+    Ok(Arc::new(all))
 }
 
 /// Whether an error comes from a store that does not answer well now, and not from what is in it.

@@ -1,5 +1,8 @@
 //! What a source may be, and what happens when it changes.
 
+use datafusion::arrow::array::{ArrayRef, Int64Array, LargeStringArray, RecordBatch, StringArray, StringViewArray};
+use datafusion::prelude::{col, lit};
+use deltalake::parquet::arrow::ArrowWriter;
 use tidegate_registry::definitions::{LoadOptions, load_files};
 
 use super::*;
@@ -25,6 +28,41 @@ async fn a_file_that_cannot_be_read_says_why_once() {
     assert_eq!(reason(Some("")).await, format!("{reading}it has no columns (a CSV file needs a header line)"));
     let uneven = reason(Some("a;b\n1;2,5\n")).await;
     assert_eq!(uneven.matches("unequal lengths").count(), 1, "{uneven}");
+}
+
+/// A folder with one Parquet file per column `customer`.
+async fn customers(columns: &[ArrayRef]) -> Result<usize> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    for (n, column) in columns.iter().enumerate() {
+        let batch = RecordBatch::try_from_iter([("customer", Arc::clone(column))]).unwrap();
+        let file = std::fs::File::create(folder.path().join(format!("data/{n}.parquet"))).unwrap();
+        let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+    }
+    let files: [(&str, &[u8]); 2] =
+        [("tidegate.yaml", b"project: shop"), ("shop.yaml", b"sources: [{name: customers, parquet: data/}]")];
+    let project = load_files(folder.path(), &files, &LoadOptions::default()).project.unwrap();
+    let sources = Sources::new(folder.path(), &[]).unwrap();
+    let source = project.sources.values().next().unwrap();
+    let ctx = SessionContext::new();
+    let table = sources.provider(&ctx, source, &sources.pin(source).await?).await?;
+    Ok(ctx.read_table(table)?.filter(col("customer").eq(lit("ann")))?.count().await?)
+}
+
+#[tokio::test]
+async fn files_of_several_programs_are_one_table() {
+    let texts = vec!["ann", "bob"];
+    let written: [ArrayRef; 3] = [
+        Arc::new(StringArray::from(texts.clone())),
+        Arc::new(LargeStringArray::from(texts.clone())),
+        Arc::new(StringViewArray::from(texts)),
+    ];
+    assert_eq!(customers(&written).await.unwrap(), 3);
+    let other: ArrayRef = Arc::new(Int64Array::from(vec![7]));
+    let error = format!("{:#}", customers(&[Arc::clone(&written[0]), other]).await.unwrap_err());
+    assert!(error.contains("data/1.parquet` are not those of the files before it"), "{error}");
 }
 
 mod in_a_store {

@@ -111,12 +111,20 @@ async fn a_writer_that_is_overtaken_in_the_middle_changes_no_row_of_the_next() {
         let mut writing = JoinSet::new();
         let store = Arc::clone(&earlier);
         writing.spawn(async move { store.upsert(&view(), live.generation, number, &changes(number)).await });
-        tokio::time::sleep(Duration::from_millis(number / 2)).await;
-        // What the earlier one leaves is unknown, so the later one fills a generation of its own when it began by the book;
-        // here it goes on in place, to meet the earlier one on every row.
-        let cmd = ["hset", &earlier.keys.live(), &writer_field(&view()), &(number + 1).to_string()].map(str::to_owned);
-        server.cli(&cmd.each_ref().map(String::as_str)).unwrap();
-        later.upsert(&view(), live.generation, number + 1, &changes(number + 1)).await.unwrap();
+        tokio::time::sleep(Duration::from_micros(500 * number)).await;
+        // The later one writes all it has in one step, so that it falls between a look and a write of the earlier one.
+        let script = "redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+            for i = 0, ARGV[4] - 1 do redis.call('HSET', ARGV[3] .. 'k' .. i, 'value', ARGV[2]) end";
+        let prefix = earlier.keys.row_prefix(&view(), live.generation);
+        let mut cmd = redis::cmd("EVAL");
+        cmd.arg(script)
+            .arg(1)
+            .arg(earlier.keys.live())
+            .arg(writer_field(&view()))
+            .arg(number + 1)
+            .arg(prefix)
+            .arg(count);
+        later.connections.query("changing", &cmd).await.unwrap();
         match writing.join_next().await.unwrap().unwrap() {
             Ok(()) => {}
             Err(OnlineError::Superseded { .. }) => overtaken += 1,
