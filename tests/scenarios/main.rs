@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod data_faults;
 mod world;
 
 use std::io::{Read as _, Write as _};

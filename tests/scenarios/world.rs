@@ -53,6 +53,17 @@ impl World {
         world
     }
 
+    /// Another world with the same files.
+    pub(crate) fn twin(&self) -> Self {
+        let twin = Self::empty();
+        for (path, content) in files(&self.folder) {
+            let path = twin.folder.join(path.strip_prefix(&self.folder).unwrap());
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        twin
+    }
+
     /// Changes a file of the project.
     pub(crate) fn edit(&self, file: &str, change: impl FnOnce(String) -> String) {
         let path = self.folder.join(file);
