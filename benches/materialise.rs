@@ -12,32 +12,25 @@
     reason = "a benchmark prints its figures and stops at the first surprise"
 )]
 
+#[path = "support/mod.rs"]
+mod support;
+
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use datafusion::arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use datafusion::config::TableParquetOptions;
 use datafusion::dataframe::DataFrameWriteOptions;
 use datafusion::prelude::ParquetReadOptions;
 use deltalake::parquet::arrow::ArrowWriter;
-use indexmap::IndexMap;
-use tidegate_registry::definitions::{LoadOptions, load};
-use tidegate_registry::ids::{RunId, ViewId};
-use tidegate_registry::model::Project;
-use tidegate_registry::run::{Pins, ViewPin};
-use tidegate_registry::time::Interval;
-use tidegate_worker::engine::{Engine, Joins};
-use tidegate_worker::lake::Lake;
-use tidegate_worker::reads::RunReads;
+use tidegate_registry::run::StagedView;
+use tidegate_worker::engine::Joins;
 use tidegate_worker::session::plan_query;
-use tidegate_worker::sources::Sources;
-use tidegate_worker::stage::{StageRequest, stage};
 
-/// As in the binary.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+use self::support::{World, at, median, numbers, peak_rss_bytes, ratio, timed};
 
+const SOURCE: &str = "events.parquet";
 const ROWS: usize = 5_000_000;
 const ENTITIES: u64 = 500_000;
 const ROUNDS: usize = 5;
@@ -74,29 +67,29 @@ fn main() {
 
 async fn compare() {
     let folder = tempfile::tempdir().unwrap();
-    generate(&folder.path().join("events.parquet"));
-    let checked = World::new(folder.path(), "checked", SQL, CHECKS, MEMORY).await;
-    let unchecked = World::new(folder.path(), "unchecked", SQL, "", MEMORY).await;
-    let (mut plain, mut with, mut without) = (Vec::new(), Vec::new(), Vec::new());
-    checked.plain(folder.path()).await;
-    checked.stage().await;
+    generate(&folder.path().join(SOURCE));
+    let checked = World::new(folder.path(), "checked", SOURCE, &definitions(SQL, CHECKS), MEMORY).await;
+    let unchecked = World::new(folder.path(), "unchecked", SOURCE, &definitions(SQL, ""), MEMORY).await;
+    let (mut alone, mut with, mut without) = (Vec::new(), Vec::new(), Vec::new());
+    plain(&checked, folder.path()).await;
+    checked.stage(true, enough).await;
     for _ in 0..ROUNDS {
-        plain.push(timed(checked.plain(folder.path())).await);
-        with.push(timed(checked.stage()).await);
-        without.push(timed(unchecked.stage()).await);
+        alone.push(timed(plain(&checked, folder.path())).await);
+        with.push(timed(checked.stage(true, enough)).await);
+        without.push(timed(unchecked.stage(true, enough)).await);
     }
-    let (plain, with, without) = (median(plain), median(with), median(without));
+    let (alone, with, without) = (median(alone), median(with), median(without));
     println!("materialise {ROWS} rows into {ENTITIES} entities, 10 features (medians of {ROUNDS})");
-    println!("  plain DataFusion into Parquet      {:>7.2} s", plain.as_secs_f64());
+    println!("  plain DataFusion into Parquet      {:>7.2} s", alone.as_secs_f64());
     println!(
         "  staged, 6 checks                   {:>7.2} s   ratio {:.2} (target: at most 1.30)",
         with.as_secs_f64(),
-        ratio(with, plain)
+        ratio(with, alone)
     );
     println!(
         "  staged, built-in checks only       {:>7.2} s   ratio {:.2}",
         without.as_secs_f64(),
-        ratio(without, plain)
+        ratio(without, alone)
     );
     let cost = (ratio(with, without) - 1.0) * 100.0;
     println!("  the 6 checks cost                  {cost:>7.1} %   of the run (target: at most 10 %)");
@@ -111,9 +104,9 @@ async fn compare() {
 
 /// In a process of its own, so that its peak is its own.
 async fn small_memory(folder: &Path) {
-    let world = World::new(folder, "small", WIDE_SQL, CHECKS, SMALL_MEMORY).await;
+    let world = World::new(folder, "small", SOURCE, &definitions(WIDE_SQL, CHECKS), SMALL_MEMORY).await;
     let started = Instant::now();
-    world.stage().await;
+    world.stage(true, enough).await;
     let peak = peak_rss_bytes();
     println!("group {ROWS} rows into {ROWS} entities with `memory: 512MiB` (the state needs more)");
     println!("  finished in                        {:>7.2} s", started.elapsed().as_secs_f64());
@@ -123,66 +116,23 @@ async fn small_memory(folder: &Path) {
     );
 }
 
-struct World {
-    engine: Engine,
-    reads: RunReads,
-    view: ViewId,
+fn enough(staged: &StagedView) {
+    assert!(staged.rows >= ENTITIES - ENTITIES / 100);
 }
 
-impl World {
-    async fn new(folder: &Path, name: &str, sql: &str, checks: &str, memory: u64) -> Self {
-        let root = folder.join(name);
-        std::fs::create_dir_all(&root).unwrap();
-        std::fs::hard_link(folder.join("events.parquet"), root.join("events.parquet")).unwrap();
-        std::fs::write(root.join("tidegate.yaml"), "project: bench\n").unwrap();
-        std::fs::write(root.join("bench.yaml"), definitions(sql, checks)).unwrap();
-        let loaded = load(&root, &LoadOptions::default());
-        let project: Arc<Project> = Arc::new(loaded.project.unwrap_or_else(|| panic!("{:#?}", loaded.diagnostics)));
-        let view: ViewId = "stats@v1".parse().unwrap();
-        let lake = Lake::open(root.join("lake").to_str().unwrap(), "bench").unwrap();
-        lake.ensure_tables(&project, std::slice::from_ref(&view)).await.unwrap();
-        let sources = Sources::new(&root, &[]).unwrap();
-        let source = project.sources.values().next().unwrap();
-        let pins = Pins {
-            sources: IndexMap::from([("events".to_owned(), sources.pin(source).await.unwrap())]),
-            views: IndexMap::from([(view.clone(), ViewPin { delta_version: 0, state: None })]),
-            ..Pins::default()
-        };
-        let interval = Interval::new(at("2024-01-01T00:00:00Z"), at("2024-01-02T00:00:00Z")).unwrap();
-        let reads = RunReads { project, lake, sources, interval, pins, staged: IndexMap::new() };
-        Self { engine: Engine::new(memory, &root.join("spill")).unwrap(), reads, view }
-    }
-
-    /// What a run does with a view: compute, sort, check, hash, write.
-    async fn stage(&self) {
-        let run = RunId::generate();
-        let request = StageRequest {
-            reads: self.reads.clone(),
-            view: self.view.clone(),
-            run,
-            attempt: "0-1".to_owned(),
-            readmit: None,
-            now: self.reads.interval.end(),
-        };
-        let staged = stage(&self.engine, &request).await.unwrap();
-        assert!(staged.rows >= ENTITIES - ENTITIES / 100 && staged.checks.iter().all(|check| !check.blocks()));
-        self.reads.lake.discard_staged(&self.view, run, &[]).await.unwrap();
-    }
-
-    /// The same query into Parquet, with nothing around it.
-    async fn plain(&self, folder: &Path) {
-        let ctx = self.engine.context(Joins::Hash).unwrap();
-        let file = folder.join("events.parquet");
-        ctx.register_parquet("events", file.to_str().unwrap(), ParquetReadOptions::default()).await.unwrap();
-        let plan = plan_query(&ctx, SQL, self.reads.interval).await.unwrap();
-        let rows = ctx.execute_logical_plan(plan).await.unwrap();
-        let mut options = TableParquetOptions::default();
-        options.global.compression = Some("zstd(1)".to_owned());
-        let out = folder.join("plain.parquet");
-        let write = DataFrameWriteOptions::new().with_single_file_output(true);
-        rows.write_parquet(out.to_str().unwrap(), write, Some(options)).await.unwrap();
-        std::fs::remove_file(out).unwrap();
-    }
+/// The same query into Parquet, with nothing around it.
+async fn plain(world: &World, folder: &Path) {
+    let ctx = world.engine.context(Joins::Hash).unwrap();
+    let file = folder.join("events.parquet");
+    ctx.register_parquet("events", file.to_str().unwrap(), ParquetReadOptions::default()).await.unwrap();
+    let plan = plan_query(&ctx, SQL, world.reads.interval).await.unwrap();
+    let rows = ctx.execute_logical_plan(plan).await.unwrap();
+    let mut options = TableParquetOptions::default();
+    options.global.compression = Some("zstd(1)".to_owned());
+    let out = folder.join("plain.parquet");
+    let write = DataFrameWriteOptions::new().with_single_file_output(true);
+    rows.write_parquet(out.to_str().unwrap(), write, Some(options)).await.unwrap();
+    std::fs::remove_file(out).unwrap();
 }
 
 fn definitions(sql: &str, checks: &str) -> String {
@@ -213,13 +163,9 @@ dags:
     )
 }
 
-/// The same rows every time: a linear congruential generator.
+/// The same rows every time.
 fn generate(path: &Path) {
-    let mut state = 1_u64;
-    let mut next = move || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        state >> 33
-    };
+    let mut next = numbers();
     let mut writer: Option<ArrowWriter<std::fs::File>> = None;
     let chunk = 500_000;
     for part in 0..ROWS / chunk {
@@ -244,30 +190,4 @@ fn generate(path: &Path) {
         writer.write(&batch).unwrap();
     }
     writer.unwrap().close().unwrap();
-}
-
-fn at(text: &str) -> tidegate_registry::time::Instant {
-    text.parse().unwrap()
-}
-
-async fn timed(work: impl Future<Output = ()>) -> Duration {
-    let started = Instant::now();
-    work.await;
-    started.elapsed()
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
-}
-
-fn ratio(a: Duration, b: Duration) -> f64 {
-    a.as_secs_f64() / b.as_secs_f64()
-}
-
-/// The kernel's own figure for this process.
-fn peak_rss_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB");
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0) * 1024
 }

@@ -327,6 +327,7 @@ async fn stage_view(parts: &Parts, claim: &Claim, run: &Run, id: &ViewId) -> Res
             _ => None,
         },
         now: parts.clock.now(),
+        profile: true,
     };
     let engine = Arc::clone(&parts.engine);
     let mut staged = parts.engine.run(async move { stage(&engine, &request).await }).await??;

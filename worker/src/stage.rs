@@ -27,6 +27,7 @@ use tidegate_registry::ids::{RunId, ViewId};
 use tidegate_registry::model::{FeatureView, Output, Project, Rule};
 use tidegate_registry::run::{StagedView, Verdict};
 use tidegate_registry::time::{Instant, Interval};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::checks::{CheckRunner, Diverter, read_others, run_sql_check};
@@ -63,6 +64,8 @@ pub struct StageRequest {
     pub readmit: Option<RunId>,
     /// Project time, noted with rows that are set aside.
     pub now: Instant,
+    /// Whether columns are profiled. Runs always do; a benchmark shows what it costs.
+    pub profile: bool,
 }
 
 /// Computes, checks and stages one view.
@@ -110,14 +113,18 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
         let identity = diverter.identity().to_vec();
         diverter.readmit(readmitted(&ctx, &reads.lake, &view.id, reads.interval, run, &identity).await?);
     }
-    let judge = Judge {
-        checks: CheckRunner::new(view, project.keys_of(view), reads.interval, &ctx.state()).compare_with(others),
-        digest: Digester::new(digest_columns(project, view)),
-    };
-    // Judging and writing look at the same batches at the same time: each costs about as much as the other.
-    let (judged, batches) = tokio::sync::mpsc::channel(BATCHES_AHEAD);
-    let mut judging = JoinSet::new();
-    judging.spawn(judge.all(batches));
+    let checks = CheckRunner::new(view, project.keys_of(view), reads.interval, &ctx.state());
+    let mut checks = checks.compare_with(others).profiling(request.profile);
+    // All look at the same batches at the same time: each costs about as much as writing them does.
+    let profiler = Watching::begin(checks.detach_profiler(), |profiler, batch| {
+        profiler.update(batch);
+        Ok(())
+    });
+    let checks = Watching::begin(checks, |checks, batch| {
+        checks.update(batch);
+        Ok(())
+    });
+    let digest = Watching::begin(Digester::new(digest_columns(project, view)), Digester::update);
     let mut writable = true;
     let writing = async {
         let mut stream = rows.execute_stream().await.with_context(computing)?;
@@ -133,8 +140,8 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
             }
             // Rows with a null key cannot be stored, and are never published: their check blocks.
             let storable = RecordBatch::try_new(Arc::clone(&schema.file), batch.columns().to_vec());
-            // A judge that is gone has failed; why is asked below.
-            if judged.send(batch).await.is_err() {
+            // Who is gone has failed; why is asked below.
+            if !(checks.see(&batch).await && profiler.see(&batch).await && digest.see(&batch).await) {
                 break;
             }
             match storable {
@@ -155,9 +162,11 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
         aside.abort().await;
         return Err(error);
     }
-    drop(judged);
-    let judge = judging.join_next().await.context("the checks were not begun")?.context("the checks were stopped")?;
-    let Judge { checks, digest } = judge.with_context(|| format!("hashing `{}`", view.id))?;
+    let hashing = || format!("hashing `{}`", view.id);
+    let judging = || format!("judging `{}`", view.id);
+    let digest = digest.end().await.with_context(hashing)?;
+    let mut checks = checks.end().await.with_context(judging)?;
+    checks.attach_profiler(profiler.end().await.with_context(judging)?);
     let digest = digest.digest().to_string();
     let (mut results, profile, rows) = checks.finish();
     results.extend(diverter.map(Diverter::finish).into_iter().flatten());
@@ -179,19 +188,35 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
     Ok(StagedView { adds, rows, bytes, digest, checks: results, profile, quarantine })
 }
 
-/// What looks at every staged row.
-struct Judge {
-    checks: CheckRunner,
-    digest: Digester,
+/// Something that looks at every staged batch, beside whoever writes them.
+struct Watching<T> {
+    batches: mpsc::Sender<RecordBatch>,
+    task: JoinSet<Result<T, DigestError>>,
 }
 
-impl Judge {
-    async fn all(mut self, mut batches: tokio::sync::mpsc::Receiver<RecordBatch>) -> Result<Self, DigestError> {
-        while let Some(batch) = batches.recv().await {
-            self.checks.update(&batch);
-            self.digest.update(&batch)?;
-        }
-        Ok(self)
+impl<T: Send + 'static> Watching<T> {
+    fn begin(mut who: T, look: impl Fn(&mut T, &RecordBatch) -> Result<(), DigestError> + Send + 'static) -> Self {
+        let (batches, mut coming) = mpsc::channel::<RecordBatch>(BATCHES_AHEAD);
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            while let Some(batch) = coming.recv().await {
+                look(&mut who, &batch)?;
+            }
+            Ok(who)
+        });
+        Self { batches, task }
+    }
+
+    /// Hands a batch on; false when nobody looks any more.
+    async fn see(&self, batch: &RecordBatch) -> bool {
+        self.batches.send(batch.clone()).await.is_ok()
+    }
+
+    /// What has seen all.
+    async fn end(self) -> Result<T> {
+        let Self { batches, mut task } = self;
+        drop(batches);
+        Ok(task.join_next().await.context("nobody looked at the rows")???)
     }
 }
 

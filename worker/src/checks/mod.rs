@@ -46,7 +46,7 @@ pub use self::sql::run_sql_check;
 
 use self::condition::{Condition, Expression};
 use self::others::Reconciled;
-use self::profile::Profiler;
+pub(crate) use self::profile::Profiler;
 use self::rows::{AcceptedValues, InTime, NotNull, Range, RowRule, Unjudgeable};
 use crate::text::TextColumn;
 use crate::types::EVENT_TIMESTAMP;
@@ -101,6 +101,25 @@ impl CheckRunner {
             reconciled.given(found);
         }
         self
+    }
+
+    /// Whether it profiles columns, as it does unless told otherwise. Without, checks of numbers cannot be computed.
+    #[must_use]
+    pub fn profiling(mut self, profiling: bool) -> Self {
+        if !profiling {
+            self.profiler = Profiler::new(std::iter::empty());
+        }
+        self
+    }
+
+    /// Its profiler, to be asked beside it; it must come back before [`CheckRunner::finish`].
+    pub(crate) fn detach_profiler(&mut self) -> Profiler {
+        std::mem::replace(&mut self.profiler, Profiler::new(std::iter::empty()))
+    }
+
+    /// See [`CheckRunner::detach_profiler`].
+    pub(crate) fn attach_profiler(&mut self, profiler: Profiler) {
+        self.profiler = profiler;
     }
 
     /// Looks at the next batch of staged rows: keys, `event_timestamp` and features in their stored types.

@@ -7,7 +7,7 @@ use tidegate_registry::profile::ColumnProfile;
 
 /// Profiles the columns that it was told of. A column's type is that of the first batch.
 #[derive(Debug)]
-pub(super) struct Profiler {
+pub(crate) struct Profiler {
     columns: IndexMap<String, Option<ColumnProfiler>>,
 }
 
@@ -16,7 +16,7 @@ impl Profiler {
         Self { columns: columns.map(|name| (name, None)).collect() }
     }
 
-    pub(super) fn update(&mut self, batch: &RecordBatch) {
+    pub(crate) fn update(&mut self, batch: &RecordBatch) {
         for (name, profiler) in &mut self.columns {
             let Some(array) = batch.column_by_name(name) else { continue };
             let profiler = profiler.get_or_insert_with(|| ColumnProfiler::new(array.data_type()));

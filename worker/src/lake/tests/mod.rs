@@ -171,6 +171,7 @@ impl World {
             attempt: "0-1".to_owned(),
             readmit: None,
             now: interval.end(),
+            profile: true,
         };
         stage(&self.engine, &request).await
     }
