@@ -15,7 +15,8 @@ no example uses are dropped. `time_hour` (the scheduled departure, down to the h
 microseconds.
 
 What is made: `bad/flights/2013-01-29.parquet`, the week from 29 January with its delays in seconds instead of minutes,
-as if the supplier had changed the unit without telling anybody.
+as if the supplier had changed the unit without telling anybody; and `bad/flights/2013-01-22.parquet`, the week before
+with three destinations garbled, a zero for the letter O, as if somebody had typed them.
 """
 
 import datetime
@@ -30,7 +31,7 @@ import pyarrow.parquet as pq
 
 NEW_YORK = zoneinfo.ZoneInfo("America/New_York")
 FIRST_DAY, LAST_DAY = datetime.date(2013, 1, 1), datetime.date(2013, 3, 31)
-BAD_WEEK = datetime.date(2013, 1, 29)
+BAD_WEEK, GARBLED_WEEK = datetime.date(2013, 1, 29), datetime.date(2013, 1, 22)
 INSTANT = pa.timestamp("us", tz="UTC")
 
 COLUMNS = {
@@ -62,6 +63,8 @@ def main(source: Path, target: Path) -> None:
         write(week, target / "data" / "flights" / f"{day}.parquet")
         if day == BAD_WEEK:
             write(in_seconds(week), target / "bad" / "flights" / f"{day}.parquet")
+        if day == GARBLED_WEEK:
+            write(garbled(week), target / "bad" / "flights" / f"{day}.parquet")
         day += datetime.timedelta(days=7)
 
     places = pa.concat_arrays([pc.unique(flights["origin"].combine_chunks()), pc.unique(flights["dest"].combine_chunks())])
@@ -99,6 +102,14 @@ def in_seconds(flights: pa.Table) -> pa.Table:
         at = flights.column_names.index(column)
         flights = flights.set_column(at, flights.schema.field(column), pc.multiply(flights[column], 60))
     return flights
+
+
+def garbled(flights: pa.Table) -> pa.Table:
+    destinations = flights["dest"].to_pylist()
+    for dest in ("BOS", "MCO", "ORD"):
+        destinations[destinations.index(dest)] = dest.replace("O", "0")
+    at = flights.column_names.index("dest")
+    return flights.set_column(at, flights.schema.field("dest"), pa.array(destinations))
 
 
 def write(table: pa.Table, path: Path) -> None:

@@ -9,10 +9,10 @@ use std::time::Instant as Stopwatch;
 
 use anyhow::{Context as _, bail, ensure};
 use tidegate_registry::definitions::Settings;
-use tidegate_registry::ids::RunId;
-use tidegate_registry::run::RunState;
+use tidegate_registry::ids::{RunId, SnapshotId};
+use tidegate_registry::run::{Cause, Run, RunState};
 use tidegate_registry::store::RunFilter;
-use tidegate_registry::time::Interval;
+use tidegate_registry::time::{Instant, Interval};
 use tidegate_scheduler::backfill::Reprocess;
 use tidegate_scheduler::planning::new_runs;
 
@@ -24,7 +24,7 @@ use crate::commands::online::{self, Answer};
 use crate::commands::plan::Prepared;
 use crate::commands::run::explain;
 use crate::commands::up::Slots;
-use crate::commands::{snapshots, status};
+use crate::commands::{quarantine, snapshots, status};
 use crate::context::{Context, Registry};
 use crate::error::{Exit, UserError};
 use crate::example;
@@ -33,7 +33,7 @@ use crate::roles;
 use crate::select;
 use crate::times::{TimeArgument, short_std};
 
-/// Show the main job on real flights: define, backfill, block bad data, serve
+/// Show the main job on real flights: define, backfill, block bad data, set bad rows aside, serve
 ///
 /// Works in a fresh folder and leaves it there to go on with.
 #[derive(Debug, clap::Args)]
@@ -48,8 +48,14 @@ const FROM: &str = "2013-01-08";
 /// The first interval that reads the bad file begins on this day.
 const TO: &str = "2013-01-29";
 const INTERVALS: usize = 21;
-const GOOD_FILE: &str = "data/flights/2013-01-29.parquet";
-const BAD_FILE: &str = "bad/flights/2013-01-29.parquet";
+/// The night of the bad file and the one after it, too.
+const SNAPSHOTS: usize = INTERVALS + 2;
+/// A week whose delays the supplier once delivers in seconds.
+const WEEK: &str = "flights/2013-01-29.parquet";
+/// A week with three garbled destinations in the supplier's other version of it.
+const GARBLED_WEEK: &str = "flights/2013-01-22.parquet";
+const ROUTES: &str = "route_reliability";
+const GARBLED: usize = 3;
 const VIEW: &str = "carrier_delays";
 const KEY: &str = "carrier=UA";
 
@@ -71,7 +77,8 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     demo.backfill().await?;
     let before = demo.read().await?;
     let blocked = demo.bad_data(&folder, &before).await?;
-    demo.good_data(&folder, blocked, &before).await?;
+    let night = demo.good_data(&folder, blocked, &before).await?;
+    demo.few_bad_rows(&folder, night).await?;
     demo.look_back().await?;
     note(format!(
         "\nDone in {}. Everything is still there; go on with:\n{}",
@@ -167,21 +174,11 @@ impl<'a> Demo<'a> {
     /// Lets a supplier deliver a bad file and runs the next night.
     async fn bad_data(&self, folder: &Path, before: &Answer) -> anyhow::Result<RunId> {
         step(4, "The supplier's next file has delays in seconds instead of minutes; run the next night on it");
-        put(folder, BAD_FILE)?;
-        let interval = self.next_interval().await?;
+        put(folder, "bad", WEEK)?;
         let dag = select::dag(&self.registry.project, DAG)?;
-        let open = self.open_run(interval).await?;
-        let id = match open {
-            Some(id) => id,
-            None => {
-                let cause = tidegate_registry::run::Cause::Manual(1);
-                let new = new_runs(dag, self.registry.revision, interval, dag.views.clone(), &cause);
-                let ids = self.registry.store.runs_create(new, self.registry.clock.now()).await?;
-                *ids.first().context("no run was created")?
-            }
-        };
-        roles::see_through(&[id], Slots::default(), &self.settings, &self.registry, self.context, |_| {}).await?;
-        let (run, _) = self.registry.store.run(id).await?;
+        let start = TO.parse::<TimeArgument>().map_err(anyhow::Error::msg)?.in_zone(dag.schedule.timezone);
+        let id = self.planned(self.interval_from(start).await?).await?;
+        let run = self.see_through(id).await?;
         ensure!(run.state == RunState::Blocked, "the run on bad data is {} instead of blocked", run.state);
         explain(&run, &self.registry).await?;
         let page = folder.join("blocked.html");
@@ -193,12 +190,37 @@ impl<'a> Demo<'a> {
         Ok(id)
     }
 
-    async fn next_interval(&self) -> anyhow::Result<Interval> {
-        let dag = select::dag(&self.registry.project, DAG)?;
-        let start = TO.parse::<TimeArgument>().map_err(anyhow::Error::msg)?.in_zone(dag.schedule.timezone);
+    async fn interval_from(&self, start: Instant) -> anyhow::Result<Interval> {
         let now = self.registry.clock.now();
-        let ticks = self.registry.store.ticks(&dag.name, start, now).await?;
+        let ticks = self.registry.store.ticks(&DAG.parse()?, start, now).await?;
         tidegate_scheduler::grid::intervals(&ticks).next().context("the next interval is not planned")
+    }
+
+    /// The open run of an interval, or a new one.
+    async fn planned(&self, interval: Interval) -> anyhow::Result<RunId> {
+        if let Some(id) = self.open_run(interval).await? {
+            return Ok(id);
+        }
+        let dag = select::dag(&self.registry.project, DAG)?;
+        let new = new_runs(dag, self.registry.revision, interval, dag.views.clone(), &Cause::Manual(1));
+        let ids = self.registry.store.runs_create(new, self.registry.clock.now()).await?;
+        ids.first().copied().context("no run was created")
+    }
+
+    /// Computes a run; how it ended.
+    async fn see_through(&self, id: RunId) -> anyhow::Result<Run> {
+        roles::see_through(&[id], Slots::default(), &self.settings, &self.registry, self.context, |_| {}).await?;
+        Ok(self.registry.store.run(id).await?.0)
+    }
+
+    /// Computes a run that shall succeed.
+    async fn succeeds(&self, id: RunId) -> anyhow::Result<Run> {
+        let run = self.see_through(id).await?;
+        if run.state != RunState::Succeeded {
+            explain(&run, &self.registry).await?;
+            bail!("the run over {} is {} instead of succeeded", run.interval, run.state);
+        }
+        Ok(run)
     }
 
     async fn open_run(&self, interval: Interval) -> anyhow::Result<Option<RunId>> {
@@ -212,46 +234,61 @@ impl<'a> Demo<'a> {
         Ok(runs.iter().find(|run| run.state.is_open()).map(|run| run.id))
     }
 
-    /// Lets the supplier deliver again, and retries the run.
-    async fn good_data(&self, folder: &Path, blocked: RunId, before: &Answer) -> anyhow::Result<()> {
+    /// Lets the supplier deliver again, and retries the run; its interval.
+    async fn good_data(&self, folder: &Path, blocked: RunId, before: &Answer) -> anyhow::Result<Interval> {
         step(5, "The supplier delivers the right file; retry the run (`tidegate runs retry …`)");
-        put(folder, GOOD_FILE)?;
+        put(folder, "data", WEEK)?;
         let dag = select::dag(&self.registry.project, DAG)?;
         let now = self.registry.clock.now();
         let id = self.registry.store.run_retry(blocked, 1 + dag.retries.max, now).await?;
-        roles::see_through(&[id], Slots::default(), &self.settings, &self.registry, self.context, |_| {}).await?;
-        let (run, _) = self.registry.store.run(id).await?;
-        if run.state != RunState::Succeeded {
-            explain(&run, &self.registry).await?;
-            bail!("the retried run is {} instead of succeeded", run.state);
-        }
+        let run = self.succeeds(id).await?;
         let after = self.get().await?;
         ensure!(
             after.event_timestamp > before.event_timestamp,
             "the online values are still those from before the retry"
         );
         note("it passed all checks and went live, in the lake and online together");
-        self.context.output.one(&after, &after.lines())
+        self.context.output.one(&after, &after.lines())?;
+        Ok(run.interval)
+    }
+
+    /// Lets a few rows be wrong where the view says that such rows are to be set aside, and runs the night after `night`.
+    async fn few_bad_rows(&self, folder: &Path, night: Interval) -> anyhow::Result<()> {
+        step(
+            6,
+            &format!("{GARBLED} flights go to places that do not exist; `{ROUTES}` sets such rows aside and goes on"),
+        );
+        put(folder, "bad", GARBLED_WEEK)?;
+        let id = self.planned(self.interval_from(night.end()).await?).await?;
+        self.succeeds(id).await?;
+        put(folder, "data", GARBLED_WEEK)?;
+        let view = select::view(&self.registry.project, ROUTES)?;
+        let snapshot = self.registry.store.snapshot(SnapshotId(id.0)).await?;
+        let aside = snapshot.views.iter().find(|of| of.view == view.id).map_or(0, |of| of.quarantined);
+        ensure!(aside == GARBLED as u64, "{aside} rows were set aside instead of {GARBLED}");
+        note(format!("all other routes are live; what was set aside (`tidegate quarantine show {ROUTES}`):"));
+        quarantine::show(view, Some(id), GARBLED, false, &self.registry, self.context).await
     }
 
     /// Every recorded run can be found again.
     async fn look_back(&self) -> anyhow::Result<()> {
         step(
-            6,
+            7,
             "Each run left a snapshot: what was read, what was written, and with which definitions (`tidegate snapshots`)",
         );
         let recorded = self.registry.store.snapshots(None, None, 0).await?;
-        ensure!(recorded.len() == INTERVALS + 1, "there are {} snapshots instead of {}", recorded.len(), INTERVALS + 1);
+        ensure!(recorded.len() == SNAPSHOTS, "there are {} snapshots instead of {SNAPSHOTS}", recorded.len());
         snapshots::list(recorded.into_iter().take(5).collect(), self.context)?;
-        note(format!("… and {} older ones. How all views stand (`tidegate status`):", INTERVALS + 1 - 5));
+        note(format!("… and {} older ones. How all views stand (`tidegate status`):", SNAPSHOTS - 5));
         status::show(&self.registry, self.context).await
     }
 }
 
-/// Puts a file of the example in the place where flights are read from.
-fn put(folder: &Path, file: &str) -> anyhow::Result<()> {
-    let content = example::file(file).with_context(|| format!("the example has no `{file}`"))?;
-    let target = folder.join(GOOD_FILE);
+/// Puts a file of the example's `data` or `bad` where flights are read from.
+fn put(folder: &Path, from: &str, file: &str) -> anyhow::Result<()> {
+    let content =
+        example::file(&format!("{from}/{file}")).with_context(|| format!("the example has no `{from}/{file}`"))?;
+    let target = folder.join("data").join(file);
     fs::write(&target, content).with_context(|| format!("writing `{}`", target.display()))
 }
 

@@ -231,7 +231,11 @@ impl Row for Line {
     }
 }
 
-async fn show(
+/// Shows the rows of a view that are set aside, or those of one run: at most `limit`.
+///
+/// # Errors
+/// When they cannot be read.
+pub(super) async fn show(
     view: &FeatureView,
     run: Option<RunId>,
     limit: usize,
