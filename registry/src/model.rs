@@ -19,8 +19,8 @@ use crate::ids::{DagName, EntityName, OwnerName, PoolName, ProjectName, QueueNam
 use crate::time::Instant;
 
 pub use self::checks::{
-    Budget, Check, Direction, DriftMeasure, Edge, Metric, Rule, Season, Severity, TIMEOUT, TextFormat, Tolerance,
-    Total, Within,
+    Budget, Check, Direction, DriftMeasure, Edge, GROUPS_MAX, Metric, Rule, Season, Severity, TIMEOUT, TextFormat,
+    Tolerance, Total, Within,
 };
 pub use self::source_checks::{OnDifference, SourceCheck, SourceRule, Volume};
 

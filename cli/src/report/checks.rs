@@ -3,7 +3,7 @@
 use tidegate_registry::model::{Check, Metric, Rule, Severity, Tolerance};
 use tidegate_registry::profile::ColumnProfile;
 use tidegate_registry::run::{CheckResult, RunState, Verdict};
-use tidegate_worker::checks::Measured;
+use tidegate_worker::checks::{BEFORE_GROUPS, Measured};
 
 use super::hidden::Hidden;
 use super::html::{Element, Html, el};
@@ -168,7 +168,11 @@ fn message(judged: &Judged<'_>, hidden: &Hidden) -> String {
         // What could not be computed may be told with the value at fault.
         return "could not be computed; why may hold values of columns that are tagged pii, and is hidden".to_owned();
     }
-    match definition(judged).map(|check| &check.rule) {
+    let check = definition(judged);
+    if check.is_some_and(|check| check.group_by.iter().any(|column| hidden.hides(column))) {
+        return result.message.split(BEFORE_GROUPS).next().unwrap_or_default().to_owned();
+    }
+    match check.map(|check| &check.rule) {
         Some(Rule::Drift { column, .. }) if hidden.hides(column) => {
             result.message.split("; most of it:").next().unwrap_or_default().to_owned()
         }
@@ -281,10 +285,11 @@ fn failing_share(judged: &Judged<'_>, check: Option<&Check>) -> Option<Element> 
         return None;
     }
     let share = failing as f64 / rows as f64;
+    let in_groups = if check.is_some_and(|check| !check.group_by.is_empty()) { " of each group" } else { "" };
     let allowed = match check.and_then(|check| check.tolerance) {
         None => "none".to_owned(),
-        Some(Tolerance::Rows(most)) => count(most),
-        Some(Tolerance::Ratio(most)) => percent(most),
+        Some(Tolerance::Rows(most)) => count(most) + in_groups,
+        Some(Tolerance::Ratio(most)) => percent(most) + in_groups,
     };
     let fill = el("i").class("measured outside").at("style", format!("left:0;width:{:.2}%", (share * 100.0).max(0.8)));
     let found = format!("{} of {} ({})", count(failing), count(rows), percent(share));

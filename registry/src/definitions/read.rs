@@ -251,9 +251,17 @@ pub(super) fn check_keys<'a>(
 
 /// Why this `what` has no such key, when others have.
 fn elsewhere(what: &str, key: &str) -> Option<&'static str> {
-    let of_rows = "only checks that judge single rows can set rows aside (`not_null`, `range`, `accepted_values`, `regex`, \
-                   `format`, `length`, `event_time` and `expression`)";
-    ((what, key) == ("check", "on_fail")).then_some(of_rows)
+    match (what, key) {
+        ("check", "on_fail") => Some(
+            "only checks that judge single rows can set rows aside (`not_null`, `range`, `accepted_values`, `regex`, \
+             `format`, `length`, `event_time` and `expression`)",
+        ),
+        ("check", "group_by") => Some(
+            "only checks that judge single rows can judge groups of them (`not_null`, `range`, `accepted_values`, `regex`, \
+             `format`, `length`, `event_time`, `expression` and `referential`)",
+        ),
+        _ => None,
+    }
 }
 
 /// Reports that `key` is missing from `node`.

@@ -24,6 +24,10 @@ pub struct Check {
     /// How many rows may break the rule all the same; none when absent. For rules about rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tolerance: Option<Tolerance>,
+    /// Columns whose values make groups, a null being one: the tolerance holds in each of them, at most [`GROUPS_MAX`]. For
+    /// rules about single rows, when it is not set aside what breaks them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub group_by: Vec<String>,
     /// How long it may take; [`TIMEOUT`] when absent. For rules that read other tables, or the staged rows again.
     #[serde(default, with = "super::secs_option", skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
@@ -41,12 +45,16 @@ impl Check {
     pub fn new(name: impl Into<String>, rule: Rule) -> Self {
         let severity = Severity::default();
         let (filter, tolerance, timeout, quarantine) = (None, None, None, None);
-        Self { name: name.into(), rule, severity, filter, tolerance, timeout, quarantine, origin: Origin::default() }
+        let (group_by, origin) = (Vec::new(), Origin::default());
+        Self { name: name.into(), rule, severity, filter, tolerance, group_by, timeout, quarantine, origin }
     }
 }
 
 /// How long a check may take that has no time-out of its own.
 pub const TIMEOUT: Duration = Duration::from_secs(3_600);
+
+/// How many groups a check can tell apart; with more it cannot be computed.
+pub const GROUPS_MAX: usize = 100_000;
 
 /// How many rows may break a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

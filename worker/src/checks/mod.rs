@@ -16,6 +16,7 @@
 
 mod condition;
 mod divert;
+mod groups;
 mod history;
 mod metrics;
 mod order;
@@ -38,6 +39,7 @@ use tidegate_registry::run::{CheckResult, OF_EVERY_VIEW, Verdict};
 use tidegate_registry::time::Interval;
 
 pub use self::divert::{Diverter, Readmitted, Split};
+pub use self::groups::BEFORE_GROUPS;
 pub use self::history::{judge_history, needs_history};
 pub use self::metrics::Measured;
 pub use self::others::{OtherTables, Others, read_others};
@@ -45,6 +47,7 @@ pub use self::sources::{SourceLook, judge_source};
 pub use self::sql::run_sql_check;
 
 use self::condition::{Condition, Expression};
+use self::groups::Groups;
 use self::others::Reconciled;
 pub(crate) use self::profile::Profiler;
 use self::rows::{AcceptedValues, InTime, NotNull, Range, RowRule, Unjudgeable};
@@ -199,6 +202,8 @@ struct Judge {
     rule: Box<dyn RowRule>,
     filter: Option<Condition>,
     tolerance: Option<Tolerance>,
+    /// Where the tolerance holds in groups of rows.
+    groups: Option<Groups>,
     budget: Option<Budget>,
     /// Rows that it was asked about.
     rows: u64,
@@ -210,8 +215,9 @@ struct Judge {
 
 impl Judge {
     fn new(name: String, severity: Severity, rule: Box<dyn RowRule>) -> Self {
-        let (filter, tolerance, budget) = (None, None, None);
-        Self { name, severity, rule, filter, tolerance, budget, rows: 0, failing: 0, samples: Vec::new(), error: None }
+        let (filter, tolerance, groups, budget) = (None, None, None, None);
+        let (rows, failing, samples, error) = (0, 0, Vec::new(), None);
+        Self { name, severity, rule, filter, tolerance, groups, budget, rows, failing, samples, error }
     }
 
     /// What judges `check`, when it is about rows; `keys` are the names of the view's keys.
@@ -244,8 +250,9 @@ impl Judge {
             | Rule::Sql { .. } => return None,
         };
         let filter = check.filter.as_ref().map(|filter| Condition::new(&filter.text, interval, state));
+        let groups = (!check.group_by.is_empty()).then(|| Groups::new(&check.group_by, state.runtime_env()));
         let judge = Self::new(check.name.clone(), check.severity, rule);
-        Some(Self { filter, tolerance: check.tolerance, budget: check.quarantine, ..judge })
+        Some(Self { filter, tolerance: check.tolerance, groups, budget: check.quarantine, ..judge })
     }
 
     fn update(&mut self, batch: &RecordBatch, identity: &[String]) {
@@ -266,19 +273,27 @@ impl Judge {
 
     fn look(&mut self, batch: &RecordBatch) -> Result<Vec<usize>, Unjudgeable> {
         let Some(filter) = &mut self.filter else {
-            self.rows += batch.num_rows() as u64;
-            return Ok(self.rule.failing(batch)?.rows);
+            return self.judge(batch);
         };
         let mask = filter.evaluate(batch)?;
         let chosen = filter_record_batch(batch, &mask);
         let chosen = chosen.map_err(|error| Unjudgeable(format!("choosing rows: {error}")))?;
-        self.rows += chosen.num_rows() as u64;
-        let failing = self.rule.failing(&chosen)?.rows;
+        let failing = self.judge(&chosen)?;
         if failing.is_empty() {
             return Ok(failing);
         }
         let places: Vec<usize> = (0..).zip(&mask).filter(|(_, is)| *is == Some(true)).map(|(row, _)| row).collect();
         Ok(failing.into_iter().filter_map(|row| places.get(row).copied()).collect())
+    }
+
+    /// Where in `batch`, of which all rows count, those are that break the rule.
+    fn judge(&mut self, batch: &RecordBatch) -> Result<Vec<usize>, Unjudgeable> {
+        self.rows += batch.num_rows() as u64;
+        let failing = self.rule.failing(batch)?.rows;
+        if let Some(groups) = &mut self.groups {
+            groups.count(batch, &failing)?;
+        }
+        Ok(failing)
     }
 
     /// Counts the rows of `batch` at `broken`, and remembers the first few.
@@ -313,9 +328,13 @@ impl Judge {
             ),
             (None, 0) => (Verdict::Passed, format!("none of {of} has {complaint}")),
             (None, failing) => {
-                let (verdict, tolerated) = match self.budget {
-                    Some(budget) => set_aside(budget, failing, all),
-                    None => tolerated(self.tolerance, failing, self.rows),
+                let (verdict, tolerated) = match (self.budget, &self.groups) {
+                    (Some(budget), _) => set_aside(budget, failing, all),
+                    (None, None) => tolerated(self.tolerance, failing, self.rows),
+                    (None, Some(groups)) => {
+                        let (passed, said) = groups.finish(self.tolerance);
+                        (if passed { Verdict::Passed } else { Verdict::Failed }, said)
+                    }
                 };
                 let have = if failing == 1 { "has" } else { "have" };
                 (verdict, format!("{failing} of {of} {have} {complaint}{tolerated}"))

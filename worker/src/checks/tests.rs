@@ -485,13 +485,14 @@ async fn judge_with(view: &FeatureView, batches: &[RecordBatch], others: &[(&str
 async fn values_must_occur_in_the_other_table_and_nulls_need_not() {
     let texts = |texts: &[Option<&str>]| Arc::new(StringArray::from(texts.to_vec())) as ArrayRef;
     let numbers = |numbers: &[Option<i32>]| Arc::new(Int32Array::from(numbers.to_vec())) as ArrayRef;
-    let said = async |carriers: &[&str], a: &[Option<&str>], n: &[Option<i32>], tolerance| {
+    let said = async |carriers: &[&str], a: &[Option<&str>], n: &[Option<i32>], tolerance, by: &[&str]| {
         let rule = Rule::Referential {
             columns: vec!["a".into(), "n".into()],
             table: Table::Source("known".parse().unwrap()),
             references: vec!["x".into(), "y".into()],
         };
-        let view = view(&[("a", "string"), ("n", "integer")], vec![Check { tolerance, ..check("r", rule) }]);
+        let group_by = by.iter().map(|name| (*name).to_owned()).collect();
+        let view = view(&[("a", "string"), ("n", "integer")], vec![Check { tolerance, group_by, ..check("r", rule) }]);
         // other types there: numbers as wide ones, and texts that are no number
         let x = texts(&[Some("p"), Some("q"), None, Some("r")]);
         let y: ArrayRef = Arc::new(StringArray::from(vec!["1", "2", "3", "three"]));
@@ -502,17 +503,25 @@ async fn values_must_occur_in_the_other_table_and_nulls_need_not() {
     let carriers = ["A", "B", "C", "D"];
     let a = [Some("p"), Some("p"), None, Some("r")];
     let n = [Some(1), Some(2), Some(9), None];
-    let failed = said(&carriers, &a, &n, None).await;
+    let failed = said(&carriers, &a, &n, None, &[]).await;
     assert_eq!(
         lines(std::slice::from_ref(&failed)),
         ["r: failed: 1 of 4 rows has a value in a, n that is none in x, y of source known"]
     );
     assert_eq!(failed.samples, [json!({"carrier": "B", "a": "p", "n": 2})], "p occurs, and 2 does, but not together");
-    let passed = said(&carriers, &a, &n, Some(Tolerance::Rows(1))).await;
+    let passed = said(&carriers, &a, &n, Some(Tolerance::Rows(1)), &[]).await;
     assert_eq!(passed.verdict, Verdict::Passed);
-    let nulls = said(&["A"], &[None], &[None], None).await;
+    let in_groups = said(&carriers, &a, &n, Some(Tolerance::Ratio(0.3)), &["a"]).await;
+    assert_eq!(
+        lines(&[in_groups]),
+        [
+            "r: failed: 1 of 4 rows has a value in a, n that is none in x, y of source known; 1 of 3 groups of a has more \
+          than the tolerated 30 %; worst: \"p\" 1 of 2"
+        ]
+    );
+    let nulls = said(&["A"], &[None], &[None], None, &[]).await;
     assert_eq!(lines(&[nulls]), ["r: passed: none of 1 rows has a value in a, n that is none in x, y of source known"]);
-    assert_eq!(lines(&[said(&[], &[], &[], None).await]), ["r: passed: there are no rows"]);
+    assert_eq!(lines(&[said(&[], &[], &[], None, &[]).await]), ["r: passed: there are no rows"]);
 }
 
 #[tokio::test]

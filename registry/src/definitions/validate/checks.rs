@@ -46,6 +46,7 @@ pub(super) fn checks(
         }
         let tolerance = common.tolerate.and_then(|tolerate| tolerance(tolerate, out));
         let quarantine = common.on_fail.and_then(|on_fail| quarantine(on_fail, &check.value, &common, out));
+        let group_by = common.group_by.and_then(|columns| group_by(columns, &check.value, &common, known, out));
         let timeout = common.timeout.and_then(|timeout| self::timeout(timeout, out));
         let Some(rule) = rule(check, known, catalog, out) else { continue };
         checks.push(Check {
@@ -54,6 +55,7 @@ pub(super) fn checks(
             severity: common.severity.value().unwrap_or_default(),
             filter: common.filter.and_then(sql_text),
             tolerance,
+            group_by: group_by.unwrap_or_default(),
             timeout,
             quarantine,
             origin: check.origin.clone(),
@@ -73,6 +75,7 @@ struct Common<'a> {
     severity: &'a Field<Severity>,
     filter: Option<&'a Field<Sql>>,
     tolerate: Option<&'a Field<ToleranceFile>>,
+    group_by: Option<&'a Field<Vec<At<String>>>>,
     on_fail: Option<&'a Field<OnFailFile>>,
     timeout: Option<&'a Field<WrittenDuration>>,
 }
@@ -86,6 +89,7 @@ impl<'a> Common<'a> {
                     severity: &$check.severity,
                     filter: Some(&$check.r#where),
                     tolerate: Some(&$check.tolerate),
+                    group_by: Some(&$check.group_by),
                     on_fail: Some(&$check.on_fail),
                     timeout: None,
                 }
@@ -98,6 +102,7 @@ impl<'a> Common<'a> {
                     severity: &$check.severity,
                     filter: None,
                     tolerate: None,
+                    group_by: None,
                     on_fail: None,
                     timeout: None,
                 }
@@ -126,6 +131,7 @@ impl<'a> Common<'a> {
             CheckFile::Referential(check) => Self {
                 filter: Some(&check.r#where),
                 tolerate: Some(&check.tolerate),
+                group_by: Some(&check.group_by),
                 timeout: Some(&check.timeout),
                 ..of_run!(check)
             },
@@ -198,6 +204,34 @@ fn quarantine(
         return None;
     }
     Some(Budget { max_rows: budget.max_rows.value(), max_ratio: budget.max_ratio.value() })
+}
+
+/// The columns that make groups, when they may.
+fn group_by(
+    written: &Field<Vec<At<String>>>,
+    check: &CheckFile,
+    common: &Common<'_>,
+    known: Option<Known<'_>>,
+    out: &mut Vec<Diagnostic>,
+) -> Option<Vec<String>> {
+    let At { value, origin } = written.get()?;
+    if value.is_empty() {
+        let empty = Diagnostic::error(ids::EMPTY_LIST, origin.clone(), "`group_by` names no column");
+        out.push(empty.with_help("write for example `group_by: [carrier]`, or remove it"));
+        return None;
+    }
+    if matches!(check, CheckFile::Unique(_)) {
+        let help = "equal rows may lie in different groups: for values that are unique in each group, add its columns to \
+                    `columns:`";
+        out.push(bad(origin, "`unique` cannot be judged by group", help));
+        return None;
+    }
+    if common.on_fail.is_some_and(|on_fail| !on_fail.is_missing()) {
+        let help = "remove `group_by:` or `on_fail:`: how many rows may be set aside is said of all rows";
+        out.push(bad(origin, "the check judges groups and sets rows aside", help));
+        return None;
+    }
+    columns(written, known, out)
 }
 
 fn sql_text(field: &Field<Sql>) -> Option<SqlText> {

@@ -73,6 +73,9 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// Column names whose values make groups: `tolerate` then holds in every group, and the verdict names the worst; not
+        /// for `unique`.
+        group_by: optional Vec<At<String>>,
         /// What becomes of rows that break the rule, instead of stopping the run.
         on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
@@ -95,6 +98,8 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// Column names whose values make groups: `tolerate` then holds in every group, and the verdict names the worst.
+        group_by: optional Vec<At<String>>,
         /// What becomes of rows that break the rule, instead of stopping the run.
         on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
@@ -115,6 +120,8 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// Column names whose values make groups: `tolerate` then holds in every group, and the verdict names the worst.
+        group_by: optional Vec<At<String>>,
         /// What becomes of rows that break the rule, instead of stopping the run.
         on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
@@ -135,6 +142,8 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// Column names whose values make groups: `tolerate` then holds in every group, and the verdict names the worst.
+        group_by: optional Vec<At<String>>,
         /// What becomes of rows that break the rule, instead of stopping the run.
         on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
@@ -155,6 +164,8 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// Column names whose values make groups: `tolerate` then holds in every group, and the verdict names the worst.
+        group_by: optional Vec<At<String>>,
         /// What becomes of rows that break the rule, instead of stopping the run.
         on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
@@ -177,6 +188,8 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// Column names whose values make groups: `tolerate` then holds in every group, and the verdict names the worst.
+        group_by: optional Vec<At<String>>,
         /// What becomes of rows that break the rule, instead of stopping the run.
         on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
@@ -201,6 +214,8 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// Column names whose values make groups: `tolerate` then holds in every group, and the verdict names the worst.
+        group_by: optional Vec<At<String>>,
         /// What becomes of rows that break the rule, instead of stopping the run.
         on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
@@ -219,6 +234,8 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// Column names whose values make groups: `tolerate` then holds in every group, and the verdict names the worst.
+        group_by: optional Vec<At<String>>,
         /// What becomes of rows that break the rule, instead of stopping the run.
         on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
@@ -287,6 +304,8 @@ record! {
         r#where: optional Sql,
         /// How many rows may break the rule all the same.
         tolerate: optional ToleranceFile,
+        /// Column names whose values make groups: `tolerate` then holds in every group, and the verdict names the worst.
+        group_by: optional Vec<At<String>>,
         /// How long reading the other table may take; `1h` when left out. A check that takes longer counts as failed.
         timeout: optional WrittenDuration,
         /// Unique in its view; made from the rule when left out.
