@@ -2,8 +2,9 @@
 
 use tidegate_registry::definitions::Settings;
 use tidegate_registry::diagnostics::{Diagnostic, SourceMap, has_errors, sort};
-use tidegate_registry::model::Project;
-use tidegate_worker::sqlcheck::check_project;
+use tidegate_registry::model::{DefinitionTest, Project};
+use tidegate_worker::definition_test::check_tests;
+use tidegate_worker::sqlcheck::{SourceSchemas, check_project};
 
 use crate::context::Context;
 use crate::engine;
@@ -16,6 +17,10 @@ pub struct Checked {
     pub settings: Option<Settings>,
     /// The project, unless something is wrong with it.
     pub project: Option<Project>,
+    /// The tests without a mistake that can be seen without the sources.
+    pub tests: Vec<DefinitionTest>,
+    /// The schema of every source, or why it cannot be read.
+    pub schemas: SourceSchemas,
     /// Everything found, by file and line.
     pub diagnostics: Vec<Diagnostic>,
     /// The text of every file, for excerpts.
@@ -30,13 +35,16 @@ pub struct Checked {
 pub async fn load(context: &Context) -> anyhow::Result<Checked> {
     let loaded = context.load()?;
     let mut diagnostics = loaded.diagnostics;
+    let mut schemas = SourceSchemas::new();
     // What is whole is planned even when something else is wrong, so that everything is told at once.
     if let (Some(settings), Some(draft)) = (&loaded.settings, &loaded.draft) {
-        let schemas = engine::sources(settings)?.schemas(draft).await;
+        schemas = engine::sources(settings)?.schemas(draft).await;
         diagnostics.extend(check_project(draft, &schemas).await);
+        diagnostics.extend(check_tests(draft, &schemas, &loaded.tests));
         sort(&mut diagnostics);
     }
-    Ok(Checked { settings: loaded.settings, project: loaded.project, diagnostics, files: loaded.files })
+    let (settings, project, tests, files) = (loaded.settings, loaded.project, loaded.tests, loaded.files);
+    Ok(Checked { settings, project, tests, schemas, diagnostics, files })
 }
 
 impl Checked {

@@ -72,6 +72,7 @@ commands! {
     Init => init,
     Demo => demo,
     Validate => validate,
+    Test => test,
     Schema => schema,
     Preview => preview,
     Plan => plan,

@@ -112,6 +112,11 @@ name!(
     "source name"
 );
 name!(
+    /// A test of definitions.
+    TestName,
+    "test name"
+);
+name!(
     /// A pool: so many tasks of its kind at once, whoever computes them.
     PoolName,
     "pool name"

@@ -4,6 +4,7 @@
 //! read. Places in the author's files ([`Origin`]) ride along for diagnostics and are not stored.
 
 mod checks;
+mod definition_tests;
 mod source_checks;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -22,6 +23,7 @@ pub use self::checks::{
     Budget, Check, Direction, DriftMeasure, Edge, GROUPS_MAX, Metric, Rule, Season, Severity, TIMEOUT, TextFormat,
     Tolerance, Total, Within,
 };
+pub use self::definition_tests::{DefinitionTest, GivenTable, TestRow, TestValue};
 pub use self::source_checks::{OnDifference, SourceCheck, SourceRule, Volume};
 
 /// Everything a project defines.

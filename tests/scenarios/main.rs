@@ -154,6 +154,25 @@ fn a_schedule_can_be_stopped_and_started() {
 }
 
 #[test]
+fn definitions_are_tested_with_a_few_rows() {
+    let mut world = World::example();
+    world.run("test");
+    assert!(!world.folder.join(".tidegate").exists(), "a test writes nothing");
+    world.edit("flights_daily.yaml", |text| text.replacen("avg(dep_delay) AS", "avg(coalesce(dep_delay, 0)) AS", 1));
+    world.run("test carrier_delays");
+    world.run("test cancelled_flights_count_and_do_not_delay --format json");
+    world.run("test carier_delays");
+    world.edit("tests.yaml", |text| {
+        text.replacen("dep_delay: 31", "dep_dely: 31", 1).replacen("flights_30d: 3,", "flights_30d: three,", 1)
+    });
+    world.run("test");
+    world.edit("tests.yaml", |text| text.replacen("dep_dely: 31", "dep_delay: 31", 1).replacen("three,", "3,", 1));
+    std::fs::remove_dir_all(world.folder.join("data")).unwrap();
+    world.run("test a_cancelled_flight_is_not_on_time");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
 fn a_preview_computes_parents_on_the_way_and_writes_nothing() {
     let mut world = World::example();
     let before = files(&world.folder);
@@ -316,7 +335,7 @@ fn without_an_online_store_all_else_is_the_same() {
 fn the_schema_for_editors_knows_every_list() {
     let world = World::empty();
     let schema: serde_json::Value = serde_json::from_str(&world.quietly("schema")).unwrap();
-    for list in ["owners", "entities", "sources", "feature_views", "dags"] {
+    for list in ["owners", "entities", "sources", "feature_views", "dags", "tests"] {
         assert!(schema.to_string().contains(&format!("\"{list}\"")), "{list}");
     }
 }

@@ -25,6 +25,7 @@ pub mod schema;
 pub mod snapshots;
 pub mod sources;
 pub mod status;
+pub mod test;
 pub mod up;
 pub mod validate;
 pub mod views;

@@ -27,8 +27,12 @@ pub async fn run(_arguments: Arguments, context: &Context) -> anyhow::Result<Exi
         return Ok(Exit::Wrong);
     }
     if let Some(project) = &checked.project {
+        let tests = match checked.tests.len() {
+            0 => String::new(),
+            tests => format!(", {}", counted(tests, "test")),
+        };
         note(format!(
-            "`{}` is valid: {}, {}, {}, {}",
+            "`{}` is valid: {}, {}, {}, {}{tests}",
             project.name,
             counted(project.sources.len(), "source"),
             if project.entities.len() == 1 {

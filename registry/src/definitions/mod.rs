@@ -31,7 +31,7 @@ use written::DefinitionFile;
 
 use crate::diagnostics::{self, Diagnostic, Level, Origin, SourceMap, has_errors, ids};
 use crate::ids::ProjectName;
-use crate::model::Project;
+use crate::model::{DefinitionTest, Project};
 
 /// What became of a project's files.
 #[derive(Debug)]
@@ -43,6 +43,8 @@ pub struct Loaded {
     /// What is whole even if errors were found elsewhere: definitions without a mistake that need none with one. For
     /// finding more (planning the SQL against the sources), never for running.
     pub draft: Option<Project>,
+    /// The tests without a mistake, of views without one.
+    pub tests: Vec<DefinitionTest>,
     /// Everything found, by file and line.
     pub diagnostics: Vec<Diagnostic>,
     /// The text of every file, for excerpts.
@@ -82,14 +84,15 @@ fn load_from(root: &Path, files: &Files<'_>, options: &LoadOptions<'_>) -> Loade
     // Definitions are checked even when the settings are wrong; the name then stands for the one that is missing.
     let fallback = || ProjectName::new("project").ok();
     let name = settings.as_ref().map(|settings| settings.project.clone()).or_else(fallback);
-    let draft = name.map(|name| {
+    let (draft, tests) = name.map_or_else(Default::default, |name| {
         let allowed_roots = settings.as_ref().map_or(&[] as &[String], |settings| &settings.allowed_roots);
         let context = Context { project: name, files, allowed_roots, rules: &rules };
-        validate::validate(&context, &written, &mut sources, &mut out)
+        let (draft, tests) = validate::validate(&context, &written, &mut sources, &mut out);
+        (Some(draft), tests)
     });
     diagnostics::sort(&mut out);
     let project = draft.clone().filter(|_| !has_errors(&out));
-    Loaded { settings, project, draft, diagnostics: out, files: sources }
+    Loaded { settings, project, draft, tests, diagnostics: out, files: sources }
 }
 
 fn project_file(

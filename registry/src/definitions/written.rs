@@ -2,6 +2,7 @@
 
 mod checks;
 mod source_checks;
+mod tests;
 
 use std::borrow::Cow;
 
@@ -9,6 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 pub(super) use self::checks::*;
 pub(super) use self::source_checks::*;
+pub(super) use self::tests::*;
 use super::read::{
     At, Field, Read, Sql, check_keys, described, key_name, missing, nearest, record, scalar, schema_of, suggestion,
     words,
@@ -33,6 +35,8 @@ record! {
         feature_views: optional Vec<At<ViewFile>>,
         /// Schedules and the views that they run.
         dags: optional Vec<At<DagFile>>,
+        /// A few rows in, and the rows that a view shall make of them; run by `tidegate test`.
+        tests: optional Vec<At<TestFile>>,
     }
 }
 

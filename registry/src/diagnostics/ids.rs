@@ -85,6 +85,8 @@ ids! {
     UNKNOWN_TIMEZONE = "unknown-timezone",
     START_AFTER_END = "start-after-end",
     DAG_CYCLE = "dag-cycle",
+    // Tests of definitions
+    BAD_TEST = "bad-test",
     // Found by planning the SQL against the sources' schemas
     UNKNOWN_COLUMN = "unknown-column",
     AMBIGUOUS_COLUMN = "ambiguous-column",

@@ -31,7 +31,8 @@ use tidegate_registry::model::{Check, ColumnType, Feature, FeatureView, Key, Pro
 use tidegate_registry::time::Interval;
 use tokio::task::JoinSet;
 
-use self::places::{Places, nearest};
+use self::places::Places;
+pub(crate) use self::places::nearest;
 use crate::reads::{history_schema, state_schema};
 use crate::session::{new_context, plan_condition, plan_in};
 use crate::types::{

@@ -96,7 +96,7 @@ pub(super) fn place(sql: &SqlText, start: (u64, u64), end: (u64, u64)) -> Origin
 }
 
 /// The name of `known` that was most likely meant by `wanted`.
-pub(super) fn nearest<'a>(wanted: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(wanted: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let limit = (wanted.chars().count() / 3).max(1) + usize::from(wanted.len() > 4);
     known
         .into_iter()

@@ -9,6 +9,7 @@ mod graph;
 mod paths;
 mod source_checks;
 mod tables;
+mod tests;
 mod views;
 
 use std::collections::{BTreeMap, HashMap};
@@ -19,10 +20,10 @@ use indexmap::IndexMap;
 use super::files::Files;
 use super::read::{At, Field, nearest};
 use super::rules::Rules;
-use super::written::{DagFile, DefinitionFile, EntityFile, OwnerFile, PoolFile, SourceFile, ViewFile};
+use super::written::{DagFile, DefinitionFile, EntityFile, OwnerFile, PoolFile, SourceFile, TestFile, ViewFile};
 use crate::diagnostics::{Diagnostic, Origin, SourceMap, ids};
 use crate::ids::{InvalidName, OwnerName, ProjectName, ViewId, ViewName};
-use crate::model::Project;
+use crate::model::{DefinitionTest, Project};
 
 /// What validation needs to know beside the definitions.
 pub(super) struct Context<'a> {
@@ -41,6 +42,7 @@ pub(super) struct Written {
     pools: Vec<At<PoolFile>>,
     views: Vec<At<ViewFile>>,
     dags: Vec<At<DagFile>>,
+    tests: Vec<At<TestFile>>,
 }
 
 impl Written {
@@ -57,6 +59,7 @@ impl Written {
         self.pools.extend(items(file.pools));
         self.views.extend(items(file.feature_views));
         self.dags.extend(items(file.dags));
+        self.tests.extend(items(file.tests));
     }
 }
 
@@ -69,13 +72,14 @@ struct Catalog {
     views: HashMap<String, BTreeMap<u32, Origin>>,
 }
 
-/// What `written` defines, without the definitions that have a mistake and those that need one of them.
+/// What `written` defines, without the definitions that have a mistake and those that need one of them; and the tests of
+/// what is left.
 pub(super) fn validate(
     context: &Context<'_>,
     written: &Written,
     sources: &mut SourceMap,
     out: &mut Vec<Diagnostic>,
-) -> Project {
+) -> (Project, Vec<DefinitionTest>) {
     let catalog = catalog(written, out);
     let mut project = Project::empty(context.project.clone());
     for owner in &written.owners {
@@ -101,7 +105,8 @@ pub(super) fn validate(
     let parsed = views::views(written, context, &catalog, &mut project, sources, out);
     let dags = dags::dags(written, context, &catalog, out);
     graph::finish(&mut project, &parsed, dags, &catalog, out);
-    project
+    let tests = tests::tests(written, &project, &catalog, out);
+    (project, tests)
 }
 
 /// The first definition of every name; later ones are reported.
