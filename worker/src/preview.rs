@@ -19,7 +19,8 @@ use tidegate_registry::store::Store;
 use tidegate_registry::time::{Instant, Interval};
 
 use crate::checks::{
-    CheckRunner, Diverter, Measured, OtherTables, SourceLook, judge_history, judge_source, read_others, run_sql_check,
+    CheckRunner, Diverter, Measured, OtherTables, SourceLook, Split, judge_history, judge_source, read_others,
+    run_sql_check,
 };
 use crate::engine::{Engine, Joins};
 use crate::lake::{Lake, TableSchema};
@@ -90,32 +91,42 @@ pub async fn preview(engine: &Engine, request: &PreviewRequest) -> Result<Previe
     for table in &view.checked_against {
         others.insert(table.clone(), resolver.provider(&ctx, table).await?);
     }
-    let others = read_others(&ctx, view, &schema.file, request.interval, &others).await?;
+    let mut others = read_others(&ctx, view, &schema.file, request.interval, &others).await?;
+    let mut diverter = Diverter::new(view, project.keys_of(view), request.interval, &ctx.state());
+    if let Some(diverter) = &mut diverter {
+        diverter.compare_with(&mut others);
+    }
     let runner = CheckRunner::new(view, project.keys_of(view), request.interval, &ctx.state());
     let mut runner = runner.compare_with(others);
-    let mut diverter = Diverter::new(view, project.keys_of(view), request.interval, &ctx.state());
     let shown = state_schema(project, view);
     let mut first = Vec::new();
     let mut stream = rows.execute_stream().await.with_context(|| format!("computing `{}`", view.id))?;
-    while let Some(batch) = stream.next().await {
-        let mut batch = batch.with_context(|| format!("computing `{}`", view.id))?;
-        if let Some(diverter) = &mut diverter {
-            batch = diverter.split(&batch).with_context(|| format!("setting rows of `{}` aside", view.id))?.kept;
+    let mut more = true;
+    while more {
+        let next = stream.next().await.transpose().with_context(|| format!("computing `{}`", view.id))?;
+        more = next.is_some();
+        let parts = match &mut diverter {
+            None => next.into_iter().map(|kept| Split { kept, aside: None }).collect(),
+            Some(diverter) => {
+                diverter.split(next.as_ref()).with_context(|| format!("setting rows of `{}` aside", view.id))?
+            }
+        };
+        for Split { kept: batch, .. } in parts {
+            let wanted = request.limit.saturating_sub(first.len()).min(batch.num_rows());
+            let head = batch.slice(0, wanted);
+            let columns = shown
+                .fields()
+                .iter()
+                .map(|field| {
+                    let array =
+                        head.column_by_name(field.name()).with_context(|| format!("no column `{}`", field.name()))?;
+                    TextColumn::new(array).with_context(|| format!("printing `{}`", field.name()))
+                })
+                .collect::<Result<Vec<_>>>()?;
+            first.extend((0..wanted).map(|row| columns.iter().map(|column| column.json(row)).collect()));
+            drop(columns);
+            runner.update(&batch);
         }
-        let wanted = request.limit.saturating_sub(first.len()).min(batch.num_rows());
-        let head = batch.slice(0, wanted);
-        let columns = shown
-            .fields()
-            .iter()
-            .map(|field| {
-                let array =
-                    head.column_by_name(field.name()).with_context(|| format!("no column `{}`", field.name()))?;
-                TextColumn::new(array).with_context(|| format!("printing `{}`", field.name()))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        first.extend((0..wanted).map(|row| columns.iter().map(|column| column.json(row)).collect()));
-        drop(columns);
-        runner.update(&batch);
     }
     let (mut checks, profile, total) = runner.finish();
     checks.extend(diverter.map(Diverter::finish).into_iter().flatten());

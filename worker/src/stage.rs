@@ -30,7 +30,7 @@ use tidegate_registry::time::{Instant, Interval};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::checks::{CheckRunner, Diverter, read_others, run_sql_check};
+use crate::checks::{CheckRunner, Diverter, Split, read_others, run_sql_check};
 use crate::digest::{DigestError, Digester};
 use crate::engine::{Engine, Joins};
 use crate::lake::TableSchema;
@@ -104,7 +104,7 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
     let rows = output(&ctx, project, view, &schema.file, reads.interval, request.run).await.with_context(computing)?;
     let prefix = Path::from(format!("data/{}/{}{suffix}", request.run, request.attempt));
     let others = reads.other_tables(&ctx, view).await?;
-    let others = read_others(&ctx, view, &schema.file, reads.interval, &others).await?;
+    let mut others = read_others(&ctx, view, &schema.file, reads.interval, &others).await?;
     let table = reads.lake.open_table(&view.id)?;
     let mut aside = Aside::new(request, prefix.clone())?;
     let mut writer = writer(&table, project, view, &schema.file, reads.interval, prefix)?;
@@ -112,6 +112,9 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
     if let (Some(run), Some(diverter)) = (request.readmit, &mut diverter) {
         let identity = diverter.identity().to_vec();
         diverter.readmit(readmitted(&ctx, &reads.lake, &view.id, reads.interval, run, &identity).await?);
+    }
+    if let Some(diverter) = &mut diverter {
+        diverter.compare_with(&mut others);
     }
     let checks = CheckRunner::new(view, project.keys_of(view), reads.interval, &ctx.state());
     let mut checks = checks.compare_with(others).profiling(request.profile);
@@ -128,28 +131,34 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
     let mut writable = true;
     let writing = async {
         let mut stream = rows.execute_stream().await.with_context(computing)?;
-        while let Some(batch) = stream.next().await {
-            let mut batch = batch.with_context(computing)?;
-            if let Some(diverter) = &mut diverter {
-                let split = diverter.split(&batch).with_context(|| format!("setting rows of `{}` aside", view.id))?;
-                if let Some(rows) = &split.aside {
+        let mut more = true;
+        while more {
+            let next = stream.next().await.transpose().with_context(computing)?;
+            more = next.is_some();
+            let parts = match &mut diverter {
+                None => next.into_iter().map(|kept| Split { kept, aside: None }).collect(),
+                Some(diverter) => {
+                    diverter.split(next.as_ref()).with_context(|| format!("setting rows of `{}` aside", view.id))?
+                }
+            };
+            for Split { kept: batch, aside: rows } in parts {
+                if let Some(rows) = &rows {
                     aside.write(rows).await?;
                     fail::fail_point!("stage.aside");
                 }
-                batch = split.kept;
-            }
-            // Rows with a null key cannot be stored, and are never published: their check blocks.
-            let storable = RecordBatch::try_new(Arc::clone(&schema.file), batch.columns().to_vec());
-            // Who is gone has failed; why is asked below.
-            if !(checks.see(&batch).await && profiler.see(&batch).await && digest.see(&batch).await) {
-                break;
-            }
-            match storable {
-                Ok(batch) if writable => {
-                    writer.write(&batch).await.with_context(|| format!("staging `{}`", view.id))?;
-                    fail::fail_point!("stage.between");
+                // Rows with a null key cannot be stored, and are never published: their check blocks.
+                let storable = RecordBatch::try_new(Arc::clone(&schema.file), batch.columns().to_vec());
+                // Who is gone has failed; why is asked below.
+                if !(checks.see(&batch).await && profiler.see(&batch).await && digest.see(&batch).await) {
+                    return Ok(());
                 }
-                _ => writable = false,
+                match storable {
+                    Ok(batch) if writable => {
+                        writer.write(&batch).await.with_context(|| format!("staging `{}`", view.id))?;
+                        fail::fail_point!("stage.between");
+                    }
+                    _ => writable = false,
+                }
             }
         }
         anyhow::Ok(())

@@ -253,8 +253,8 @@ pub(super) fn check_keys<'a>(
 fn elsewhere(what: &str, key: &str) -> Option<&'static str> {
     match (what, key) {
         ("check", "on_fail") => Some(
-            "only checks that judge single rows can set rows aside (`not_null`, `range`, `accepted_values`, `regex`, \
-             `format`, `length`, `event_time` and `expression`)",
+            "only checks that judge rows can set rows aside (`not_null`, `unique`, `range`, `accepted_values`, `regex`, \
+             `format`, `length`, `event_time`, `expression` and `referential`)",
         ),
         ("check", "group_by") => Some(
             "only checks that judge single rows can judge groups of them (`not_null`, `range`, `accepted_values`, `regex`, \

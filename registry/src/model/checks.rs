@@ -32,7 +32,7 @@ pub struct Check {
     #[serde(default, with = "super::secs_option", skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
     /// Rows that break the rule are set aside, as long as they are not more than this; the run stops for them when absent.
-    /// For rules that judge single rows.
+    /// For rules that judge single rows, and for [`Rule::Unique`] of the first columns by which rows are sorted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantine: Option<Budget>,
     /// Where it is defined.
@@ -116,7 +116,9 @@ pub enum Rule {
         /// Column names.
         columns: Vec<String>,
     },
-    /// No two rows with equal values in all of the columns (nulls are equal to each other here).
+    /// No two rows with equal values in all of the columns (nulls are equal to each other here, unless all of the columns are
+    /// keys, of which a null is a fault of its own). With a quarantine all rows of a value that comes twice break it, else
+    /// all but the first.
     Unique {
         /// Column names.
         columns: Vec<String>,

@@ -2,7 +2,9 @@
 //!
 //! All rules with a `quarantine` look at every computed row, whatever the others say of it, so that a row that is set aside
 //! names each rule that it broke and verdicts do not depend on the order of checks. Which rows are taken out follows from
-//! the rows alone: computing them again takes out the same, in the same order.
+//! the rows alone: computing them again takes out the same, in the same order, whatever batches they come in.
+//!
+//! Whether an entity comes twice, the row after it tells. So while a rule asks for that, one batch waits for the next.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,6 +19,8 @@ use tidegate_registry::run::CheckResult;
 use tidegate_registry::time::Interval;
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::others::Others;
+use super::rows::Failing;
 use super::{Judge, identity};
 use crate::text::TextColumn;
 use crate::types::{REASON, RULE};
@@ -31,6 +35,24 @@ pub struct Diverter {
     identity: Vec<String>,
     readmitted: Readmitted,
     rows: u64,
+    waiting: Option<Judged>,
+}
+
+/// A batch that all rules have looked at.
+#[derive(Debug)]
+struct Judged {
+    batch: RecordBatch,
+    /// By row the positions of the rules that it breaks; empty when none of them breaks any.
+    broken: Vec<Vec<usize>>,
+}
+
+impl Judged {
+    fn mark(&mut self, row: usize, rule: usize) {
+        if self.broken.is_empty() {
+            self.broken.resize(self.batch.num_rows(), Vec::new());
+        }
+        self.broken[row].push(rule);
+    }
 }
 
 /// A batch in two parts.
@@ -54,6 +76,15 @@ impl Readmitted {
     pub fn add(&mut self, batch: &RecordBatch, identity: &[String]) -> Result<(), ArrowError> {
         let columns = columns(batch, identity)?;
         self.0.extend((0..batch.num_rows()).map(|row| hash(&columns, row)));
+        Ok(())
+    }
+
+    /// Leaves in `rows` of `batch` those that are not let through.
+    fn withdraw(&self, batch: &RecordBatch, identity: &[String], rows: &mut Vec<usize>) -> Result<(), ArrowError> {
+        if !rows.is_empty() && !self.0.is_empty() {
+            let columns = columns(batch, identity)?;
+            rows.retain(|row| !self.0.contains(&hash(&columns, *row)));
+        }
         Ok(())
     }
 }
@@ -88,7 +119,15 @@ impl Diverter {
         let checks = view.checks.iter().filter(|check| check.quarantine.is_some());
         let judges: Vec<Judge> = checks.filter_map(|check| Judge::of(check, &keys, interval, state)).collect();
         let identity = identity(view, keys);
-        (!judges.is_empty()).then(|| Self { judges, identity, readmitted: Readmitted::default(), rows: 0 })
+        let readmitted = Readmitted::default();
+        (!judges.is_empty()).then_some(Self { judges, identity, readmitted, rows: 0, waiting: None })
+    }
+
+    /// Takes what was found in other tables. Checks that compare with them cannot be computed without.
+    pub fn compare_with(&mut self, others: &mut Others) {
+        for judge in &mut self.judges {
+            judge.rule.given(others.take(&judge.name));
+        }
     }
 
     /// Lets `rows` through.
@@ -101,34 +140,59 @@ impl Diverter {
         &self.identity
     }
 
-    /// Takes out of the next batch what breaks a rule.
+    /// Takes out of the next batch what breaks a rule; `None` says that there are no more. What comes back is in the order
+    /// in which it came, and all of it once there are no more batches.
     ///
     /// # Errors
     /// When rows cannot be taken apart; a rule that cannot be judged is a verdict.
-    pub fn split(&mut self, batch: &RecordBatch) -> Result<Split, ArrowError> {
+    pub fn split(&mut self, batch: Option<&RecordBatch>) -> Result<Vec<Split>, ArrowError> {
+        let Some(batch) = batch else {
+            return self.waiting.take().map(|judged| self.parted(judged)).into_iter().collect();
+        };
+        if batch.num_rows() == 0 {
+            return Ok(vec![Split { kept: batch.clone(), aside: None }]);
+        }
         self.rows += batch.num_rows() as u64;
-        // By row: the positions of the rules that it breaks.
-        let mut broken: Vec<Vec<usize>> = Vec::new();
+        let mut before = self.waiting.take();
+        let mut judged = Judged { batch: batch.clone(), broken: Vec::new() };
+        let mut open = false;
         for (position, judge) in self.judges.iter_mut().enumerate() {
-            let mut rows = judge.broken(batch);
-            if !rows.is_empty() && !self.readmitted.0.is_empty() {
-                let columns = columns(batch, &self.identity)?;
-                rows.retain(|row| !self.readmitted.0.contains(&hash(&columns, *row)));
+            let Failing { mut rows, earlier, open: this } = judge.broken(batch);
+            open |= this;
+            if let Some(before) = before.as_mut().filter(|_| earlier) {
+                let mut last = vec![before.batch.num_rows() - 1];
+                self.readmitted.withdraw(&before.batch, &self.identity, &mut last)?;
+                judge.note(&before.batch, &last, &self.identity);
+                last.into_iter().for_each(|row| before.mark(row, position));
             }
+            self.readmitted.withdraw(batch, &self.identity, &mut rows)?;
             judge.note(batch, &rows, &self.identity);
-            if !rows.is_empty() {
-                broken.resize(batch.num_rows(), Vec::new());
-            }
-            rows.into_iter().for_each(|row| broken[row].push(position));
+            rows.into_iter().for_each(|row| judged.mark(row, position));
         }
+        let mut parts = Vec::with_capacity(2);
+        if let Some(before) = before {
+            parts.push(self.parted(before)?);
+        }
+        if open {
+            self.waiting = Some(judged);
+        } else {
+            parts.push(self.parted(judged)?);
+        }
+        Ok(parts)
+    }
+
+    fn parted(&self, judged: Judged) -> Result<Split, ArrowError> {
+        let Judged { batch, mut broken } = judged;
         if broken.is_empty() {
-            return Ok(Split { kept: batch.clone(), aside: None });
+            return Ok(Split { kept: batch, aside: None });
         }
+        // A row may be found to break an earlier rule after a later one.
+        broken.iter_mut().for_each(|rules| rules.sort_unstable());
         let keep: BooleanArray = broken.iter().map(|rules| Some(rules.is_empty())).collect();
         let aside: BooleanArray = broken.iter().map(|rules| Some(!rules.is_empty())).collect();
         let why: Vec<_> = broken.iter().filter(|rules| !rules.is_empty()).collect();
-        let kept = filter_record_batch(batch, &keep)?;
-        let aside = self.explained(&filter_record_batch(batch, &aside)?, &why)?;
+        let kept = filter_record_batch(&batch, &keep)?;
+        let aside = self.explained(&filter_record_batch(&batch, &aside)?, &why)?;
         Ok(Split { kept, aside: Some(aside) })
     }
 

@@ -2,12 +2,18 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{ArrayRef, AsArray, Float64Array, StringArray, TimestampMicrosecondArray};
+use datafusion::arrow::array::{Array as _, ArrayRef, AsArray, Float64Array, StringArray, TimestampMicrosecondArray};
+use datafusion::arrow::datatypes::Float64Type;
+use datafusion::catalog::TableProvider;
+use datafusion::datasource::MemTable;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::SessionConfig;
-use tidegate_registry::model::{Budget, Check, ColumnType, Edge, FeatureView, Output, Rule, SqlText, TextFormat};
+use tidegate_registry::model::{
+    Budget, Check, ColumnType, Edge, FeatureView, Output, Rule, SqlText, Table, TextFormat,
+};
 use tidegate_registry::run::Verdict;
 
+use super::super::read_others;
 use super::*;
 use crate::session::new_context;
 use crate::types::EVENT_TIMESTAMP;
@@ -84,7 +90,8 @@ fn named(batch: &RecordBatch, column: &str) -> String {
 /// Which rows are kept and set aside, and the verdict.
 fn split(checks: Vec<Check>, batch: &RecordBatch) -> (String, String, CheckResult) {
     let mut diverter = diverter(checks);
-    let split = diverter.split(batch).unwrap();
+    let split = diverter.split(Some(batch)).unwrap().remove(0);
+    assert!(diverter.split(None).unwrap().is_empty());
     let aside = split.aside.map(|aside| named(&aside, "carrier")).unwrap_or_default();
     (named(&split.kept, "carrier"), aside, diverter.finish().remove(0))
 }
@@ -127,11 +134,11 @@ fn a_row_names_all_rules_that_it_broke_whatever_their_order() {
         ]
     };
     let mut forwards = diverter(checks());
-    let aside = forwards.split(&rows()).unwrap().aside.unwrap();
+    let aside = forwards.split(Some(&rows())).unwrap().remove(0).aside.unwrap();
     assert_eq!(named(&aside, RULE), "named; small,small");
     assert_eq!(named(&aside, REASON), "a null in t; x above 4,x above 4");
     let mut backwards = diverter(checks().into_iter().rev().collect());
-    let aside = backwards.split(&rows()).unwrap().aside.unwrap();
+    let aside = backwards.split(Some(&rows())).unwrap().remove(0).aside.unwrap();
     assert_eq!((named(&aside, "carrier").as_str(), named(&aside, RULE).as_str()), ("B,E", "small; named,small"));
 }
 
@@ -161,8 +168,8 @@ fn limits_are_of_all_rows_and_all_of_them_hold() {
         let check = Check { quarantine: Some(Budget { max_rows, max_ratio }), ..Check::new("r", rule) };
         // Two of five rows; over two batches two of ten.
         let mut diverter = diverter(vec![check]);
-        diverter.split(&rows()).unwrap();
-        diverter.split(&batch(&[Some(""); 5], &[Some(0.0); 5])).unwrap();
+        diverter.split(Some(&rows())).unwrap();
+        diverter.split(Some(&batch(&[Some(""); 5], &[Some(0.0); 5]))).unwrap();
         let result = diverter.finish().remove(0);
         (result.blocks(), result.message)
     };
@@ -186,7 +193,7 @@ fn readmitted_rows_go_on_and_count_for_nothing() {
     let mut readmitted = Readmitted::default();
     readmitted.add(&rows().slice(1, 1), diverter.identity()).unwrap();
     diverter.readmit(readmitted);
-    let split = diverter.split(&rows()).unwrap();
+    let split = diverter.split(Some(&rows())).unwrap().remove(0);
     assert_eq!(
         (named(&split.kept, "carrier").as_str(), named(&split.aside.unwrap(), "carrier").as_str()),
         ("A,B,D,E", "C")
@@ -200,4 +207,191 @@ fn a_view_without_such_checks_needs_no_diverter() {
     let interval = Interval::new("2013-01-07T00:00:00Z".parse().unwrap(), "2013-01-08T00:00:00Z".parse().unwrap());
     let state = new_context(SessionConfig::new(), Arc::new(RuntimeEnv::default())).state();
     assert!(Diverter::new(&view, &[], interval.unwrap(), &state).is_none());
+}
+
+/// Rows of these entities and numbers, in that order.
+fn entities(rows: &[(Option<&str>, f64)]) -> RecordBatch {
+    let carriers: StringArray = rows.iter().map(|row| row.0).collect();
+    let numbers: Float64Array = rows.iter().map(|row| Some(row.1)).collect();
+    let times: TimestampMicrosecondArray = rows.iter().map(|row| Some(row.1 as i64)).collect();
+    RecordBatch::try_from_iter_with_nullable([
+        ("carrier", Arc::new(carriers) as ArrayRef, true),
+        (EVENT_TIMESTAMP, Arc::new(times.with_timezone("UTC")), true),
+        ("x", Arc::new(numbers), true),
+    ])
+    .unwrap()
+}
+
+/// Everything that comes out of a diverter, each row as `A1`: those kept, and those set aside with the rules they broke.
+fn parted(diverter: &mut Diverter, batches: &[RecordBatch]) -> (String, String) {
+    let (mut kept, mut aside) = (Vec::new(), Vec::new());
+    for batch in batches.iter().map(Some).chain([None]) {
+        for split in diverter.split(batch).unwrap() {
+            let row = |batch: &RecordBatch, row: usize| {
+                let carriers = batch.column(0).as_string::<i32>();
+                let carrier = if carriers.is_null(row) { "-" } else { carriers.value(row) };
+                format!("{carrier}{}", batch.column(2).as_primitive::<Float64Type>().value(row))
+            };
+            kept.extend((0..split.kept.num_rows()).map(|at| row(&split.kept, at)));
+            if let Some(rows) = split.aside {
+                let rules = rows.column_by_name(RULE).unwrap().as_string::<i32>();
+                aside.extend((0..rows.num_rows()).map(|at| format!("{} {}", row(&rows, at), rules.value(at))));
+            }
+        }
+    }
+    (kept.join(","), aside.join(","))
+}
+
+fn unique(columns: &[&str]) -> Check {
+    let columns = columns.iter().map(|name| (*name).to_owned()).collect();
+    setting_aside("unique", Rule::Unique { columns })
+}
+
+#[test]
+fn of_a_doubled_entity_all_rows_are_taken_out_however_they_come() {
+    let rows = [
+        (Some("A"), 1.0),
+        (Some("B"), 1.0),
+        (Some("B"), 9.0),
+        (Some("B"), 3.0),
+        (Some("C"), 9.0),
+        (Some("D"), 1.0),
+        (Some("D"), 2.0),
+        (Some("E"), 1.0),
+        (None, 1.0),
+        (None, 2.0),
+    ];
+    let small = Rule::Range { column: "x".into(), min: None, max: Some(5.0) };
+    // Every way to cut ten rows into batches.
+    for cuts in 0..1_u32 << (rows.len() - 1) {
+        let mut batches = Vec::new();
+        let mut from = 0;
+        for end in 1..=rows.len() {
+            if end == rows.len() || cuts & (1 << (end - 1)) != 0 {
+                batches.push(entities(&rows[from..end]));
+                batches.push(entities(&[]));
+                from = end;
+            }
+        }
+        let checks = vec![unique(&["carrier"]), setting_aside("small", small.clone())];
+        let mut diverter = diverter(checks);
+        let (kept, aside) = parted(&mut diverter, &batches);
+        assert_eq!(kept, "A1,E1,-1,-2", "{cuts:b}");
+        assert_eq!(aside, "B1 unique,B9 unique; small,B3 unique,C9 small,D1 unique,D2 unique", "{cuts:b}");
+        let results = diverter.finish();
+        assert_eq!(results[0].message, "5 of 10 rows have an entity that another row has; set aside");
+        assert_eq!((results[0].verdict, results[0].samples.len()), (Verdict::Quarantined, 5));
+        assert_eq!(results[0].samples[0], serde_json::json!({"carrier": "B"}));
+        assert_eq!(results[1].failing_rows, 2);
+    }
+}
+
+#[test]
+fn only_equal_neighbours_are_doubled() {
+    for (rows, kept, message) in [
+        (&[][..], "", "there are no rows"),
+        (&[(Some("A"), 1.0)], "A1", "none of 1 rows has an entity that another row has"),
+        (&[(None, 1.0), (None, 1.0)], "-1,-1", "none of 2 rows has an entity that another row has"),
+    ] {
+        let mut diverter = diverter(vec![unique(&["carrier"])]);
+        assert_eq!(parted(&mut diverter, &[entities(rows)]), (kept.to_owned(), String::new()));
+        assert_eq!(diverter.finish().remove(0).message, message);
+    }
+    // With the time beside it, what differs in time is not the same.
+    let mut with_time = diverter(vec![unique(&[EVENT_TIMESTAMP, "carrier"])]);
+    let rows = entities(&[(Some("A"), 1.0), (Some("A"), 2.0), (Some("A"), 2.0), (Some("B"), 2.0)]);
+    assert_eq!(parted(&mut with_time, &[rows]), ("A1,B2".to_owned(), "A2 unique,A2 unique".to_owned()));
+    let message = with_time.finish().remove(0).message;
+    assert_eq!(message, "2 of 4 rows have an entity and event_timestamp that another row has; set aside");
+}
+
+#[test]
+fn the_first_of_several_keys_may_be_unique_alone() {
+    let keys = ["carrier", "x"].map(|name| Key { name: name.into(), kind: ColumnType::String });
+    let interval = Interval::new("2013-01-07T00:00:00Z".parse().unwrap(), "2013-01-08T00:00:00Z".parse().unwrap());
+    let state = new_context(SessionConfig::new(), Arc::new(RuntimeEnv::default())).state();
+    let mut diverter = Diverter::new(&view(vec![unique(&["carrier"])]), &keys, interval.unwrap(), &state).unwrap();
+    let rows = entities(&[(Some("A"), 1.0), (Some("B"), 1.0), (Some("B"), 2.0)]);
+    assert_eq!(parted(&mut diverter, &[rows]), ("A1".to_owned(), "B1 unique,B2 unique".to_owned()));
+    let message = diverter.finish().remove(0).message;
+    assert_eq!(message, "2 of 3 rows have values in carrier that another row has; set aside");
+}
+
+#[test]
+fn doubled_rows_above_the_limit_and_rows_out_of_order_stop_the_run() {
+    let rows = entities(&[(Some("A"), 1.0), (Some("A"), 2.0)]);
+    let few = Budget { max_rows: Some(1), max_ratio: None };
+    let mut diverter_of_few = diverter(vec![Check { quarantine: Some(few), ..unique(&["carrier"]) }]);
+    parted(&mut diverter_of_few, &[rows]);
+    let result = diverter_of_few.finish().remove(0);
+    assert!(result.blocks(), "{result:?}");
+    assert!(result.message.ends_with("; at most 1 may be set aside"), "{result:?}");
+    let mut unsorted = diverter(vec![unique(&["carrier"])]);
+    let rows = entities(&[(Some("B"), 1.0), (Some("A"), 2.0), (Some("A"), 2.0)]);
+    assert_eq!(parted(&mut unsorted, &[rows]).1, "");
+    let result = unsorted.finish().remove(0);
+    assert!(result.blocks(), "{result:?}");
+    assert_eq!(result.message, "could not be computed: rows are not sorted by carrier");
+}
+
+#[test]
+fn a_row_that_waited_may_be_readmitted() {
+    let (first, second) = (entities(&[(Some("A"), 1.0)]), entities(&[(Some("A"), 2.0), (Some("B"), 1.0)]));
+    let mut diverter = diverter(vec![unique(&["carrier"])]);
+    let mut readmitted = Readmitted::default();
+    readmitted.add(&first, diverter.identity()).unwrap();
+    diverter.readmit(readmitted);
+    // Which of the two is meant, nobody has said: both go on, and the check of every view sees them.
+    assert_eq!(parted(&mut diverter, &[first, second]), ("A1,A2,B1".to_owned(), String::new()));
+    assert_eq!(diverter.finish().remove(0).verdict, Verdict::Passed);
+}
+
+#[tokio::test]
+async fn rows_without_their_counterpart_are_taken_out() {
+    let references = || Rule::Referential {
+        columns: vec!["carrier".into()],
+        table: Table::Source("airlines".parse().unwrap()),
+        references: vec!["code".into()],
+    };
+    let rows = entities(&[(Some("A"), 1.0), (Some("B"), 2.0), (None, 3.0)]);
+    let ctx = new_context(SessionConfig::new(), Arc::new(RuntimeEnv::default()));
+    for (codes, kept, aside, message) in [
+        (
+            Some(&["A", "X"][..]),
+            "A1,-3",
+            "B2 r",
+            "1 of 3 rows has a value in carrier that is none in code of source airlines; set aside",
+        ),
+        (
+            Some(&["A", "B"]),
+            "A1,B2,-3",
+            "",
+            "none of 3 rows has a value in carrier that is none in code of source airlines",
+        ),
+        (
+            Some(&[]),
+            "-3",
+            "A1 r,B2 r",
+            "2 of 3 rows have a value in carrier that is none in code of source airlines; set aside",
+        ),
+        (None, "A1,B2,-3", "", "could not be computed: the other table was not opened"),
+    ] {
+        let view = view(vec![setting_aside("r", references())]);
+        let table = codes.map(|codes| {
+            let codes: ArrayRef = Arc::new(codes.iter().map(|code| Some(*code)).collect::<StringArray>());
+            let codes = RecordBatch::try_from_iter([("code", codes)]).unwrap();
+            let table: Arc<dyn TableProvider> = Arc::new(MemTable::try_new(codes.schema(), vec![vec![codes]]).unwrap());
+            (Table::Source("airlines".parse().unwrap()), table)
+        });
+        let tables = table.into_iter().collect();
+        let interval = Interval::new("2013-01-07T00:00:00Z".parse().unwrap(), "2013-01-08T00:00:00Z".parse().unwrap());
+        let mut others = read_others(&ctx, &view, &rows.schema(), interval.unwrap(), &tables).await.unwrap();
+        let mut diverter = diverter(view.checks);
+        diverter.compare_with(&mut others);
+        let found = parted(&mut diverter, &[rows.slice(0, 1), rows.slice(1, 2)]);
+        assert_eq!((found.0.as_str(), found.1.as_str()), (kept, aside));
+        let result = diverter.finish().remove(0);
+        assert_eq!(result.message, message);
+        assert_eq!(result.blocks(), codes.is_none());
+    }
 }

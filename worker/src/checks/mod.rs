@@ -50,7 +50,7 @@ use self::condition::{Condition, Expression};
 use self::groups::Groups;
 use self::others::Reconciled;
 pub(crate) use self::profile::Profiler;
-use self::rows::{AcceptedValues, InTime, NotNull, Range, RowRule, Unjudgeable};
+use self::rows::{AcceptedValues, Failing, InTime, NotNull, Range, RowRule, Unjudgeable};
 use crate::text::TextColumn;
 use crate::types::EVENT_TIMESTAMP;
 
@@ -224,6 +224,7 @@ impl Judge {
     fn of(check: &Check, keys: &[String], interval: Interval, state: &SessionState) -> Option<Self> {
         let rule: Box<dyn RowRule> = match &check.rule {
             Rule::NotNull { columns } => Box::new(NotNull::new(columns)),
+            Rule::Unique { columns } if check.quarantine.is_some() => Box::new(order::Doubled::new(keys, columns)),
             // What sorted rows show in constant memory needs no set of hashes.
             Rule::Unique { columns } if same_columns(columns, keys) => Box::new(order::SortedUnique::new(keys, keys)),
             Rule::Unique { columns } => Box::new(unique::Unique::new(columns, state.runtime_env())),
@@ -257,41 +258,42 @@ impl Judge {
 
     fn update(&mut self, batch: &RecordBatch, identity: &[String]) {
         let broken = self.broken(batch);
-        self.note(batch, &broken, identity);
+        self.note(batch, &broken.rows, identity);
     }
 
     /// Where in `batch` the rows are that break the rule. None once it could not be judged.
-    fn broken(&mut self, batch: &RecordBatch) -> Vec<usize> {
+    fn broken(&mut self, batch: &RecordBatch) -> Failing {
         if self.error.is_some() {
-            return Vec::new();
+            return Failing::default();
         }
         self.look(batch).unwrap_or_else(|error| {
             self.error = Some(error);
-            Vec::new()
+            Failing::default()
         })
     }
 
-    fn look(&mut self, batch: &RecordBatch) -> Result<Vec<usize>, Unjudgeable> {
+    fn look(&mut self, batch: &RecordBatch) -> Result<Failing, Unjudgeable> {
         let Some(filter) = &mut self.filter else {
             return self.judge(batch);
         };
         let mask = filter.evaluate(batch)?;
         let chosen = filter_record_batch(batch, &mask);
         let chosen = chosen.map_err(|error| Unjudgeable(format!("choosing rows: {error}")))?;
-        let failing = self.judge(&chosen)?;
-        if failing.is_empty() {
+        let mut failing = self.judge(&chosen)?;
+        if failing.rows.is_empty() {
             return Ok(failing);
         }
         let places: Vec<usize> = (0..).zip(&mask).filter(|(_, is)| *is == Some(true)).map(|(row, _)| row).collect();
-        Ok(failing.into_iter().filter_map(|row| places.get(row).copied()).collect())
+        failing.rows = failing.rows.into_iter().filter_map(|row| places.get(row).copied()).collect();
+        Ok(failing)
     }
 
     /// Where in `batch`, of which all rows count, those are that break the rule.
-    fn judge(&mut self, batch: &RecordBatch) -> Result<Vec<usize>, Unjudgeable> {
+    fn judge(&mut self, batch: &RecordBatch) -> Result<Failing, Unjudgeable> {
         self.rows += batch.num_rows() as u64;
-        let failing = self.rule.failing(batch)?.rows;
+        let failing = self.rule.failing(batch)?;
         if let Some(groups) = &mut self.groups {
-            groups.count(batch, &failing)?;
+            groups.count(batch, &failing.rows)?;
         }
         Ok(failing)
     }

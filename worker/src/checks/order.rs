@@ -2,6 +2,10 @@
 //!
 //! The order itself is verified, since a writer that got it wrong would make duplicates invisible. Rows with a null in
 //! a column are passed over here: `not_null` names them, and where they sort is nobody's business.
+//!
+//! [`SortedUnique`] counts what an earlier row has. [`Doubled`] is for setting rows aside: of two rows of one entity nobody can
+//! tell which is wrong, and which comes first is chance, so that all of them break it, whoever computes them and however
+//! they come in batches.
 
 use std::cmp::Ordering;
 
@@ -12,27 +16,21 @@ use datafusion::arrow::row::{OwnedRow, RowConverter, SortField};
 use super::rows::{Failing, RowRule, Unjudgeable, column};
 use crate::types::EVENT_TIMESTAMP;
 
+/// Rows that come sorted by columns, from batch to batch.
 #[derive(Debug)]
-pub(super) struct SortedUnique {
+struct Sorted {
     columns: Vec<String>,
-    with_time: bool,
     converter: Option<RowConverter>,
     last: Option<OwnedRow>,
 }
 
-impl SortedUnique {
-    /// Rows sorted by `keys` must differ in `columns`, which are the keys, alone or followed by `event_timestamp`.
-    pub(super) fn new(keys: &[String], columns: &[String]) -> Self {
-        Self { columns: columns.to_vec(), with_time: columns.len() > keys.len(), converter: None, last: None }
-    }
-}
-
-impl RowRule for SortedUnique {
-    fn columns(&self) -> &[String] {
-        &self.columns
+impl Sorted {
+    fn new(columns: &[String]) -> Self {
+        Self { columns: columns.to_vec(), converter: None, last: None }
     }
 
-    fn failing(&mut self, batch: &RecordBatch) -> Result<Failing, Unjudgeable> {
+    /// Calls `each` with every row without nulls in the columns, and whether the one before it is equal.
+    fn compare(&mut self, batch: &RecordBatch, mut each: impl FnMut(usize, bool)) -> Result<(), Unjudgeable> {
         let arrays = self.columns.iter().map(|name| column(batch, name).cloned());
         let arrays: Vec<ArrayRef> = arrays.collect::<Result<_, _>>()?;
         let broken = |error: &dyn std::fmt::Display| Unjudgeable(format!("comparing keys: {error}"));
@@ -43,23 +41,49 @@ impl RowRule for SortedUnique {
         let Some(converter) = &self.converter else { return Err(broken(&"no converter")) };
         let rows = converter.convert_columns(&arrays).map_err(|error| broken(&error))?;
         let nulls: Vec<_> = arrays.iter().filter_map(|array| array.logical_nulls()).collect();
-        let mut failing = Failing::default();
         let mut last = self.last.as_ref().map(OwnedRow::row);
         for (position, row) in rows.iter().enumerate() {
             if nulls.iter().any(|nulls| nulls.is_null(position)) {
                 continue;
             }
-            match last.map(|last| row.cmp(&last)) {
-                Some(Ordering::Less) => {
-                    return Err(Unjudgeable(format!("rows are not sorted by {}", self.columns.join(", "))));
-                }
-                Some(Ordering::Equal) => failing.push(position),
-                Some(Ordering::Greater) | None => {}
+            let order = last.map(|last| row.cmp(&last));
+            if order == Some(Ordering::Less) {
+                return Err(Unjudgeable(format!("rows are not sorted by {}", self.columns.join(", "))));
             }
+            each(position, order == Some(Ordering::Equal));
             last = Some(row);
         }
         let last = last.map(|row| row.owned());
         self.last = last;
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct SortedUnique {
+    sorted: Sorted,
+    with_time: bool,
+}
+
+impl SortedUnique {
+    /// Rows sorted by `keys` must differ in `columns`, which are the keys, alone or followed by `event_timestamp`.
+    pub(super) fn new(keys: &[String], columns: &[String]) -> Self {
+        Self { sorted: Sorted::new(columns), with_time: columns.len() > keys.len() }
+    }
+}
+
+impl RowRule for SortedUnique {
+    fn columns(&self) -> &[String] {
+        &self.sorted.columns
+    }
+
+    fn failing(&mut self, batch: &RecordBatch) -> Result<Failing, Unjudgeable> {
+        let mut failing = Failing::default();
+        self.sorted.compare(batch, |row, same| {
+            if same {
+                failing.push(row);
+            }
+        })?;
         Ok(failing)
     }
 
@@ -69,5 +93,65 @@ impl RowRule for SortedUnique {
         } else {
             "an entity that an earlier row has".to_owned()
         }
+    }
+}
+
+/// All rows whose values in the first columns by which they are sorted come more than once.
+#[derive(Debug)]
+pub(super) struct Doubled {
+    sorted: Sorted,
+    what: String,
+    /// Whether the row after the last batch tells if that batch's last one is doubled.
+    open: bool,
+}
+
+impl Doubled {
+    /// Of the columns by which rows are sorted (`keys`, of partial views followed by `event_timestamp`), those in `columns`.
+    pub(super) fn new(keys: &[String], columns: &[String]) -> Self {
+        let time = EVENT_TIMESTAMP.to_owned();
+        let order = keys.iter().chain((!keys.contains(&time)).then_some(&time));
+        let order: Vec<String> = order.filter(|name| columns.contains(name)).cloned().collect();
+        let what = if order.len() > keys.len() {
+            format!("an entity and {EVENT_TIMESTAMP}")
+        } else if order == keys {
+            "an entity".to_owned()
+        } else {
+            format!("values in {}", order.join(", "))
+        };
+        Self { sorted: Sorted::new(&order), what, open: false }
+    }
+}
+
+impl RowRule for Doubled {
+    fn columns(&self) -> &[String] {
+        &self.sorted.columns
+    }
+
+    fn failing(&mut self, batch: &RecordBatch) -> Result<Failing, Unjudgeable> {
+        let mut failing = Failing { open: self.open, ..Failing::default() };
+        if batch.num_rows() == 0 {
+            return Ok(failing);
+        }
+        let mut last: Option<usize> = None;
+        self.sorted.compare(batch, |row, same| {
+            if same {
+                match last {
+                    Some(last) if failing.rows.last() != Some(&last) => failing.push(last),
+                    Some(_) => {}
+                    None => failing.earlier = failing.open,
+                }
+                failing.push(row);
+            }
+            last = Some(row);
+        })?;
+        // Rows with a null stand between entities, never between rows of one.
+        let end = batch.num_rows() - 1;
+        failing.open = last == Some(end) && failing.rows.last() != Some(&end);
+        self.open = failing.open;
+        Ok(failing)
+    }
+
+    fn complaint(&self) -> String {
+        format!("{} that another row has", self.what)
     }
 }

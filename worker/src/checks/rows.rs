@@ -44,6 +44,10 @@ pub(super) struct Unjudgeable(pub(super) String);
 pub(super) struct Failing {
     /// Their positions, ascending.
     pub(super) rows: Vec<usize>,
+    /// Whether the last row of the batch before, which was `open`, breaks it, too.
+    pub(super) earlier: bool,
+    /// Whether the next row tells if the last one breaks it.
+    pub(super) open: bool,
 }
 
 impl Failing {
@@ -93,7 +97,7 @@ impl RowRule for NotNull {
             valid = NullBuffer::union(valid.as_ref(), column(batch, name)?.logical_nulls().as_ref());
         }
         let Some(valid) = valid.filter(|valid| valid.null_count() > 0) else { return Ok(Failing::default()) };
-        Ok(Failing { rows: (0..valid.len()).filter(|&row| valid.is_null(row)).collect() })
+        Ok(Failing { rows: (0..valid.len()).filter(|&row| valid.is_null(row)).collect(), ..Failing::default() })
     }
 
     fn complaint(&self) -> String {

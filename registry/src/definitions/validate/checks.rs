@@ -10,8 +10,8 @@ use super::Catalog;
 use crate::definitions::read::{At, Field, Sql, nearest};
 use crate::definitions::scalars::WrittenDuration;
 use crate::definitions::written::{
-    CheckFile, EventTimeCheck, LengthCheck, MetricWord, OnFailFile, PatternCheck, RangeCheck, RowCountCheck,
-    ToleranceFile, ValuesCheck, ViewFile,
+    CheckFile, ColumnsCheck, EventTimeCheck, LengthCheck, MetricWord, OnFailFile, OutputWord, PatternCheck, RangeCheck,
+    RowCountCheck, ToleranceFile, ValuesCheck, ViewFile,
 };
 use crate::diagnostics::{Diagnostic, Origin, ids};
 use crate::model::{Budget, Check, ColumnType, Edge, Rule, Severity, SqlText, Tolerance};
@@ -32,6 +32,7 @@ pub(super) fn checks(
     let Some(written) = file.checks.get() else { return Vec::new() };
     // When the entity or the features are wrong, their names are not known well enough to blame a check.
     let known = (!keys.is_empty() && file.features.get().is_some()).then_some(Known { columns, keys });
+    let sorted_by = sorted_by(file, keys);
     let mut named: HashMap<String, Origin> = HashMap::new();
     let mut taken: BTreeSet<String> = BTreeSet::new();
     let mut checks = Vec::with_capacity(written.len());
@@ -45,7 +46,7 @@ pub(super) fn checks(
             taken.insert(name.value.clone());
         }
         let tolerance = common.tolerate.and_then(|tolerate| tolerance(tolerate, out));
-        let quarantine = common.on_fail.and_then(|on_fail| quarantine(on_fail, &check.value, &common, out));
+        let quarantine = common.on_fail.and_then(|on_fail| quarantine(on_fail, &check.value, &common, &sorted_by, out));
         let group_by = common.group_by.and_then(|columns| group_by(columns, &check.value, &common, known, out));
         let timeout = common.timeout.and_then(|timeout| self::timeout(timeout, out));
         let Some(rule) = rule(check, known, catalog, out) else { continue };
@@ -132,6 +133,7 @@ impl<'a> Common<'a> {
                 filter: Some(&check.r#where),
                 tolerate: Some(&check.tolerate),
                 group_by: Some(&check.group_by),
+                on_fail: Some(&check.on_fail),
                 timeout: Some(&check.timeout),
                 ..of_run!(check)
             },
@@ -166,24 +168,28 @@ fn timeout(written: &Field<WrittenDuration>, out: &mut Vec<Diagnostic>) -> Optio
     Some(written.value.into())
 }
 
-/// What a check may set aside, when it may.
+/// The columns by which rows of a run are sorted, in order; none when the entity is not known.
+fn sorted_by<'a>(file: &ViewFile, keys: &[&'a str]) -> Vec<&'a str> {
+    let partial = file.output.value() == Some(OutputWord::Partial);
+    keys.iter().copied().chain((partial && !keys.is_empty()).then_some(EVENT_TIMESTAMP)).collect()
+}
+
+/// What a check may set aside, when it may; rows come sorted by `sorted_by`.
 fn quarantine(
     written: &Field<OnFailFile>,
     check: &CheckFile,
     common: &Common<'_>,
+    sorted_by: &[&str],
     out: &mut Vec<Diagnostic>,
 ) -> Option<Budget> {
     let written = written.get()?;
     let OnFailFile::Quarantine(budget) = &written.value;
-    let mut refuse = |title: &str, help: &str| out.push(bad(&written.origin, title, help));
-    if matches!(check, CheckFile::Unique(_)) {
-        refuse(
-            "`unique` cannot set rows aside",
-            "which of several equal rows is the wrong one, nobody can tell: keep one of them in the view's SQL, as with \
-             `row_number()`",
-        );
+    if let CheckFile::Unique(unique) = check
+        && !neighbours(unique, sorted_by, out)
+    {
         return None;
     }
+    let mut refuse = |title: &str, help: &str| out.push(bad(&written.origin, title, help));
     if common.tolerate.is_some_and(|tolerate| !tolerate.is_missing()) {
         refuse("the check tolerates rows and sets them aside", "remove `tolerate:` or `on_fail:`");
         return None;
@@ -204,6 +210,32 @@ fn quarantine(
         return None;
     }
     Some(Budget { max_rows: budget.max_rows.value(), max_ratio: budget.max_ratio.value() })
+}
+
+/// Whether rows that a `unique` check sets aside stand next to each other: only these are all seen in one pass before any
+/// of them has gone on.
+fn neighbours(unique: &ColumnsCheck, sorted_by: &[&str], out: &mut Vec<Diagnostic>) -> bool {
+    const IN_SQL: &str = "or keep one row of each in the view's SQL, as with `row_number()`";
+    if let Some(filter) = unique.r#where.get() {
+        let title = "`unique` with `on_fail` is about all rows";
+        out.push(bad(&filter.origin, title, &format!("remove `where:`, {IN_SQL}")));
+        return false;
+    }
+    let Some(columns) = unique.columns.get() else { return true };
+    let named: BTreeSet<&str> = columns.iter().map(|column| column.value.as_str()).collect();
+    let first: BTreeSet<&str> = sorted_by.iter().take(named.len()).copied().collect();
+    if columns.is_empty() || sorted_by.is_empty() || named == first {
+        return true;
+    }
+    let order = sorted_by.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let help = match sorted_by {
+        [_] => format!("rows are looked at once, sorted by {order}: name that column alone, {IN_SQL}"),
+        _ => format!(
+            "rows are looked at once, sorted by {order}: name the first of these, as many as you like, {IN_SQL}"
+        ),
+    };
+    out.push(bad(&columns.origin, "`unique` of these columns cannot set rows aside", &help));
+    false
 }
 
 /// The columns that make groups, when they may.

@@ -76,7 +76,8 @@ record! {
         /// Column names whose values make groups: `tolerate` then holds in every group, and the verdict names the worst; not
         /// for `unique`.
         group_by: optional Vec<At<String>>,
-        /// What becomes of rows that break the rule, instead of stopping the run.
+        /// What becomes of rows that break the rule, instead of stopping the run. For `unique` all rows of a value that comes
+        /// twice, of the first keys of the entity only.
         on_fail: optional OnFailFile,
         /// Unique in its view; made from the rule when left out.
         name: optional String,
@@ -306,6 +307,8 @@ record! {
         tolerate: optional ToleranceFile,
         /// Column names whose values make groups: `tolerate` then holds in every group, and the verdict names the worst.
         group_by: optional Vec<At<String>>,
+        /// What becomes of rows that break the rule, instead of stopping the run.
+        on_fail: optional OnFailFile,
         /// How long reading the other table may take; `1h` when left out. A check that takes longer counts as failed.
         timeout: optional WrittenDuration,
         /// Unique in its view; made from the rule when left out.
