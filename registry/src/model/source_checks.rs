@@ -17,6 +17,9 @@ pub struct SourceCheck {
     pub rule: SourceRule,
     /// What happens when it does not; not of [`SourceRule::Schema`], which says so for each kind of difference.
     pub severity: Severity,
+    /// How long it may take; [`TIMEOUT`](super::TIMEOUT) when absent.
+    #[serde(default, with = "super::secs_option", skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
     /// Where it is defined.
     #[serde(skip)]
     pub origin: Origin,

@@ -72,7 +72,7 @@ pub async fn read_others(
     let mut others = Others::default();
     for check in &view.checks {
         let Some(table) = check.rule.other_table() else { continue };
-        let read = in_time(check, async {
+        let read = in_time(check.timeout, async {
             let provider = tables.get(table).context("the other table was not opened")?;
             let table = ctx.read_table(Arc::clone(provider))?;
             match &check.rule {
@@ -95,9 +95,9 @@ pub async fn read_others(
     Ok(others)
 }
 
-/// What `work` gives, unless it takes longer than the check may.
-pub(super) async fn in_time<T>(check: &Check, work: impl Future<Output = Result<T>>) -> Result<T> {
-    let most = check.timeout.unwrap_or(TIMEOUT);
+/// What `work` gives, unless it takes longer than a check with this `timeout:` may.
+pub(super) async fn in_time<T>(timeout: Option<Duration>, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let most = timeout.unwrap_or(TIMEOUT);
     let late = |most: Duration| format!("it took longer than {}, which `timeout:` may set", format_duration(most));
     tokio::time::timeout(most, work).await.unwrap_or_else(|_| Err(anyhow::anyhow!(late(most))))
 }

@@ -18,6 +18,7 @@ use tidegate_registry::run::{CheckResult, SourcePin, SourceSeen, Verdict};
 use tidegate_registry::time::{Instant, Interval, format_instant};
 
 use super::history::percent;
+use super::others::in_time;
 use crate::execute::chain;
 use crate::reads::{column, instant_literal};
 use crate::sources::{Sources, is_outage, is_pin_violation};
@@ -60,7 +61,7 @@ pub async fn judge_source(ctx: &SessionContext, look: SourceLook<'_>) -> Result<
     }
     for check in &look.source.checks {
         let judged = match &table {
-            Ok(table) => judge(look, check, table, &mut seen).await,
+            Ok(table) => in_time(check.timeout, judge(look, check, table, &mut seen)).await,
             Err(error) => Err(anyhow::anyhow!(chain(error))),
         };
         let result = match judged {
@@ -295,6 +296,8 @@ async fn rows(look: SourceLook<'_>, table: &DataFrame) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_registry::definitions::{LoadOptions, load_files};
+
     use super::*;
 
     fn seen(columns: &[(&str, &str)]) -> SourceSeen {
@@ -353,5 +356,34 @@ mod tests {
         );
         let (_, verdict, message) = compared(None, &less, [Block; 3]);
         assert_eq!((verdict, message.as_str()), (Verdict::Skipped, "no recorded run saw columns to compare with"));
+    }
+
+    #[tokio::test]
+    async fn a_check_that_takes_too_long_says_so_and_counts_as_failed() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("sales.csv"), "at,amount\n2024-01-01T10:00:00Z,1\n").unwrap();
+        let definitions: [(&str, &[u8]); 2] = [
+            ("tidegate.yaml", b"project: shop"),
+            ("shop.yaml", b"sources: [{name: sales, csv: sales.csv, checks: [volume: {min: 1, timeout: 5m}]}]"),
+        ];
+        let project = load_files(folder.path(), &definitions, &LoadOptions::default()).project.unwrap();
+        let mut source = project.sources.values().next().unwrap().clone();
+        let sources = Sources::new(folder.path(), &[]).unwrap();
+        let pin = sources.pin(&source).await.unwrap();
+        let judged = async |source: &Source| {
+            let now = Instant::UNIX_EPOCH;
+            let interval = Interval::new(now, now + chrono::TimeDelta::days(1)).unwrap();
+            let look = SourceLook { sources: &sources, source, pin: &pin, interval, now, last: None, earlier: None };
+            let seen = judge_source(&SessionContext::new(), look).await.unwrap();
+            format!("{}: {}", seen.checks[0].verdict, seen.checks[0].message)
+        };
+        assert_eq!(source.checks[0].timeout, Some(Duration::from_secs(300)));
+        assert_eq!(judged(&source).await, "passed: 1 row, as expected");
+        // No file is read in so short a time.
+        source.checks[0].timeout = Some(Duration::from_nanos(1));
+        assert_eq!(
+            judged(&source).await,
+            "error: could not be computed: it took longer than 0s, which `timeout:` may set"
+        );
     }
 }

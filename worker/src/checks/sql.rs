@@ -17,7 +17,7 @@ use crate::text::TextColumn;
 /// Runs the query of an `sql` check in `ctx`, where the view's own name must mean the staged rows. Rows are counted as
 /// they stream by, and only the first few are kept. A tolerated share is one of `staged`, the number of staged rows.
 pub async fn run_sql_check(ctx: &SessionContext, check: &Check, interval: Interval, staged: u64) -> CheckResult {
-    match in_time(check, offending(ctx, check, interval)).await {
+    match in_time(check.timeout, offending(ctx, check, interval)).await {
         Ok((0, _)) => result(check, Verdict::Passed, "the query returned no row".to_owned()),
         Ok((rows, samples)) => {
             let (verdict, tolerated) = tolerated(check.tolerance, rows, staged);

@@ -159,7 +159,8 @@ fn tolerance(written: &Field<ToleranceFile>, out: &mut Vec<Diagnostic>) -> Optio
     }
 }
 
-fn timeout(written: &Field<WrittenDuration>, out: &mut Vec<Diagnostic>) -> Option<Duration> {
+/// How long a check may take, when its author says so.
+pub(super) fn timeout(written: &Field<WrittenDuration>, out: &mut Vec<Diagnostic>) -> Option<Duration> {
     let written = written.get()?;
     if written.0.is_zero() {
         out.push(bad(&written.origin, "`timeout` must be longer than nothing", "write for example `timeout: 5m`"));

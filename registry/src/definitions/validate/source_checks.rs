@@ -17,10 +17,10 @@ pub(super) fn checks(file: &At<SourceFile>, out: &mut Vec<Diagnostic>) -> Vec<So
     let mut named: HashMap<String, Origin> = HashMap::new();
     let mut checks = Vec::with_capacity(written.len());
     for check in written.iter() {
-        let (name, severity) = match &check.value {
-            SourceCheckFile::Freshness(check) => (&check.name, check.severity.value()),
-            SourceCheckFile::Volume(check) => (&check.name, check.severity.value()),
-            SourceCheckFile::Schema(check) => (&check.name, None),
+        let (name, severity, timeout) = match &check.value {
+            SourceCheckFile::Freshness(check) => (&check.name, check.severity.value(), &check.timeout),
+            SourceCheckFile::Volume(check) => (&check.name, check.severity.value(), &check.timeout),
+            SourceCheckFile::Schema(check) => (&check.name, None, &check.timeout),
         };
         if let Some(name) = name.get() {
             if let Some(first) = named.get(&name.value) {
@@ -28,6 +28,7 @@ pub(super) fn checks(file: &At<SourceFile>, out: &mut Vec<Diagnostic>) -> Vec<So
             }
             named.entry(name.value.clone()).or_insert_with(|| name.origin.clone());
         }
+        let timeout = super::checks::timeout(timeout, out);
         let rule = match &check.value {
             SourceCheckFile::Freshness(check) => freshness(check, &file.event_time, out),
             SourceCheckFile::Volume(written) => volume(written, &check.origin, out),
@@ -36,7 +37,7 @@ pub(super) fn checks(file: &At<SourceFile>, out: &mut Vec<Diagnostic>) -> Vec<So
         let Some(rule) = rule else { continue };
         let name = name.value().unwrap_or_default();
         let severity = severity.unwrap_or(Severity::Block);
-        checks.push(SourceCheck { name, rule, severity, origin: check.origin.clone() });
+        checks.push(SourceCheck { name, rule, severity, timeout, origin: check.origin.clone() });
     }
     // The author's names go first, so that a made one never takes one of them.
     let mut taken: BTreeSet<String> = named.into_keys().collect();

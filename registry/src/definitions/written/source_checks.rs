@@ -34,6 +34,8 @@ record! {
         of: optional FreshnessWord,
         /// The column with the times of rows; the source's `event_time` when left out.
         column: optional String,
+        /// How long it may take; `1h` when left out. A check that takes longer counts as failed.
+        timeout: optional WrittenDuration,
         /// Unique in its source; made from the rule when left out.
         name: optional String,
         /// `block` (default) or `warn`.
@@ -53,6 +55,8 @@ record! {
         /// Largest allowed share of change, as in `0.5`: of the rows of an interval from those of the interval before, of all
         /// else from the run recorded last.
         max_change: optional f64,
+        /// How long it may take; `1h` when left out. A check that takes longer counts as failed.
+        timeout: optional WrittenDuration,
         /// Unique in its source; made from the rule when left out.
         name: optional String,
         /// `block` (default) or `warn`.
@@ -69,6 +73,8 @@ record! {
         removed: optional OnDifference,
         /// What a column of another type means: `ignore`, `warn` or `block` (default).
         changed: optional OnDifference,
+        /// How long it may take; `1h` when left out. A check that takes longer counts as failed.
+        timeout: optional WrittenDuration,
         /// Unique in its source; made from the rule when left out.
         name: optional String,
     }
