@@ -20,8 +20,8 @@ use crate::ids::{DagName, EntityName, OwnerName, PoolName, ProjectName, QueueNam
 use crate::time::Instant;
 
 pub use self::checks::{
-    Budget, Check, Direction, DriftMeasure, Edge, GROUPS_MAX, Metric, Rule, Season, Severity, TIMEOUT, TextFormat,
-    Tolerance, Total, Within,
+    Alike, Budget, Check, Direction, DriftMeasure, Edge, GROUPS_MAX, Metric, Rule, Season, Severity, TIMEOUT,
+    TextFormat, Tolerance, Total, Within,
 };
 pub use self::definition_tests::{DefinitionTest, GivenTable, TestRow, TestValue};
 pub use self::source_checks::{OnDifference, SourceCheck, SourceRule, Volume};
@@ -62,6 +62,11 @@ impl Project {
     /// The DAG that runs `view`, if any does.
     pub fn dag_of(&self, view: &ViewId) -> Option<&Dag> {
         self.dags.values().find(|dag| dag.views.contains(view))
+    }
+
+    /// How intervals of `view` that have `season` in common are told from others: by the clock of its DAG.
+    pub fn alike(&self, view: &ViewId, season: Season) -> Alike {
+        Alike { season, zone: self.dag_of(view).map_or(Tz::UTC, |dag| dag.schedule.timezone) }
     }
 
     /// The highest defined version of `name`.

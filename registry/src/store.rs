@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::care::Care;
 use crate::ids::{DagName, LeaseToken, PoolName, QueueName, RegistryId, RunId, SnapshotId, ViewId};
-use crate::model::{Project, Season};
+use crate::model::{Alike, Project};
 use crate::plan::DefinitionKind;
 use crate::profile::{ColumnProfile, ViewProfile};
 use crate::run::{
@@ -640,14 +640,9 @@ pub trait Store: Care + Send + Sync + Debug {
     async fn snapshots(&self, dag: Option<&DagName>, view: Option<&ViewId>, limit: u32) -> Result<Vec<Snapshot>>;
 
     /// What was recorded of the intervals of `view` that end at or before `before`, newest first, of each what is in the
-    /// ledger now; with a season, of those that begin as `before` does ([`Season`]).
-    async fn recorded(
-        &self,
-        view: &ViewId,
-        before: Instant,
-        season: Option<Season>,
-        limit: u32,
-    ) -> Result<Vec<Recorded>>;
+    /// ledger now; of those alone that begin as `before` does, when it is said how ([`Alike`]).
+    async fn recorded(&self, view: &ViewId, before: Instant, alike: Option<Alike>, limit: u32)
+    -> Result<Vec<Recorded>>;
 
     /// What `snapshot` recorded of `view`.
     ///

@@ -176,7 +176,10 @@ async fn judge_pending(
         };
         *result = match check.rule {
             Rule::Sql { .. } => run_sql_check(ctx, check, request.interval, measured.rows).await,
-            _ => judge_history(check, &view.id, request.interval.start(), measured, store).await?,
+            _ => {
+                let start = request.interval.start();
+                judge_history(check, &request.project, &view.id, start, measured, store).await?
+            }
         };
     }
     Ok(())

@@ -183,7 +183,8 @@ async fn judge(parts: &Parts, run: &Run, view: &FeatureView, staged: &StagedView
     let measured = Measured { rows: staged.rows, profile: &staged.profile };
     for check in view.checks.iter().filter(|check| needs_history(&check.rule)) {
         if let Some(result) = results.iter_mut().find(|r| r.check == check.name && r.verdict == Verdict::Pending) {
-            *result = judge_history(check, &view.id, run.interval.start(), measured, Some(&*parts.store)).await?;
+            let start = run.interval.start();
+            *result = judge_history(check, &run.project, &view.id, start, measured, Some(&*parts.store)).await?;
         }
     }
     Ok(results)

@@ -3,11 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
+use chrono::{Datelike as _, Timelike as _};
+use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
 use super::{SqlText, Table};
 use crate::diagnostics::Origin;
 use crate::ids::SnapshotId;
+use crate::time::Instant;
 
 /// A rule over staged rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -374,7 +377,8 @@ impl fmt::Display for Metric {
     }
 }
 
-/// Which earlier intervals are like one: those that begin on the same weekday, or in the same hour, in UTC.
+/// Which earlier intervals are like one: those that begin on the same weekday, or in the same hour, on the wall clock of the
+/// view's DAG (see [`Alike`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Season {
@@ -384,6 +388,29 @@ pub enum Season {
     Hour,
     /// Both.
     WeekdayHour,
+}
+
+/// How intervals that are like one are told from others: by what the clock on the wall shows when they begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Alike {
+    /// What they have in common.
+    pub season: Season,
+    /// The zone of the clock, which is that of the DAG's schedule. So a daily run at midnight in New York belongs to the same
+    /// hour and weekday all year, though in UTC it begins an hour later in winter.
+    pub zone: Tz,
+}
+
+impl Alike {
+    /// Whether both begin on the same weekday, in the same hour, or both.
+    pub fn holds(self, one: Instant, other: Instant) -> bool {
+        let weekday = |at: Instant| at.with_timezone(&self.zone).weekday();
+        let hour = |at: Instant| at.with_timezone(&self.zone).hour();
+        match self.season {
+            Season::Weekday => weekday(one) == weekday(other),
+            Season::Hour => hour(one) == hour(other),
+            Season::WeekdayHour => weekday(one) == weekday(other) && hour(one) == hour(other),
+        }
+    }
 }
 
 /// An edge of an interval.

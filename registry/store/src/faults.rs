@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use indexmap::IndexMap;
 use tidegate_registry::care::{self, Care, PrunedRows, Rebuild, TableRows, ViewKeep};
 use tidegate_registry::ids::{DagName, LeaseToken, RegistryId, RunId, SnapshotId, ViewId};
-use tidegate_registry::model::{Project, Season};
+use tidegate_registry::model::{Alike, Project};
 use tidegate_registry::plan::DefinitionKind;
 use tidegate_registry::run::{Claim, Intent, NewRun, Pins, Run, Task};
 use tidegate_registry::store::{
@@ -216,8 +216,8 @@ pass_on! {
         leases_release(owner: &str) -> u64 => (&owner);
         lease_owners() -> Vec<String> => ();
         view_states(views: &[ViewId]) -> IndexMap<ViewId, ViewState> => (&views);
-        recorded(view: &ViewId, before: Instant, season: Option<Season>, limit: u32) -> Vec<Recorded>
-            => (&view, before, season, limit);
+        recorded(view: &ViewId, before: Instant, alike: Option<Alike>, limit: u32) -> Vec<Recorded>
+            => (&view, before, alike, limit);
         recorded_in(snapshot: SnapshotId, view: &ViewId) -> Recorded => (snapshot, &view);
         manifest(view: &ViewId, before: Option<Instant>) -> Option<Pins> => (&view, before);
         ledger(view: &ViewId, until: Option<Instant>, limit: u32) -> Vec<LedgerEntry> => (&view, until, limit);

@@ -44,7 +44,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use indexmap::IndexMap;
 use tidegate_registry::ids::{DagName, LeaseToken, RunId, SnapshotId, ViewId};
-use tidegate_registry::model::{Project, Season};
+use tidegate_registry::model::{Alike, Project};
 use tidegate_registry::plan::DefinitionKind;
 use tidegate_registry::run::{Claim, Intent, NewRun, Pins, Run, Task};
 use tidegate_registry::store::{
@@ -263,10 +263,10 @@ impl<D: std::fmt::Debug + Send + Sync> Store for SqlStore<D> {
         &self,
         view: &ViewId,
         before: Instant,
-        season: Option<Season>,
+        alike: Option<Alike>,
         limit: u32,
     ) -> Result<Vec<Recorded>> {
-        self.db.run(CALL_MAX, || profiles::recorded(&self.db, view, before, season, limit)).await
+        self.db.run(CALL_MAX, || profiles::recorded(&self.db, view, before, alike, limit)).await
     }
 
     async fn manifest(&self, view: &ViewId, before: Option<Instant>) -> Result<Option<Pins>> {

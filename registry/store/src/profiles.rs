@@ -1,48 +1,89 @@
 //! What was found out about rows when they were recorded.
 
 use tidegate_registry::ids::{SnapshotId, ViewId};
-use tidegate_registry::model::Season;
+use tidegate_registry::model::Alike;
 use tidegate_registry::run::Pins;
 use tidegate_registry::store::{Recorded, Result, StoreError};
 use tidegate_registry::time::Instant;
 
 use crate::codec::{limit_or_all, micros};
-use crate::db::{Db, on};
+use crate::db::{Conn, Db, on};
 use crate::sql::{Row, query};
 
-const HOUR: i64 = 3_600_000_000;
+/// How many entries of a ledger are looked at in one go for those that begin alike.
+const PAGE: u32 = 500;
 
 pub(crate) async fn recorded(
     db: &Db,
     view: &ViewId,
     before: Instant,
-    season: Option<Season>,
+    alike: Option<Alike>,
     limit: u32,
 ) -> Result<Vec<Recorded>> {
-    // Days, hours and weeks of UTC all have one length.
-    let (unit, period) = match season {
-        None => (1, 1),
-        Some(Season::Weekday) => (24 * HOUR, 7),
-        Some(Season::Hour) => (HOUR, 24),
-        Some(Season::WeekdayHour) => (HOUR, 7 * 24),
-    };
     let mut tx = db.read().await?;
-    let rows = query(
+    let Some(alike) = alike else {
+        let rows = query(
+            "SELECT l.interval_start, l.interval_end, l.snapshot, l.rows, v.profile, v.summary \
+             FROM ledger AS l JOIN snapshot_views AS v ON v.snapshot = l.snapshot AND v.view = l.view \
+             WHERE l.view = $1 AND l.interval_end <= $2 \
+             ORDER BY l.interval_end DESC, l.interval_start DESC LIMIT $3",
+        )
+        .bind(view.to_string())
+        .bind(micros(before))
+        .bind(limit_or_all(limit))
+        .fetch_all(&mut tx)
+        .await
+        .map_err(on("reading what was recorded"))?;
+        return rows.iter().map(recorded_from).collect();
+    };
+    // What a clock on the wall shows, databases do not know or know from zone files of their own. So intervals are chosen
+    // here, and profiles, which are large, are read of the chosen ones alone.
+    let wanted = if limit == 0 { usize::MAX } else { limit as usize };
+    let mut found = Vec::new();
+    let (mut end, mut start) = (micros(before), i64::MAX);
+    loop {
+        let page = query(
+            "SELECT interval_start, interval_end FROM ledger \
+             WHERE view = $1 AND (interval_end, interval_start) < ($2, $3) \
+             ORDER BY interval_end DESC, interval_start DESC LIMIT $4",
+        )
+        .bind(view.to_string())
+        .bind(end)
+        .bind(start)
+        .bind(PAGE)
+        .fetch_all(&mut tx)
+        .await
+        .map_err(on("reading a ledger"))?;
+        for row in &page {
+            let interval = row.interval()?;
+            (end, start) = (micros(interval.end()), micros(interval.start()));
+            if alike.holds(interval.start(), before) {
+                found.push(recorded_of(&mut tx, view, end, start).await?);
+                if found.len() == wanted {
+                    return Ok(found);
+                }
+            }
+        }
+        if page.len() < PAGE as usize {
+            return Ok(found);
+        }
+    }
+}
+
+/// What was recorded of one interval that is in the ledger.
+async fn recorded_of(tx: &mut Conn, view: &ViewId, end: i64, start: i64) -> Result<Recorded> {
+    let row = query(
         "SELECT l.interval_start, l.interval_end, l.snapshot, l.rows, v.profile, v.summary \
          FROM ledger AS l JOIN snapshot_views AS v ON v.snapshot = l.snapshot AND v.view = l.view \
-         WHERE l.view = $1 AND l.interval_end <= $2 AND (l.interval_start / $3) % $4 = $5 \
-         ORDER BY l.interval_end DESC, l.interval_start DESC LIMIT $6",
+         WHERE l.view = $1 AND l.interval_end = $2 AND l.interval_start = $3",
     )
     .bind(view.to_string())
-    .bind(micros(before))
-    .bind(unit)
-    .bind(period)
-    .bind(micros(before) / unit % period)
-    .bind(limit_or_all(limit))
-    .fetch_all(&mut tx)
+    .bind(end)
+    .bind(start)
+    .fetch_one(tx)
     .await
     .map_err(on("reading what was recorded"))?;
-    rows.iter().map(recorded_from).collect()
+    recorded_from(&row)
 }
 
 pub(crate) async fn recorded_in(db: &Db, snapshot: SnapshotId, view: &ViewId) -> Result<Recorded> {

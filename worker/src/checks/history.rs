@@ -3,7 +3,7 @@
 use tidegate_quality::anomaly::{Oddness, robust_z};
 use tidegate_quality::drift;
 use tidegate_registry::ids::{SnapshotId, ViewId};
-use tidegate_registry::model::{Check, Direction, DriftMeasure, Metric, Rule, Season};
+use tidegate_registry::model::{Check, Direction, DriftMeasure, Metric, Project, Rule, Season};
 use tidegate_registry::profile::ColumnProfile;
 use tidegate_registry::run::{CheckResult, Verdict};
 use tidegate_registry::store::{self, Recorded, Store, StoreError};
@@ -20,8 +20,8 @@ pub fn needs_history(rule: &Rule) -> bool {
     )
 }
 
-/// Judges a check that [`needs_history`] of a run of `view` that staged `measured` for an interval that begins at `start`.
-/// What was recorded is read from `store`; without one there is nothing recorded.
+/// Judges a check that [`needs_history`] of a run of `view` that staged `measured` for an interval that begins at `start`;
+/// which weekday and hour that is, the clock of the view's DAG in `project` says. What was recorded is read from `store`; without one there is nothing recorded.
 ///
 /// Skipped, with the reason, when there is nothing to compare with; the bounds of a row count hold all the same.
 ///
@@ -29,13 +29,14 @@ pub fn needs_history(rule: &Rule) -> bool {
 /// When the store cannot be read.
 pub async fn judge_history(
     check: &Check,
+    project: &Project,
     view: &ViewId,
     start: Instant,
     measured: Measured<'_>,
     store: Option<&dyn Store>,
 ) -> store::Result<CheckResult> {
     let read = async |season: Option<Season>, limit: u32| match store {
-        Some(store) => store.recorded(view, start, season, limit).await,
+        Some(store) => store.recorded(view, start, season.map(|season| project.alike(view, season)), limit).await,
         None => Ok(Vec::new()),
     };
     Ok(match &check.rule {

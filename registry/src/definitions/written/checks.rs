@@ -284,7 +284,7 @@ record! {
         /// Largest allowed share of change from the interval before, as in `0.5`.
         max_change: optional f64,
         /// Which interval before: the nearest one that begins on the same `weekday`, in the same `hour`, or both
-        /// (`weekday_hour`), in UTC; the nearest of all when left out.
+        /// (`weekday_hour`), in the time zone of the view's DAG; the nearest of all when left out.
         same: optional Season,
         /// Unique in its view; made from the rule when left out.
         name: optional String,
@@ -445,7 +445,7 @@ record! {
         /// The largest distance that passes; 3.5 when left out.
         threshold: optional f64,
         /// Which intervals count: those that begin on the same `weekday`, in the same `hour`, or both (`weekday_hour`), in
-        /// UTC; all when left out.
+        /// the time zone of the view's DAG; all when left out.
         same: optional Season,
         /// Unique in its view; made from the rule when left out.
         name: optional String,

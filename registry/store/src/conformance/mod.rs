@@ -122,6 +122,7 @@ macro_rules! conformance {
                 a_snapshot_is_live_until_every_view_moves_on,
                 the_ledger_lists_newest_intervals_first,
                 what_was_recorded_is_found_by_interval_and_season,
+                seasons_are_those_of_the_clock_on_the_wall,
                 what_a_run_read_is_found_by_interval_and_by_when_it_was_recorded,
                 verdicts_are_listed_newest_run_first,
                 verdicts_against_history_are_kept_when_they_stop_a_run,

@@ -5,10 +5,11 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use indexmap::IndexMap;
 use tidegate_registry::ids::SnapshotId;
-use tidegate_registry::model::Season;
+use tidegate_registry::model::{Alike, Season};
 use tidegate_registry::profile::{ColumnProfile, ViewProfile};
 use tidegate_registry::run::{Cause, NewRun, RunState, SourceSeen, TaskKind, TaskOutput, TaskState, Verdict};
 use tidegate_registry::store::{CheckFilter, StoreError, TaskEnd};
+use tidegate_registry::time::{Instant, Interval};
 
 use super::Fixture;
 use super::world::{World, check, dag, day, interval, pins, staged, succeeded, view};
@@ -172,14 +173,15 @@ pub async fn what_was_recorded_is_found_by_interval_and_season(fixture: &Fixture
         snapshots.push(record.snapshot);
         world.store.record(claim.token, record, day(20)).await.unwrap();
     }
-    let find = async |before, season, limit| {
+    let find = async |before, season: Option<Season>, limit| {
+        let season = season.map(|season| Alike { season, zone: "UTC".parse().unwrap() });
         let found = world.store.recorded(&c, before, season, limit).await.unwrap();
         found.iter().map(|recorded| recorded.interval).collect::<Vec<_>>()
     };
     assert_eq!(find(day(3), None, 2).await, [interval(2), interval(1)]);
     assert_eq!(find(day(8), Some(Season::Weekday), 9).await, [interval(1)], "the same day one week before");
     assert_eq!(find(day(2), Some(Season::Hour), 9).await, [interval(1), interval(0)]);
-    assert_eq!(find(day(2) + TimeDelta::hours(1), Some(Season::Hour), 9).await, []);
+    assert!(find(day(2) + TimeDelta::hours(1), Some(Season::Hour), 9).await.is_empty());
     assert_eq!(find(day(9), Some(Season::WeekdayHour), 9).await, [interval(2)]);
     assert_eq!(world.store.recorded(&view("nowhere@v1"), day(9), None, 9).await.unwrap(), []);
 
@@ -189,6 +191,46 @@ pub async fn what_was_recorded_is_found_by_interval_and_season(fixture: &Fixture
     assert_eq!(world.store.recorded(&c, day(4), None, 1).await.unwrap(), [third]);
     let missing = world.store.recorded_in(snapshots[3], &view("a@v1")).await;
     assert!(matches!(missing, Err(StoreError::NotFound { .. })), "{missing:?}");
+}
+
+/// Days begin at midnight in New York: at 05:00 UTC until Sunday, 10 March 2013, and at 04:00 UTC from then on.
+pub async fn seasons_are_those_of_the_clock_on_the_wall(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    let c = view("c@v1");
+    let (sunday_3, monday_4, tuesday_5, change, tuesday_12) = (61, 62, 63, 68, 70);
+    let midnight = |number: i64| day(number) + TimeDelta::hours(if number <= change { 5 } else { 4 });
+    let later = |number: i64| midnight(number) + TimeDelta::hours(12);
+    for number in sunday_3..tuesday_12 {
+        for (start, end) in [(midnight(number), later(number)), (later(number), midnight(number + 1))] {
+            let interval = Interval::new(start, end).unwrap();
+            let run = world.create(NewRun { interval, ..World::new_run("other", number) }).await;
+            world.store.run_admit(run).await.unwrap();
+            world.publish(run).await;
+        }
+    }
+    let find = async |before: Instant, season, zone: &str, limit| {
+        let alike = Alike { season, zone: zone.parse().unwrap() };
+        let found = world.store.recorded(&c, before, Some(alike), limit).await.unwrap();
+        found.iter().map(|recorded| recorded.interval.start()).collect::<Vec<_>>()
+    };
+    let (york, utc) = ("America/New_York", "UTC");
+    let tuesday = midnight(tuesday_12);
+    assert_eq!(
+        find(tuesday, Season::Hour, york, 4).await,
+        [midnight(69), midnight(68), midnight(67), midnight(66)],
+        "midnight is one hour on both sides of the change"
+    );
+    assert_eq!(find(tuesday, Season::Hour, york, 0).await.len(), 9, "all of them");
+    assert_eq!(find(tuesday, Season::Hour, utc, 9).await, [midnight(69)], "which it is not in UTC");
+    assert_eq!(find(tuesday, Season::WeekdayHour, york, 9).await, [midnight(tuesday_5)]);
+    assert!(find(tuesday, Season::WeekdayHour, utc, 9).await.is_empty());
+    assert_eq!(find(tuesday, Season::Weekday, york, 9).await, [later(tuesday_5), midnight(tuesday_5)]);
+    assert_eq!(find(tuesday, Season::Weekday, york, 1).await, [later(tuesday_5)]);
+    // Late on Monday there is early on Tuesday in UTC.
+    let monday_evening = tuesday - TimeDelta::minutes(150);
+    let mondays = [midnight(69), later(monday_4), midnight(monday_4)];
+    assert_eq!(find(monday_evening, Season::Weekday, york, 9).await, mondays);
+    assert_eq!(find(monday_evening, Season::Weekday, utc, 9).await, [later(tuesday_5), midnight(tuesday_5)]);
 }
 
 /// By interval, or by when it was recorded: an interval that is computed again comes last, and counts as computed last.
