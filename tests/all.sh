@@ -97,6 +97,9 @@ mkdir -p "$HOME"
 say "Statistics of columns and drift, against numpy and scipy"
 python tests/oracle/quality.py "$target/debug/examples/oracle"
 
+say "Verdicts of every kind of check, against DuckDB, numpy and scipy"
+python tests/oracle/verdicts.py "$tidegate"
+
 say "The example project, computed whole by tidegate"
 cp -r dags "$work/example"
 # All of the example's time has passed, so that both DAGs can be computed to their ends.

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import duckdb
 
-from oracle import Oracle, Project, View, duration, literal, quote
+from judge import Judge
+from oracle import Oracle, Project, View, literal, quote
 
 
 def judge(project: Project) -> dict[str, list[tuple[dt.datetime, str, str, str]]]:
@@ -33,14 +34,14 @@ def judge(project: Project) -> dict[str, list[tuple[dt.datetime, str, str, str]]
             staged = f"SELECT * FROM {view.table} WHERE interval_start = {literal(interval[0])}"
             oracle.db.execute(f"CREATE OR REPLACE TEMP VIEW {quote(view.name)} AS {staged}")
             count = lambda sql: oracle.db.execute(f"SELECT count(*) FROM ({sql})").fetchone()[0]
-            for name, severity, passed in verdicts(view, interval, before, count):
+            for name, severity, passed in verdicts(Judge(oracle, view), view, interval, before, count):
                 if not passed:
                     failures[view.dag].append((interval[0], view.name, name, severity))
             before = interval
     return {dag: sorted(found) for dag, found in failures.items()}
 
 
-def verdicts(view: View, interval, before, count):
+def verdicts(judge: Judge, view: View, interval, before, count):
     """Yields (check, severity, passed). `count` counts the rows of a query; the view's name means the staged rows."""
     staged = quote(view.name)
     keys = ", ".join(quote(k) for k in view.key_names)
@@ -57,55 +58,12 @@ def verdicts(view: View, interval, before, count):
         yield "max_deletes", "block", count(gone) / rows_before <= view.max_deletes
     for check in view.checks:
         ((kind, rule),) = check.items()
+        verdict, _ = judge.judge(interval, kind, rule)
         # Rows that are set aside within their budget stop nothing.
-        budget = rule.get("on_fail", {}).get("quarantine", {}).get("max_rows")
-        severity = rule.get("severity", "block")
-        if kind == "not_null":
-            for column in rule["columns"]:
-                nulls = f"SELECT 1 FROM {staged} WHERE {quote(column)} IS NULL"
-                yield f"not_null({column})", severity, count(nulls) == 0
-        elif kind == "unique":
-            columns = ", ".join(quote(c) for c in rule["columns"])
-            filled = " AND ".join(f"{quote(c)} IS NOT NULL" for c in rule["columns"])
-            doubled = f"SELECT 1 FROM {staged} WHERE {filled} GROUP BY {columns} HAVING count(*) > 1"
-            yield f"unique({columns})", severity, count(doubled) == 0
-        elif kind == "regex":
-            column = rule["column"]
-            others = f"SELECT 1 FROM {staged} WHERE NOT regexp_matches({quote(column)}, {rule['pattern']!r})"
-            bad = count(others)
-            yield f"regex({column})", severity if bad > (budget or 0) else "aside", bad == 0
-        elif kind == "range":
-            column = quote(rule["column"])
-            outside = [f"{column} {sign} {rule[at]}" for at, sign in (("min", "<"), ("max", ">")) if at in rule]
-            beyond = f"SELECT 1 FROM {staged} WHERE {' OR '.join(outside)}"
-            yield f"range({rule['column']})", severity, count(beyond) == 0
-        elif kind == "accepted_values":
-            column, accepted = rule["column"], ", ".join(repr(v) for v in rule["values"])
-            others = f"SELECT 1 FROM {staged} WHERE {quote(column)} NOT IN ({accepted})"
-            yield f"accepted_values({column})", severity, count(others) == 0
-        elif kind == "row_count":
-            changed = abs(rows - rows_before) / rows_before if rows_before else 0
-            within = rule.get("min", 0) <= rows <= rule.get("max", rows)
-            yield "row_count", severity, within and changed <= rule.get("max_change", changed)
-        elif kind == "event_time":
-            column = quote(rule.get("column", "event_timestamp"))
-            at = literal(interval[0 if rule.get("at") == "interval_start" else 1])
-            ages = [f"{at} - {column} {sign} INTERVAL '{duration(rule[key]).total_seconds()} seconds'"
-                    for key, sign in (("min_age", "<"), ("max_age", ">")) if key in rule]
-            outside = f"SELECT 1 FROM {staged} WHERE {' OR '.join(ages)}"
-            yield f"event_time({column})", severity, count(outside) == 0
-        elif kind == "referential":
-            there, own = rule["references"], rule["columns"]
-            pairs = zip(own, there.get("columns", own), strict=True)
-            same = " AND ".join(f"CAST(s.{quote(a)} AS VARCHAR) = CAST(o.{quote(b)} AS VARCHAR)" for a, b in pairs)
-            filled = " AND ".join(f"s.{quote(c)} IS NOT NULL" for c in own)
-            known = f"SELECT 1 FROM {quote(there['source'])} o WHERE {same}"
-            absent = f"SELECT 1 FROM {staged} s WHERE {filled} AND NOT EXISTS ({known})"
-            yield f"referential({', '.join(own)})", severity, count(absent) == 0
-        elif kind == "sql":
-            yield rule.get("name", "sql"), severity, count(rule["query"]) == 0
-        else:
-            raise SystemExit(f"{view.id} has a check of an unknown kind, {kind}")
+        severity = "aside" if verdict == "quarantined" else rule.get("severity", "block")
+        columns = rule.get("columns", [rule["column"]] if "column" in rule else [])
+        name = rule.get("name", f"{kind}({', '.join(columns)})" if columns else kind)
+        yield name, severity, verdict in ("passed", "skipped")
 
 
 def first_readers(project: Project, file: Path) -> dict[str, dt.datetime | None]:

@@ -17,7 +17,7 @@ one_key! {
     CheckFile "check" {
         /// No null in any of the columns.
         NotNull = "not_null": ColumnsCheck,
-        /// No two rows with equal values in all of the columns.
+        /// No two rows with equal values in all of the columns; a null equals a null.
         Unique = "unique": ColumnsCheck,
         /// Every value that is not null lies between `min` and `max`.
         Range = "range": RangeCheck,
