@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use tidegate_registry::audit::NewAuditEvent;
 use tidegate_registry::definitions::settings::RegistryLocation;
 use tidegate_registry::definitions::{self, LoadOptions, Loaded, PROJECT_FILE, Settings};
 use tidegate_registry::diagnostics::{Diagnostic, RenderStyle, SourceMap, render};
@@ -170,6 +171,11 @@ impl Context {
         let clock = clock(settings, &*store).await?;
         let (revision, project) = store.project(None).await.context("reading the definitions")?;
         Ok(Registry { store, id: about.id, revision, project, clock })
+    }
+
+    /// What whoever runs this command does to `subject`, for the audit trail.
+    pub fn event(&self, registry: &Registry, action: &str, subject: impl Into<String>) -> NewAuditEvent {
+        NewAuditEvent::new(registry.clock.now(), self.actor(), action, subject)
     }
 
     /// Who acts, for the audit trail.

@@ -178,7 +178,7 @@ pub trait Care {
     /// The open runs, whose staged files belong to them. Unlike [`crate::store::Store::runs_open`], ids only.
     async fn open_run_ids(&self) -> Result<Vec<RunId>>;
 
-    /// Marks snapshots as expired: nobody may ask for them any more. Those that are pinned, or live now, are left as they
+    /// Marks snapshots as expired, with an audit event: nobody may ask for them any more. Those that are pinned, or live now, are left as they
     /// are. Returns those that are expired.
     async fn snapshots_expire(&self, ids: &[SnapshotId], now: Instant) -> Result<Vec<SnapshotId>>;
 
@@ -230,12 +230,13 @@ pub trait Care {
     async fn backup(&self, file: &Path) -> Result<Vec<TableRows>>;
 
     /// Puts what [`Care::backup`] wrote in the place of everything here, the registry's id included. Leases are given up:
-    /// what was under way is taken up again.
+    /// what was under way is taken up again. The audit trail goes on from the copy's, with an event that tells where the
+    /// one that was here had ended.
     ///
     /// # Errors
     /// [`crate::store::StoreError::Refused`] when something was applied here and `replace` is not set, or the file is not a
     /// copy of a registry.
-    async fn restore(&self, file: &Path, replace: bool) -> Result<Vec<TableRows>>;
+    async fn restore(&self, file: &Path, replace: bool, actor: &str, now: Instant) -> Result<Vec<TableRows>>;
 
     /// Gives a registry in which nothing was ever applied the id of one that is lost.
     ///

@@ -6,6 +6,7 @@
 //!
 //! May not know: SQL databases, DataFusion, HTTP. It reads files only in [`definitions`].
 
+pub mod audit;
 pub mod care;
 pub mod cron;
 pub mod definitions;

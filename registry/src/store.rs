@@ -17,6 +17,7 @@ use async_trait::async_trait;
 use indexmap::IndexMap;
 use serde::Serialize;
 
+use crate::audit::{AuditEvent, AuditFilter, AuditVerdict, NewAuditEvent};
 use crate::care::Care;
 use crate::ids::{DagName, LeaseToken, PoolName, QueueName, RegistryId, RunId, SnapshotId, ViewId};
 use crate::model::{Alike, Project};
@@ -506,8 +507,8 @@ pub trait Store: Care + Send + Sync + Debug {
     /// that is recorded meanwhile looks as if it had left out some of its views.
     async fn dag_history(&self, dag: &DagName, views: &[ViewId]) -> Result<DagHistory>;
 
-    /// Pauses or unpauses a DAG; a DAG that is unpaused is due at once.
-    async fn dag_pause(&self, dag: &DagName, paused: bool) -> Result<()>;
+    /// Pauses or unpauses a DAG; a DAG that is unpaused is due at once. Writes an audit event when that changes anything.
+    async fn dag_pause(&self, dag: &DagName, paused: bool, actor: &str, now: Instant) -> Result<()>;
 
     // --- runs --------------------------------------------------------------------------------------------------------
 
@@ -544,11 +545,11 @@ pub trait Store: Care + Send + Sync + Debug {
 
     /// Makes a blocked, failed or cancelled run anew: a run of the same DAG, interval, views and cause (so that a backfill
     /// still counts it), with the newest definitions and the next revision. Returns its id, which is also what
-    /// [`Store::runs_create`] finds from then on.
+    /// [`Store::runs_create`] finds from then on. Writes an audit event.
     ///
     /// # Errors
     /// [`StoreError::Refused`] while a run of that interval is open, and when the run succeeded.
-    async fn run_retry(&self, id: RunId, attempts_max: u32, now: Instant) -> Result<RunId>;
+    async fn run_retry(&self, id: RunId, attempts_max: u32, actor: &str, now: Instant) -> Result<RunId>;
 
     /// Lets a blocked run through: makes it anew as [`Store::run_retry`] does, with the decision that the checks which
     /// stopped it (and those that an earlier decision named) may fail, over the sources that it had read. Writes an audit
@@ -677,11 +678,11 @@ pub trait Store: Care + Send + Sync + Debug {
         Ok(self.workers(within).await?.into_iter().map(|worker| worker.beat.owner).collect())
     }
 
-    /// Drains a worker (it gets no more tasks), or lets it work again.
+    /// Drains a worker (it gets no more tasks), or lets it work again. Writes an audit event.
     ///
     /// # Errors
     /// [`StoreError::NotFound`] when no such worker was ever heard of, or it has said goodbye.
-    async fn worker_drain(&self, owner: &str, drained: bool) -> Result<()>;
+    async fn worker_drain(&self, owner: &str, drained: bool, actor: &str, now: Instant) -> Result<()>;
 
     /// The first `limit` tasks that could be claimed, in the order in which they will be, and what each waits for.
     /// Workers that were not heard of `within` count for nothing.
@@ -697,6 +698,21 @@ pub trait Store: Care + Send + Sync + Debug {
     /// call means "look": some come late, doubled or for nothing, and after an outage some are missing, so whoever listens
     /// also looks from time to time. It is called from any thread and must not block.
     fn listen(&self, listener: Listener);
+
+    // --- the audit trail ---------------------------------------------------------------------------------------------
+
+    /// Adds an event to the audit trail by itself: for what is done outside of the registry. Methods that change something
+    /// because a person said so write theirs in the same transaction.
+    async fn audit(&self, event: NewAuditEvent) -> Result<()>;
+
+    /// Events of the audit trail.
+    async fn audit_events(&self, filter: &AuditFilter) -> Result<Vec<AuditEvent>>;
+
+    /// Computes the whole chain anew and says where it first differs from what is stored. `noted` is a head that somebody
+    /// noted elsewhere: it must be the hash of one of the events, or [`crate::audit::GENESIS`].
+    async fn audit_verify(&self, noted: Option<String>) -> Result<AuditVerdict>;
+
+    // --- time --------------------------------------------------------------------------------------------------------
 
     /// The real instant and project time at which this project's simulated clock started; stored by whoever asks first.
     async fn clock_anchor(&self, real_now: Instant, project_start: Instant) -> Result<(Instant, Instant)>;

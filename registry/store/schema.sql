@@ -4,6 +4,8 @@ CREATE TABLE applies (
     actor      TEXT NOT NULL,
     message    TEXT
 ) STRICT;
+CREATE TRIGGER audit_events_chained BEFORE INSERT ON audit_events WHEN NEW.hash = ''
+BEGIN SELECT RAISE(ABORT, 'audit events are chained: use a newer version of Tidegate'); END;
 CREATE TRIGGER audit_events_keep BEFORE UPDATE ON audit_events
 BEGIN SELECT RAISE(ABORT, 'audit events are only ever added'); END;
 CREATE TRIGGER audit_events_stay BEFORE DELETE ON audit_events
@@ -15,6 +17,12 @@ CREATE TABLE audit_events (
     action  TEXT NOT NULL,
     subject TEXT NOT NULL,
     detail  TEXT NOT NULL
+, recorded_at INTEGER, reason TEXT, before TEXT, after TEXT, duration INTEGER, hash TEXT NOT NULL DEFAULT '') STRICT;
+CREATE INDEX audit_events_at ON audit_events (at);
+CREATE TABLE audit_head (
+    one    INTEGER NOT NULL PRIMARY KEY CHECK (one = 1),
+    number INTEGER NOT NULL,
+    hash   TEXT NOT NULL
 ) STRICT;
 CREATE TABLE checks (
     run      TEXT NOT NULL REFERENCES runs (id),

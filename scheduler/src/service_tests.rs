@@ -260,7 +260,7 @@ async fn a_blocked_interval_holds_later_ones_until_its_retry_has_published() {
     let held = "d 02 waiting: waits until the earlier interval from 2024-01-01T00:00:00Z is settled: its last run published nothing";
     assert_eq!(world.runs().await[..2], ["d 01 blocked", held]);
     let blocked = world.store.latest_runs(&"d".parse().unwrap(), day(1), day(2)).await.unwrap();
-    world.store.run_retry(blocked[0].id, 1, day(3)).await.unwrap();
+    world.store.run_retry(blocked[0].id, 1, "ana", day(3)).await.unwrap();
     for _ in 0..2 {
         world.step().await;
         world.work("").await;
@@ -272,7 +272,7 @@ async fn a_blocked_interval_holds_later_ones_until_its_retry_has_published() {
 async fn a_backfill_is_previewed_without_a_trace_and_then_planned() {
     let world = World::new(&two_dags(|dag| dag.schedule.catchup = tidegate_registry::model::Catchup::None)).await;
     let name: DagName = "d".parse().unwrap();
-    world.store.dag_pause(&name, true).await.unwrap();
+    world.store.dag_pause(&name, true, "ana", day(3)).await.unwrap();
     world.set(day(5));
     let chosen = |plan: &BackfillPlan| plan.selected().map(|chosen| chosen.interval).collect::<Vec<_>>();
     let preview = world.scheduler.backfill_preview(&name, day(2), day(99), Reprocess::Missing).await.unwrap();

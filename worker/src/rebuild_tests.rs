@@ -109,7 +109,7 @@ async fn an_old_copy_publishes_nothing_until_it_is_brought_up_to_the_lake(place:
     world.worker.run_only(&[planned], tokio_util::sync::CancellationToken::new()).await.unwrap();
     world.succeed(1, 1).await;
     let before = told(&world).await;
-    world.store.restore(&copy, true).await.unwrap();
+    world.store.restore(&copy, true, "ana", at("2024-01-05T00:00:00Z")).await.unwrap();
 
     let refused = world.execute(3, 0).await;
     assert_eq!(refused.state, RunState::Failed);

@@ -92,7 +92,7 @@ async fn a_person_lets_a_blocked_run_through_and_nothing_else_with_it() {
     assert!(stopped.reason.as_ref().unwrap().contains("the source `receipts` has changed"), "{:?}", stopped.reason);
     assert!(world.store.run_override(run, decision("still")).await.is_err(), "it stopped before any check");
 
-    let again = world.store.run_retry(run, 1, at("2024-01-05T00:00:00Z")).await.unwrap();
+    let again = world.store.run_retry(run, 1, "ana", at("2024-01-05T00:00:00Z")).await.unwrap();
     assert_eq!(work(again).await.state, RunState::Blocked, "a retry carries no decision");
     let run = world.store.run_override(again, decision("a fair")).await.unwrap();
     let done = work(run).await;

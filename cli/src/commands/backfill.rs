@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use serde::Serialize;
+use serde_json::json;
 use tidegate_registry::ids::RunId;
 use tidegate_registry::model::Dag;
 use tidegate_registry::run::{Run, RunState};
@@ -89,6 +90,15 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
         return show_plan(&plan, &runs, from, to, context);
     }
     let (id, plan) = scheduler.backfill(&dag.name, from, to, arguments.reprocess.into()).await?;
+    if plan.selected().next().is_some() {
+        let event = context.event(&registry, "backfill", dag.name.as_str()).with(json!({
+            "backfill": id,
+            "from": format_instant(from),
+            "to": format_instant(to),
+            "intervals": plan.selected().count(),
+        }));
+        registry.store.audit(event).await.context("noting the backfill")?;
+    }
     let runs = in_range(dag, from, to, &registry).await?;
     let ours: Vec<RunId> = runs.iter().filter(|run| run.state.is_open()).map(|run| run.id).collect();
     if ours.is_empty() {

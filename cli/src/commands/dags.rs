@@ -63,7 +63,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
 
 async fn pause(name: &str, paused: bool, registry: &Registry, context: &Context) -> anyhow::Result<()> {
     let dag = select::dag(&registry.project, name)?;
-    registry.store.dag_pause(&dag.name, paused).await?;
+    registry.store.dag_pause(&dag.name, paused, &context.actor(), registry.clock.now()).await?;
     note(if paused {
         format!("`{name}` is paused: its schedule creates no runs until `tidegate dags unpause {name}`")
     } else {

@@ -240,7 +240,7 @@ impl<'a> Demo<'a> {
         put(folder, "data", WEEK)?;
         let dag = select::dag(&self.registry.project, DAG)?;
         let now = self.registry.clock.now();
-        let id = self.registry.store.run_retry(blocked, 1 + dag.retries.max, now).await?;
+        let id = self.registry.store.run_retry(blocked, 1 + dag.retries.max, &self.context.actor(), now).await?;
         let run = self.succeeds(id).await?;
         let after = self.get().await?;
         ensure!(

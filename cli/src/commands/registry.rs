@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use serde::Serialize;
+use serde_json::json;
 use tidegate_registry::care::TableRows;
 use tidegate_registry::definitions::Settings;
 use tidegate_registry::ids::DagName;
@@ -87,7 +88,11 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
         Action::Info => info(context).await,
         Action::Backup { file } => {
             let registry = context.registry().await?;
+            let begun = std::time::Instant::now();
             let rows = registry.store.backup(&file).await.context("copying the registry")?;
+            let event = context.event(&registry, "registry_backup", "registry").took(begun.elapsed());
+            let file_name = file.display().to_string();
+            registry.store.audit(event.with(json!({ "file": file_name }))).await.context("noting the copy")?;
             tell_rows(&rows, &format!("`{}` holds a copy of the registry", file.display()), context)?;
             Ok(Exit::Done)
         }
@@ -167,7 +172,8 @@ fn tell_rows(rows: &[TableRows], done: &str, context: &Context) -> anyhow::Resul
 async fn restore(file: &std::path::Path, force: bool, context: &Context) -> anyhow::Result<Exit> {
     let settings = context.settings()?;
     let registry = context.open_registry(&settings).await?;
-    let rows = registry.store.restore(file, force).await.context("restoring the registry")?;
+    let rows = registry.store.restore(file, force, &context.actor(), registry.clock.now()).await;
+    let rows = rows.context("restoring the registry")?;
     tell_rows(&rows, &format!("the registry `{}` is what `{}` held", settings.registry, file.display()), context)?;
     note("run `tidegate registry rebuild --from-lake` before anything else: what was published since is in the lake");
     Ok(Exit::Done)
@@ -261,6 +267,8 @@ async fn applied(settings: &Settings, adopt: bool, yes: bool, context: &Context)
     let registry = context.open_registry(settings).await?;
     registry.store.adopt_id(owner).await.context("taking the place of the registry that is lost")?;
     let registry = context.open_registry(settings).await?;
+    let event = context.event(&registry, "registry_adopt", "registry").with(json!({ "id": owner }));
+    registry.store.audit(event).await.context("noting whose place was taken")?;
     let prepared = Prepared::new(checked::load(context).await?, Some(&registry), context).await?;
     let message = Some("rebuilt from the lake".to_owned());
     apply::perform(&prepared, &registry, message, context).await?;

@@ -1,6 +1,7 @@
 //! `tidegate run`: one interval of one DAG, now.
 
 use anyhow::Context as _;
+use serde_json::json;
 use tidegate_registry::ids::RunId;
 use tidegate_registry::model::{Dag, PublishUnit};
 use tidegate_registry::run::{Cause, Run, RunState};
@@ -42,7 +43,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     let registry = context.registry().await?;
     let dag = select::dag(&registry.project, &arguments.dag)?;
     let asked = arguments.interval.map(|interval| interval.in_zone(dag.schedule.timezone)).transpose()?;
-    let ids = planned(dag, asked, &registry).await?;
+    let ids = planned(dag, asked, &registry, context).await?;
     let mut told = None;
     roles::see_through(&ids, arguments.slots, &settings, &registry, context, |sight| {
         if let Some(run) = sight.open.first() {
@@ -67,7 +68,12 @@ fn reason(run: &Run) -> String {
 
 /// The runs that compute the interval: open ones as they are, else new ones. Several only where views are published each
 /// on its own.
-async fn planned(dag: &Dag, asked: Option<Interval>, registry: &Registry) -> anyhow::Result<Vec<RunId>> {
+async fn planned(
+    dag: &Dag,
+    asked: Option<Interval>,
+    registry: &Registry,
+    context: &Context,
+) -> anyhow::Result<Vec<RunId>> {
     roles::scheduler(registry).extend_grid(&dag.name, registry.clock.now()).await?;
     let interval = on_the_grid(dag, asked, registry).await?;
     let filter = RunFilter {
@@ -90,7 +96,11 @@ async fn planned(dag: &Dag, asked: Option<Interval>, registry: &Registry) -> any
     let new = new_runs(dag, registry.revision, interval, dag.views.clone(), &cause);
     debug_assert!(dag.publish == PublishUnit::Each || new.len() == 1);
     note(format!("computing `{}` over {interval}", dag.name));
-    registry.store.runs_create(new, registry.clock.now()).await.context("creating the run")
+    let ids = registry.store.runs_create(new, registry.clock.now()).await.context("creating the run")?;
+    let event = context.event(registry, "run_create", dag.name.as_str());
+    let event = event.with(json!({ "interval": interval, "runs": ids, "cause": cause.to_string() }));
+    registry.store.audit(event).await.context("noting the run")?;
+    Ok(ids)
 }
 
 async fn on_the_grid(dag: &Dag, asked: Option<Interval>, registry: &Registry) -> anyhow::Result<Interval> {

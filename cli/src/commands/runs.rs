@@ -95,7 +95,8 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
         Action::Retry(one) => {
             let id = select::run_id(store, &one.run).await?;
             let (old, _) = store.run(id).await?;
-            let new = store.run_retry(id, attempts_max(&old, &registry), registry.clock.now()).await?;
+            let (attempts_max, now) = (attempts_max(&old, &registry), registry.clock.now());
+            let new = store.run_retry(id, attempts_max, &context.actor(), now).await?;
             note(format!("{new} takes the place of {id}; {}", who_computes(&old, store).await?));
             show(new, &registry, context).await?;
         }

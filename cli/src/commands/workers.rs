@@ -41,7 +41,8 @@ enum Action {
 /// # Errors
 /// When the registry cannot be read or written, or there is no such worker.
 pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
-    let store = context.registry().await?.store;
+    let registry = context.registry().await?;
+    let store = &*registry.store;
     let mut workers = store.workers(WORKER_SILENCE_MAX).await.context("listing the workers")?;
     workers.retain(|worker| !process::is_dead(&worker.beat.owner));
     let (worker, drained) = match arguments.action {
@@ -56,7 +57,8 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     let found = workers.iter().find(|known| known.beat.owner == worker);
     let known = workers.iter().map(|known| known.beat.owner.as_str());
     let owner = &select::named("worker", &worker, found, known)?.beat.owner;
-    store.worker_drain(owner, drained).await.with_context(|| format!("telling `{owner}`"))?;
+    let (actor, now) = (context.actor(), registry.clock.now());
+    store.worker_drain(owner, drained, &actor, now).await.with_context(|| format!("telling `{owner}`"))?;
     let told = if drained { "gets no more tasks; it finishes what it has" } else { "gets tasks again" };
     crate::progress::note(format!("`{owner}` {told}"));
     Ok(Exit::Done)

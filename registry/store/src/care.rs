@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use indexmap::IndexMap;
 use serde_json::json;
+use tidegate_registry::audit::NewAuditEvent;
 use tidegate_registry::care::{Care, KeptSnapshot, Pin, PrunedRows, Rebuild, TableRows, ViewKeep};
 use tidegate_registry::ids::{RegistryId, RunId, SnapshotId, ViewId};
 use tidegate_registry::run::TaskOutput;
@@ -104,8 +105,8 @@ impl<D: std::fmt::Debug + Send + Sync> Care for SqlStore<D> {
         self.db.run(COPY_MAX, || copy::backup(&self.db, file)).await
     }
 
-    async fn restore(&self, file: &Path, replace: bool) -> Result<Vec<TableRows>> {
-        self.db.run(COPY_MAX, || copy::restore(&self.db, file, replace)).await
+    async fn restore(&self, file: &Path, replace: bool, actor: &str, now: Instant) -> Result<Vec<TableRows>> {
+        self.db.run(COPY_MAX, || copy::restore(&self.db, file, replace, actor, now)).await
     }
 
     async fn schema_version(&self) -> Result<i64> {
@@ -315,6 +316,10 @@ async fn snapshots_expire(db: &Db, ids: &[SnapshotId], now: Instant) -> Result<V
             expired.push(*id);
         }
     }
+    if !expired.is_empty() {
+        let event = NewAuditEvent::new(now, "janitor", "snapshots_expire", "registry");
+        audit::add_in_tx(&mut tx, &event.with(json!({ "snapshots": expired }))).await?;
+    }
     commit(tx).await?;
     Ok(expired)
 }
@@ -341,8 +346,8 @@ async fn snapshot_pin(db: &Db, id: SnapshotId, pin: &Pin) -> Result<()> {
     .await
     .map_err(on("pinning a snapshot"))?;
     let subject = id.to_string();
-    let event = audit::Event { at: pin.pinned_at, actor: &pin.actor, action: "snapshot_pin", subject: &subject };
-    audit::add_in_tx(&mut tx, &event, &json!({ "reason": pin.reason })).await?;
+    let event = NewAuditEvent::new(pin.pinned_at, &pin.actor, "snapshot_pin", subject).because(&pin.reason);
+    audit::add_in_tx(&mut tx, &event).await?;
     commit(tx).await
 }
 
@@ -355,8 +360,7 @@ async fn snapshot_unpin(db: &Db, id: SnapshotId, actor: &str, now: Instant) -> R
         .await
         .map_err(on("unpinning a snapshot"))?;
     if done > 0 {
-        let event = audit::Event { at: now, actor, action: "snapshot_unpin", subject: &id.to_string() };
-        audit::add_in_tx(&mut tx, &event, &json!({})).await?;
+        audit::add_in_tx(&mut tx, &NewAuditEvent::new(now, actor, "snapshot_unpin", id.to_string())).await?;
     }
     commit(tx).await
 }

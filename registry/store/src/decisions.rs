@@ -3,6 +3,7 @@
 
 use indexmap::IndexMap;
 use serde_json::json;
+use tidegate_registry::audit::NewAuditEvent;
 use tidegate_registry::ids::{RunId, ViewId};
 use tidegate_registry::run::{Cause, NewRun, Override, Run, RunState, TaskOutput};
 use tidegate_registry::store::{Change, CheckRow, Decision, Result, StoreError};
@@ -50,8 +51,8 @@ pub(crate) async fn override_blocked(db: &Db, id: RunId, decision: &Decision) ->
     let mut creation = Creation::read_again(&mut tx, &new).await?;
     let made = creation.add_again(&new);
     creation.write(&mut tx, decision.now).await?;
-    note(&mut tx, made, &old, &overriding, "run_override").await?;
     tx.has_changed(Change::Runs);
+    note(&mut tx, made, &old, &overriding, "run_override").await?;
     commit(tx).await?;
     Ok(made)
 }
@@ -98,8 +99,8 @@ pub(crate) async fn readmit(db: &Db, id: RunId, view: &ViewId, decision: &Decisi
     let overriding = overriding(id, decision, IndexMap::new(), None);
     let made = creation.add(&new);
     creation.write(&mut tx, decision.now).await?;
-    note(&mut tx, made, &old, &overriding, "quarantine_readmit").await?;
     tx.has_changed(Change::Runs);
+    note(&mut tx, made, &old, &overriding, "quarantine_readmit").await?;
     commit(tx).await?;
     Ok(made)
 }
@@ -220,13 +221,9 @@ async fn note(tx: &mut Conn, made: RunId, old: &Run, overriding: &Override, acti
         .await
         .map_err(on("storing a decision"))?;
     let subject = old.id.to_string();
-    let event = audit::Event { at: overriding.at, actor: &overriding.actor, action, subject: &subject };
-    let detail = json!({
-        "dag": old.dag,
-        "interval": old.interval,
-        "reason": overriding.reason,
-        "run": made,
-        "checks": overriding.checks,
-    });
-    audit::add_in_tx(tx, &event, &detail).await
+    let event = NewAuditEvent::new(overriding.at, &overriding.actor, action, subject)
+        .because(&overriding.reason)
+        .change(json!({ "run": old.id, "state": old.state }), json!({ "run": made }))
+        .with(json!({ "dag": old.dag, "interval": old.interval, "views": old.views, "checks": overriding.checks }));
+    audit::add_in_tx(tx, &event).await
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
+use serde_json::json;
+use tidegate_registry::audit::NewAuditEvent;
 use tidegate_registry::ids::{PoolName, ProjectName, QueueName, ViewId};
 use tidegate_registry::model::{Project, Table, TableRef};
 use tidegate_registry::plan::DefinitionKind;
@@ -11,7 +13,7 @@ use tidegate_registry::store::{
 };
 use tidegate_registry::time::Instant;
 
-use crate::codec::{internal, json, micros, number};
+use crate::codec::{self, internal, micros, number};
 use crate::db::{Conn, Db, commit, on};
 use crate::sql::{Builder, Row, query};
 use crate::{audit, pools};
@@ -97,14 +99,18 @@ pub(crate) async fn apply(db: &Db, request: &ApplyRequest) -> Result<i64> {
     let names = |rows: &mut dyn Iterator<Item = (DefinitionKind, &String)>| -> Vec<String> {
         rows.map(|(kind, name)| format!("{kind} {name}")).collect()
     };
-    let detail = serde_json::json!({
-        "message": request.message,
+    let detail = json!({
         "upserts": names(&mut request.changes.upserts.iter().map(|row| (row.kind, &row.name))),
         "removals": names(&mut request.changes.removals.iter().map(|(kind, name)| (*kind, name))),
     });
-    let event = audit::Event { at: request.now, actor: &request.actor, action: "apply", subject: &request.project };
-    audit::add_in_tx(&mut tx, &event, &detail).await?;
     tx.has_changed(Change::Runs);
+    let event = NewAuditEvent {
+        reason: request.message.clone(),
+        ..NewAuditEvent::new(request.now, &request.actor, "apply", &request.project)
+            .change(json!({ "revision": request.base }), json!({ "revision": revision }))
+            .with(detail)
+    };
+    audit::add_in_tx(&mut tx, &event).await?;
     commit(tx).await?;
     Ok(revision)
 }
@@ -122,7 +128,7 @@ async fn retire(tx: &mut Conn, kind: DefinitionKind, name: &str, revision: i64) 
 
 /// Adds a version, unless the current one is the same. A changed definition keeps its place among its kind.
 async fn upsert(tx: &mut Conn, row: &DefinitionRow, revision: i64) -> Result<()> {
-    let body = json(&row.body)?;
+    let body = codec::json(&row.body)?;
     let current =
         query("SELECT position, fingerprint, body FROM definitions WHERE kind = $1 AND name = $2 AND until IS NULL")
             .bind(row.kind.as_str())

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use indexmap::IndexMap;
+use tidegate_registry::audit::{AuditEvent, AuditFilter, AuditVerdict, NewAuditEvent};
 use tidegate_registry::care::{self, Care, PrunedRows, Rebuild, TableRows, ViewKeep};
 use tidegate_registry::ids::{DagName, LeaseToken, RegistryId, RunId, SnapshotId, ViewId};
 use tidegate_registry::model::{Alike, Project};
@@ -194,7 +195,7 @@ pass_on! {
         plan_all(steps: &[PlanStep], now: Instant) -> Vec<Result<()>> => (&steps, now);
         ticks(dag: &DagName, from: Instant, to: Instant) -> Vec<Instant> => (&dag, from, to);
         dag_history(dag: &DagName, views: &[ViewId]) -> DagHistory => (&dag, &views);
-        dag_pause(dag: &DagName, paused: bool) -> () => (&dag, paused);
+        dag_pause(dag: &DagName, paused: bool, actor: &str, now: Instant) -> () => (&dag, paused, &actor, now);
         runs_create(runs: Vec<NewRun>, now: Instant) -> Vec<RunId> => (runs, now);
         runs(filter: &RunFilter) -> Vec<Run> => (&filter);
         run(id: RunId) -> (Run, Vec<Task>) => (id);
@@ -204,7 +205,7 @@ pass_on! {
         runs_admit(ids: &[RunId]) -> () => (&ids);
         run_wait_reason(id: RunId, reason: &str) -> () => (id, &reason);
         run_cancel(id: RunId, actor: &str, now: Instant) -> () => (id, &actor, now);
-        run_retry(id: RunId, attempts_max: u32, now: Instant) -> RunId => (id, attempts_max, now);
+        run_retry(id: RunId, attempts_max: u32, actor: &str, now: Instant) -> RunId => (id, attempts_max, &actor, now);
         run_override(id: RunId, decision: Decision) -> RunId => (id, decision);
         run_readmit(id: RunId, view: &ViewId, decision: Decision) -> RunId => (id, &view, decision);
         latest_runs(dag: &DagName, from: Instant, to: Instant) -> Vec<Run> => (&dag, from, to);
@@ -229,10 +230,13 @@ pass_on! {
         worker_heartbeat(beat: &WorkerBeat) -> bool => (&beat);
         worker_goodbye(owner: &str) -> () => (&owner);
         workers(within: Duration) -> Vec<WorkerRow> => (within);
-        worker_drain(owner: &str, drained: bool) -> () => (&owner, drained);
+        worker_drain(owner: &str, drained: bool, actor: &str, now: Instant) -> () => (&owner, drained, &actor, now);
         tasks_waiting(limit: u32, within: Duration) -> Vec<WaitingTask> => (limit, within);
         queues() -> Vec<QueueState> => ();
         pools() -> Vec<PoolState> => ();
+        audit(event: NewAuditEvent) -> () => (event);
+        audit_events(filter: &AuditFilter) -> Vec<AuditEvent> => (&filter);
+        audit_verify(noted: Option<String>) -> AuditVerdict => (noted);
         clock_anchor(real_now: Instant, project_start: Instant) -> (Instant, Instant) => (real_now, project_start);
     }
 
@@ -266,7 +270,7 @@ pass_on! {
         row_counts() -> Vec<TableRows> => ();
         schema_version() -> i64 => ();
         backup(file: &Path) -> Vec<TableRows> => (&file);
-        restore(file: &Path, replace: bool) -> Vec<TableRows> => (&file, replace);
+        restore(file: &Path, replace: bool, actor: &str, now: Instant) -> Vec<TableRows> => (&file, replace, &actor, now);
         adopt_id(id: RegistryId) -> () => (id);
         rebuild(rebuild: &Rebuild, now: Instant) -> () => (&rebuild, now);
     }
@@ -278,7 +282,7 @@ mod tests {
 
     use super::*;
     use crate::SqliteStore;
-    use crate::conformance::world::{World, dag};
+    use crate::conformance::world::{World, dag, day};
 
     /// Says its lines once each; afterwards nothing goes wrong.
     #[derive(Debug, Default)]
@@ -304,7 +308,7 @@ mod tests {
         let name = dag("daily");
         let pause = async |fault: Fault, paused: bool| {
             script.0.lock().unwrap().push_back(fault);
-            store.dag_pause(&name, paused).await
+            store.dag_pause(&name, paused, "ana", day(1)).await
         };
         assert!(matches!(pause(Fault::REFUSED, true).await, Err(StoreError::Unavailable(_))));
         assert!(!is_paused(&*real).await);

@@ -43,6 +43,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use indexmap::IndexMap;
+use tidegate_registry::audit::{AuditEvent, AuditFilter, AuditVerdict, NewAuditEvent};
 use tidegate_registry::ids::{DagName, LeaseToken, RunId, SnapshotId, ViewId};
 use tidegate_registry::model::{Alike, Project};
 use tidegate_registry::plan::DefinitionKind;
@@ -167,8 +168,8 @@ impl<D: std::fmt::Debug + Send + Sync> Store for SqlStore<D> {
         self.db.run(BULK_MAX, || planning::history(&self.db, dag, views)).await
     }
 
-    async fn dag_pause(&self, dag: &DagName, paused: bool) -> Result<()> {
-        self.db.run(CALL_MAX, || planning::dag_pause(&self.db, dag, paused)).await
+    async fn dag_pause(&self, dag: &DagName, paused: bool, actor: &str, now: Instant) -> Result<()> {
+        self.db.run(CALL_MAX, || planning::dag_pause(&self.db, dag, paused, actor, now)).await
     }
 
     async fn runs_create(&self, runs: Vec<NewRun>, now: Instant) -> Result<Vec<RunId>> {
@@ -207,8 +208,8 @@ impl<D: std::fmt::Debug + Send + Sync> Store for SqlStore<D> {
         self.db.run(CALL_MAX, || runs::cancel(&self.db, id, actor, now)).await
     }
 
-    async fn run_retry(&self, id: RunId, attempts_max: u32, now: Instant) -> Result<RunId> {
-        self.db.run(CALL_MAX, || runs::retry(&self.db, id, attempts_max, now)).await
+    async fn run_retry(&self, id: RunId, attempts_max: u32, actor: &str, now: Instant) -> Result<RunId> {
+        self.db.run(CALL_MAX, || runs::retry(&self.db, id, attempts_max, actor, now)).await
     }
 
     async fn run_override(&self, id: RunId, decision: Decision) -> Result<RunId> {
@@ -313,8 +314,8 @@ impl<D: std::fmt::Debug + Send + Sync> Store for SqlStore<D> {
         self.db.run(CALL_MAX, || workers::list(&self.db, within)).await
     }
 
-    async fn worker_drain(&self, owner: &str, drained: bool) -> Result<()> {
-        self.db.run(CALL_MAX, || workers::drain(&self.db, owner, drained)).await
+    async fn worker_drain(&self, owner: &str, drained: bool, actor: &str, now: Instant) -> Result<()> {
+        self.db.run(CALL_MAX, || workers::drain(&self.db, owner, drained, actor, now)).await
     }
 
     async fn tasks_waiting(&self, limit: u32, within: Duration) -> Result<Vec<WaitingTask>> {
@@ -331,6 +332,18 @@ impl<D: std::fmt::Debug + Send + Sync> Store for SqlStore<D> {
 
     fn listen(&self, listener: Listener) {
         self.db.listen(listener);
+    }
+
+    async fn audit(&self, event: NewAuditEvent) -> Result<()> {
+        self.db.run(CALL_MAX, || audit::add(&self.db, &event)).await
+    }
+
+    async fn audit_events(&self, filter: &AuditFilter) -> Result<Vec<AuditEvent>> {
+        self.db.run(BULK_MAX, || audit::list(&self.db, filter)).await
+    }
+
+    async fn audit_verify(&self, noted: Option<String>) -> Result<AuditVerdict> {
+        self.db.run(BULK_MAX, || audit::verify(&self.db, noted.as_deref())).await
     }
 
     async fn clock_anchor(&self, real_now: Instant, project_start: Instant) -> Result<(Instant, Instant)> {

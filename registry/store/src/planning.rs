@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use tidegate_registry::audit::NewAuditEvent;
 use tidegate_registry::ids::{DagName, ViewId};
 use tidegate_registry::run::NewRun;
 use tidegate_registry::store::{Change, DagHistory, DagState, PlanStep, Result, RunFilter, StoreError};
@@ -10,8 +11,8 @@ use tidegate_registry::time::{Instant, format_instant};
 use crate::codec::micros;
 use crate::creation::Creation;
 use crate::db::{Conn, Db, commit, on};
-use crate::runs;
 use crate::sql::{Arg, Builder, Row, query};
+use crate::{audit, runs};
 
 macro_rules! dag_columns {
     () => {
@@ -200,7 +201,7 @@ pub(crate) async fn history(db: &Db, dag: &DagName, views: &[ViewId]) -> Result<
     Ok(DagHistory { ticks, published, runs })
 }
 
-pub(crate) async fn dag_pause(db: &Db, dag: &DagName, paused: bool) -> Result<()> {
+pub(crate) async fn dag_pause(db: &Db, dag: &DagName, paused: bool, actor: &str, now: Instant) -> Result<()> {
     let mut tx = db.write_alone().await?;
     let state = dag_in_tx(&mut tx, dag).await?;
     // No `now` is needed to be due at once: the DAG's creation lies in the past by any clock of the project.
@@ -213,6 +214,10 @@ pub(crate) async fn dag_pause(db: &Db, dag: &DagName, paused: bool) -> Result<()
         .await
         .map_err(on("pausing a DAG"))?;
     tx.has_changed(Change::Runs);
+    if state.paused != paused {
+        let event = NewAuditEvent::new(now, actor, if paused { "dag_pause" } else { "dag_unpause" }, dag.as_str());
+        audit::add_in_tx(&mut tx, &event).await?;
+    }
     commit(tx).await
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use indexmap::IndexMap;
 use serde_json::json;
+use tidegate_registry::audit::NewAuditEvent;
 use tidegate_registry::ids::{LeaseToken, RunId, ViewId};
 use tidegate_registry::run::{Intent, Run, RunState, TaskKind, TaskOutput, TaskState, Verdict, ViewIntent};
 use tidegate_registry::store::{
@@ -253,7 +254,6 @@ pub(crate) async fn record(db: &Db, token: LeaseToken, record: &Record, now: Ins
     let rows = record.views.values().map(|what| what.rows).sum();
     moves::task_end(&mut tx, &task, TaskState::Succeeded, None, Some(&output), Some(rows), now).await?;
     moves::run_end(&mut tx, run.id, RunState::Succeeded, "", now).await?;
-    let event = audit::Event { at: now, actor: &record.actor, action: "publish", subject: &run.id.to_string() };
     let numbers: IndexMap<&ViewId, u64> = record.views.iter().map(|(view, what)| (view, what.publish_number)).collect();
     let detail = json!({
         "dag": run.dag,
@@ -261,10 +261,11 @@ pub(crate) async fn record(db: &Db, token: LeaseToken, record: &Record, now: Ins
         "snapshot": record.snapshot,
         "publish_numbers": numbers,
     });
-    audit::add_in_tx(&mut tx, &event, &detail).await?;
-    // Last, since snapshots are numbered by one run at a time: from here on until the commit others wait.
+    // Late, since snapshots are numbered by one run at a time: from here on until the commit others wait.
     snapshots::insert_in_tx(&mut tx, run, record, now).await?;
     views_record(&mut tx, run, record, &states).await?;
+    let event = NewAuditEvent::new(now, &record.actor, "publish", run.id.to_string()).with(detail);
+    audit::add_in_tx(&mut tx, &event).await?;
     commit(tx).await
 }
 

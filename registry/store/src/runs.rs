@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use serde_json::json;
+use tidegate_registry::audit::NewAuditEvent;
 use tidegate_registry::ids::{DagName, RunId};
 use tidegate_registry::run::{Cause, NewRun, Run, RunState, Task, TaskState};
 use tidegate_registry::store::{Change, LogLine, Result, RunFilter, StoreError};
@@ -243,8 +245,10 @@ pub(crate) async fn cancel(db: &Db, id: RunId, actor: &str, now: Instant) -> Res
         return Err(StoreError::Refused(format!("the run `{id}` has already ended: it {}", ended(run.state))));
     }
     moves::run_end(&mut tx, id, RunState::Cancelled, &format!("cancelled by {actor}"), now).await?;
-    let event = audit::Event { at: now, actor, action: "run_cancel", subject: &id.to_string() };
-    audit::add_in_tx(&mut tx, &event, &serde_json::json!({ "dag": run.dag, "interval": run.interval })).await?;
+    let event = NewAuditEvent::new(now, actor, "run_cancel", id.to_string())
+        .change(json!(run.state), json!(RunState::Cancelled))
+        .with(json!({ "dag": run.dag, "interval": run.interval, "views": run.views }));
+    audit::add_in_tx(&mut tx, &event).await?;
     commit(tx).await
 }
 
@@ -255,7 +259,7 @@ fn ended(state: RunState) -> String {
     }
 }
 
-pub(crate) async fn retry(db: &Db, id: RunId, attempts_max: u32, now: Instant) -> Result<RunId> {
+pub(crate) async fn retry(db: &Db, id: RunId, attempts_max: u32, actor: &str, now: Instant) -> Result<RunId> {
     let mut tx = db.write_alone().await?;
     let old = lock_in_tx(&mut tx, id).await?;
     if !matches!(old.state, RunState::Blocked | RunState::Failed | RunState::Cancelled) {
@@ -287,6 +291,10 @@ pub(crate) async fn retry(db: &Db, id: RunId, attempts_max: u32, now: Instant) -
     let again = creation.add_again(&new);
     creation.write(&mut tx, now).await?;
     tx.has_changed(Change::Runs);
+    let event = NewAuditEvent::new(now, actor, "run_retry", id.to_string())
+        .change(json!({ "run": id, "state": old.state }), json!({ "run": again }))
+        .with(json!({ "dag": new.dag, "interval": new.interval, "views": new.views }));
+    audit::add_in_tx(&mut tx, &event).await?;
     commit(tx).await?;
     Ok(again)
 }

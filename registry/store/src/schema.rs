@@ -9,6 +9,7 @@
 use tidegate_registry::ids::RegistryId;
 use tidegate_registry::store::{Result, StoreError};
 
+use crate::audit;
 use crate::db::{Conn, Link, on};
 use crate::sql::{Sql, query};
 
@@ -66,7 +67,19 @@ pub(crate) const STEPS: &[Step] = &[
             postgres: include_str!("../migrations/postgres/0005_summary.sql"),
         },
     },
+    Step {
+        name: AUDIT_CHAIN,
+        // Older programs add events that are no part of the chain; the database refuses them.
+        compatible_from: 6,
+        text: Sql {
+            sqlite: include_str!("../migrations/sqlite/0006_audit_chain.sql"),
+            postgres: include_str!("../migrations/postgres/0006_audit_chain.sql"),
+        },
+    },
 ];
+
+/// The step that chains the events that are there, which no SQL can do.
+const AUDIT_CHAIN: &str = "0006_audit_chain";
 
 /// Brings the schema up to date and names a new registry. The caller holds the lock and commits.
 ///
@@ -98,6 +111,9 @@ async fn migrate_by(tx: &mut Conn, steps: &[Step]) -> Result<()> {
     for (version, step) in (1..).zip(steps) {
         if version > at {
             run_text(tx, step.text).await?;
+            if step.name == AUDIT_CHAIN {
+                audit::begin_chain(tx).await?;
+            }
             query("INSERT INTO schema_steps (version, name, compatible_from) VALUES ($1, $2, $3)")
                 .bind(version)
                 .bind(step.name)

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use tidegate_registry::audit::NewAuditEvent;
 use tidegate_registry::store::{Change, Result, StoreError, WorkerBeat, WorkerRow};
+use tidegate_registry::time::Instant;
 
+use crate::audit;
 use crate::codec::{duration_micros, json};
 use crate::db::{Conn, Db, commit, on};
 use crate::sql::{Row, db_now, query};
@@ -78,8 +81,8 @@ fn worker_from(row: &Row) -> Result<WorkerRow> {
     })
 }
 
-pub(crate) async fn drain(db: &Db, owner: &str, drained: bool) -> Result<()> {
-    let mut tx = db.write_one().await?;
+pub(crate) async fn drain(db: &Db, owner: &str, drained: bool, actor: &str, now: Instant) -> Result<()> {
+    let mut tx = db.write().await?;
     let done = query("UPDATE workers SET drained = $1 WHERE owner = $2")
         .bind(drained)
         .bind(owner)
@@ -90,5 +93,7 @@ pub(crate) async fn drain(db: &Db, owner: &str, drained: bool) -> Result<()> {
         return Err(StoreError::NotFound { what: "worker", name: owner.to_owned() });
     }
     tx.has_changed(Change::Tasks);
+    let action = if drained { "worker_drain" } else { "worker_undrain" };
+    audit::add_in_tx(&mut tx, &NewAuditEvent::new(now, actor, action, owner)).await?;
     commit(tx).await
 }

@@ -27,6 +27,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+use serde_json::{Value, json};
+use tidegate_registry::audit::NewAuditEvent;
 use tidegate_registry::care::{PrunedRows, ViewKeep};
 use tidegate_registry::definitions::settings::Retention;
 use tidegate_registry::ids::{SnapshotId, ViewId};
@@ -87,6 +89,25 @@ pub struct Report {
     pub views: Vec<ViewReport>,
     /// Old rows of the registry (not counted by a dry run).
     pub rows: PrunedRows,
+}
+
+impl Report {
+    /// What the audit trail tells of the pass: what is gone, view by view. `None` when nothing is.
+    fn told(&self) -> Option<Value> {
+        let mut views = serde_json::Map::new();
+        for view in &self.views {
+            let (files, log) = (view.removed.files, view.log_removed.files);
+            if files + log > 0 || !view.compacted.is_empty() || !view.generations.is_empty() {
+                let told = json!({
+                    "files": files, "log": log, "compacted": view.compacted.len(), "generations": view.generations,
+                });
+                views.insert(view.view.to_string(), told);
+            }
+        }
+        let PrunedRows { log_lines, outputs } = self.rows;
+        (!views.is_empty() || log_lines + outputs > 0)
+            .then(|| json!({ "views": views, "log_lines": log_lines, "outputs": outputs }))
+    }
 }
 
 /// What became of one view.
@@ -170,6 +191,7 @@ impl Janitor {
 
     async fn pass_on_duty(&self, dry_run: bool, stop: &CancellationToken) -> Result<Report> {
         let Parts { store, clock, lake, retention, owner, .. } = &self.parts;
+        let begun = std::time::Instant::now();
         let views = store.known_views().await.context("listing the views")?;
         let (_, project) = store.project(None).await.context("reading the definitions")?;
         let keeps = store.keep(&views).await.context("reading what must be kept")?;
@@ -206,7 +228,12 @@ impl Janitor {
             rows = store.rows_prune(clock.now() - age).await.context("removing old rows")?;
             fail::fail_point!("janitor.rows");
         }
-        Ok(Report { dry_run, expired, views: reports, rows })
+        let report = Report { dry_run, expired, views: reports, rows };
+        if let Some(told) = report.told().filter(|_| !dry_run) {
+            let event = NewAuditEvent::new(clock.now(), owner, "janitor_pass", "registry");
+            store.audit(event.took(begun.elapsed()).with(told)).await.context("noting what was removed")?;
+        }
+        Ok(report)
     }
 
     async fn view(

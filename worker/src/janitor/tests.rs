@@ -281,7 +281,7 @@ async fn a_registry_that_is_older_than_the_lake_removes_nothing(place: Place) {
     world.store.backup(&copy).await.unwrap();
     world.succeed(1, 1).await;
     world.succeed(2, 0).await;
-    world.store.restore(&copy, true).await.unwrap();
+    world.store.restore(&copy, true, "ana", at("2024-01-05T00:00:00Z")).await.unwrap();
     let report = janitor(&world, NOTHING).pass(false).await.unwrap().unwrap();
     let problem = report.views[0].problem.clone().unwrap();
     assert!(problem.contains("registry rebuild --from-lake"), "{problem}");

@@ -32,7 +32,7 @@ pub(crate) async fn live(stage: &Stage) -> Result<(), String> {
     *stage.world.storm.lock().unwrap() = false;
     let scheduler = Scheduler::new(Arc::clone(&store), clock.clone(), Options::default());
     for name in project().dags.keys() {
-        store.dag_pause(name, false).await.unwrap();
+        store.dag_pause(name, false, "ana", clock.now()).await.unwrap();
         // What a pause has passed over is caught up with, whatever the rule.
         scheduler.extend_grid(name, clock.now()).await.unwrap();
     }
@@ -68,9 +68,9 @@ async fn meddle(stage: &Stage, store: &Arc<dyn Store>, clock: &Arc<SkewedClock>)
         }
         2 => {
             world.note(&format!("ana pauses {name}"));
-            store.dag_pause(name, true).await.unwrap();
+            store.dag_pause(name, true, "ana", clock.now()).await.unwrap();
             world.time.sleep(Duration::from_millis(world.dice(2_000))).await;
-            store.dag_pause(name, false).await.unwrap();
+            store.dag_pause(name, false, "ana", clock.now()).await.unwrap();
         }
         3 if world.dice(3) == 0 => {
             world.note("the source changes");
@@ -87,7 +87,7 @@ async fn meddle(stage: &Stage, store: &Arc<dyn Store>, clock: &Arc<SkewedClock>)
             let runs = store.runs(&RunFilter { dag: Some(dag.name.clone()), ..RunFilter::default() }).await.unwrap();
             let closed = runs.iter().find(|run| !run.state.is_open() && run.state != RunState::Succeeded);
             if let Some(run) = closed {
-                let told = store.run_retry(run.id, 4, clock.now()).await;
+                let told = store.run_retry(run.id, 4, "ana", clock.now()).await;
                 world.note(&format!("ana retries {} {}: {}", run.dag, run.interval, told.is_ok()));
             }
         }
@@ -126,7 +126,7 @@ async fn repair(store: &Arc<dyn Store>, clock: &dyn Clock) -> Vec<String> {
                 if let Some(run) = run.filter(|run| !run.state.is_open() && !retried.contains(&run.id)) {
                     retried.push(run.id);
                     // Refused while another run of the interval is open: then later.
-                    drop(store.run_retry(run.id, 4, clock.now()).await);
+                    drop(store.run_retry(run.id, 4, "ana", clock.now()).await);
                 }
             }
         }

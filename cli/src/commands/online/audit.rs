@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use serde::Serialize;
+use serde_json::json;
 use tidegate_worker::serving::AuditOptions;
 
 use super::{chosen, serving};
@@ -54,7 +55,16 @@ pub(super) async fn run(
     for serving in serving(context, &registry).await? {
         for view in &views {
             let options = AuditOptions { sample, repair };
+            let begun = std::time::Instant::now();
             let audit = serving.audit(view, options).await.with_context(|| format!("auditing `{view}`"))?;
+            if audit.repaired {
+                let event = context.event(&registry, "online_repair", view.to_string()).took(begun.elapsed());
+                let (missing, different, extra) = (audit.missing, audit.different, audit.extra);
+                let detail = json!({
+                    "store": serving.online.to_string(), "missing": missing, "different": different, "extra": extra,
+                });
+                registry.store.audit(event.with(detail)).await.context("noting what was repaired")?;
+            }
             if audit.differing() > 0 && !audit.repaired {
                 exit = Exit::Wrong;
             }

@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use serde::Serialize;
+use serde_json::json;
 use tidegate_worker::serving::Rebuilt;
 
 use super::{chosen, serving};
@@ -39,7 +40,13 @@ pub(super) async fn run(views: &[String], context: &Context) -> anyhow::Result<E
     let mut lines = Vec::new();
     for serving in serving(context, &registry).await? {
         for view in &views {
+            let begun = std::time::Instant::now();
             let rebuilt = serving.rebuild(view).await.with_context(|| format!("rebuilding `{view}`"))?;
+            if let Rebuilt::Filled { lost, rows } = &rebuilt {
+                let event = context.event(&registry, "online_rebuild", view.to_string()).took(begun.elapsed());
+                let detail = json!({ "store": serving.online.to_string(), "lost": lost, "entities": rows });
+                registry.store.audit(event.with(detail)).await.context("noting what was filled")?;
+            }
             let (state, entities, lost) = match rebuilt {
                 Rebuilt::Filled { lost, rows } => ("filled", Some(rows), Some(lost)),
                 Rebuilt::Whole => ("whole", None, None),

@@ -6,11 +6,15 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 use sqlx::{Connection as _, SqliteConnection};
+use tidegate_registry::audit::NewAuditEvent;
 use tidegate_registry::care::TableRows;
 use tidegate_registry::store::{Result, StoreError};
+use tidegate_registry::time::Instant;
 
+use crate::audit;
 use crate::codec::internal;
 use crate::db::{Conn, Db, commit, on};
 use crate::sql::{Builder, Row, Sql, query};
@@ -35,6 +39,7 @@ pub(super) const TABLES: &[(&str, &str)] = &[
     ("ledger", "view, interval_end, interval_start"),
     ("checks", "run, seq, position"),
     ("audit_events", "id"),
+    ("audit_head", "one"),
     ("workers", "owner"),
     ("duties", "name"),
 ];
@@ -83,15 +88,15 @@ async fn write_copy(db: &Db, file: &Path) -> Result<Vec<TableRows>> {
     Ok(rows)
 }
 
-pub(super) async fn restore(db: &Db, file: &Path, replace: bool) -> Result<Vec<TableRows>> {
+pub(super) async fn restore(db: &Db, file: &Path, replace: bool, actor: &str, now: Instant) -> Result<Vec<TableRows>> {
     require_copy(file).await?;
     let copied = tempfile_beside(file)?;
-    let restored = restore_from(db, &copied, replace).await;
+    let restored = restore_from(db, &copied, replace, actor, now).await;
     remove(&copied)?;
     restored
 }
 
-async fn restore_from(db: &Db, file: &Path, replace: bool) -> Result<Vec<TableRows>> {
+async fn restore_from(db: &Db, file: &Path, replace: bool, actor: &str, now: Instant) -> Result<Vec<TableRows>> {
     let copy = Db::sqlite(file).await?;
     let mut from = copy.read_together().await?;
     let mut to = db.write_alone().await?;
@@ -106,16 +111,29 @@ async fn restore_from(db: &Db, file: &Path, replace: bool) -> Result<Vec<TableRo
             project.unwrap_or_default()
         )));
     }
+    let replaced = head(&mut to).await?;
     let rows = copy_all(&mut from, &mut to).await?;
     // Whoever held a lease when the copy was made holds none here.
     query("UPDATE tasks SET lease_until = 0 WHERE lease_until IS NOT NULL")
         .execute(&mut to)
         .await
         .map_err(on("giving up leases"))?;
+    // The trail is the copy's from here on: this event tells where the one that it replaces had ended.
+    let event = NewAuditEvent::new(now, actor, "registry_restore", "registry");
+    audit::add_in_tx(&mut to, &event.change(replaced, head(&mut from).await?)).await?;
     commit(to).await?;
     commit(from).await?;
     copy.close().await;
     Ok(rows)
+}
+
+/// Where an audit trail ends.
+async fn head(tx: &mut Conn) -> Result<Value> {
+    let row = query("SELECT number, hash FROM audit_head")
+        .fetch_one(tx)
+        .await
+        .map_err(on("reading the head of the audit trail"))?;
+    Ok(json!({ "events_up_to": row.get_as::<i64>("number")?, "head": row.get_as::<&str>("hash")? }))
 }
 
 /// The audit trail refuses changes by a trigger of its own, which is put back in the same transaction.

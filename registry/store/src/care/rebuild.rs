@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::json;
+use tidegate_registry::audit::NewAuditEvent;
 use tidegate_registry::care::{FoundInterval, FoundRun, Rebuild, ViewRebuild};
 use tidegate_registry::ids::{BackfillId, DagName, RunId, ViewId};
 use tidegate_registry::run::{Cause, RunState};
@@ -56,8 +57,9 @@ pub(super) async fn rebuild(db: &Db, request: &Rebuild, now: Instant) -> Result<
             (view, detail)
         })
         .collect();
-    let event = audit::Event { at: now, actor: &request.actor, action: "rebuild", subject: "registry" };
-    audit::add_in_tx(&mut tx, &event, &json!({ "views": views, "overtaken": request.overtaken })).await?;
+    let event = NewAuditEvent::new(now, &request.actor, "registry_rebuild", "registry")
+        .with(json!({ "views": views, "overtaken": request.overtaken }));
+    audit::add_in_tx(&mut tx, &event).await?;
     commit(tx).await
 }
 

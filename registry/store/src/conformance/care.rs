@@ -165,9 +165,9 @@ pub async fn a_copy_brings_everything_back(fixture: &Fixture) {
     world.publish(later).await;
     assert_ne!(everything(&*world.store).await, before);
 
-    let refused = world.store.restore(&file, false).await;
+    let refused = world.store.restore(&file, false, "ana", day(3)).await;
     assert!(matches!(refused, Err(StoreError::Refused(_))), "{refused:?}");
-    assert_eq!(world.store.restore(&file, true).await.unwrap(), copied);
+    assert_eq!(world.store.restore(&file, true, "ana", day(3)).await.unwrap(), copied);
     assert_eq!(everything(&*world.store).await, before);
     assert_eq!(world.store.info().await.unwrap().id, id);
     assert!(matches!(world.store.run(later).await, Err(StoreError::NotFound { .. })));
@@ -175,9 +175,9 @@ pub async fn a_copy_brings_everything_back(fixture: &Fixture) {
     assert_eq!((again.kind, again.attempt), (TaskKind::Pin, 2), "its lease was given up");
 
     let nothing = folder.0.join("nothing.db");
-    assert!(matches!(world.store.restore(&nothing, true).await, Err(StoreError::Refused(_))));
+    assert!(matches!(world.store.restore(&nothing, true, "ana", day(3)).await, Err(StoreError::Refused(_))));
     std::fs::write(&nothing, "no database").unwrap();
-    assert!(matches!(world.store.restore(&nothing, true).await, Err(StoreError::Refused(_))));
+    assert!(matches!(world.store.restore(&nothing, true, "ana", day(3)).await, Err(StoreError::Refused(_))));
     assert_eq!(world.store.row_counts().await.unwrap().iter().find(|table| table.table == "runs").unwrap().rows, 3);
 }
 

@@ -75,7 +75,7 @@ pub async fn only_what_checks_of_authors_stopped_is_let_through(fixture: &Fixtur
     let run = blocked(&world, vec![check("range", Verdict::Failed), check(&built_in, Verdict::Failed)]).await;
     let refused = world.store.run_override(run, decision("x")).await;
     assert!(matches!(&refused, Err(StoreError::Refused(why)) if why.contains("holds for every view")), "{refused:?}");
-    let cancelled = world.store.run_retry(run, 1, day(3)).await.unwrap();
+    let cancelled = world.store.run_retry(run, 1, "ana", day(3)).await.unwrap();
     world.store.run_cancel(cancelled, "ana", day(3)).await.unwrap();
     for run in [cancelled, world.admitted("daily", 1).await] {
         let refused = world.store.run_override(run, decision("x")).await;
@@ -92,7 +92,7 @@ pub async fn what_was_published_or_redefined_since_is_not_let_through(fixture: &
     world.apply(1, vec![view_row("a@v1", &[], "another")], Vec::new(), day(1)).await;
     let refused = world.store.run_override(run, decision("x")).await;
     assert!(matches!(&refused, Err(StoreError::Refused(why)) if why.contains("defined otherwise")), "{refused:?}");
-    let later = world.store.run_retry(run, 1, day(3)).await.unwrap();
+    let later = world.store.run_retry(run, 1, "ana", day(3)).await.unwrap();
     world.store.run_admit(later).await.unwrap();
     world.publish(later).await;
     let refused = world.store.run_override(run, decision("x")).await;

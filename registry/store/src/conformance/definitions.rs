@@ -131,7 +131,7 @@ pub async fn a_dag_that_returns_goes_on_with_its_grid(fixture: &Fixture) {
     assert_eq!(world.store.dags().await.unwrap().len(), 1);
     assert_eq!(world.store.dags_due(day(9), 10).await.unwrap().len(), 1);
     assert!(matches!(world.store.plan(step(&other, 2), day(2)).await, Err(StoreError::NotFound { .. })));
-    assert!(matches!(world.store.dag_pause(&other, true).await, Err(StoreError::NotFound { .. })));
+    assert!(matches!(world.store.dag_pause(&other, true, "ana", day(3)).await, Err(StoreError::NotFound { .. })));
     assert!(world.state(waiting).await.is_open(), "its runs are left alone");
 
     world.apply(2, vec![dag_row("other", &["c@v1"], "@daily")], Vec::new(), day(7)).await;

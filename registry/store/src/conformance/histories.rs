@@ -152,7 +152,7 @@ impl History {
                 Err(other) => panic!("{other}"),
             }
         } else {
-            match world.store.run_retry(run.id, 2, day(10)).await {
+            match world.store.run_retry(run.id, 2, "ana", day(10)).await {
                 Ok(new) => world.store.run_admit(new).await.unwrap(),
                 Err(StoreError::Refused(_)) => {}
                 Err(other) => panic!("{other}"),

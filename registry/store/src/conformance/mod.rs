@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use tidegate_registry::store::Store;
 
+pub mod audit;
 pub mod care;
 pub mod decisions;
 pub mod definitions;
@@ -156,6 +157,12 @@ macro_rules! conformance {
                 waiting_tasks_say_what_they_wait_for,
                 whoever_listens_is_told_of_changes,
             }
+            audit {
+                parallel_appends_make_one_chain,
+                events_say_who_did_what_and_what_it_changed,
+                events_are_found_by_what_they_tell,
+                a_head_that_was_noted_is_found_again,
+            }
             processes {
                 two_processes_work_on_one_registry,
                 a_worker_is_alive_while_it_is_heard_of,
@@ -181,6 +188,7 @@ mod tests {
     fn every_promise_is_stamped() {
         let list = include_str!("mod.rs");
         for text in [
+            include_str!("audit.rs"),
             include_str!("care.rs"),
             include_str!("definitions.rs"),
             include_str!("histories.rs"),

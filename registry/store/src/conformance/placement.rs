@@ -189,7 +189,7 @@ pub async fn a_retry_keeps_its_priority(fixture: &Fixture) {
     let world = World::new(fixture.store.clone()).await;
     let run = world.create(NewRun { priority: 7, ..World::new_run("other", 0) }).await;
     world.store.run_cancel(run, "ana", day(1)).await.unwrap();
-    let again = world.store.run_retry(run, 3, day(2)).await.unwrap();
+    let again = world.store.run_retry(run, 3, "ana", day(2)).await.unwrap();
     world.store.run_admit(again).await.unwrap();
     let waiting = world.store.tasks_waiting(1, LONG).await.unwrap();
     assert_eq!((waiting[0].run, waiting[0].priority), (again, 7));
@@ -199,11 +199,11 @@ pub async fn a_retry_keeps_its_priority(fixture: &Fixture) {
 pub async fn a_drained_worker_claims_nothing(fixture: &Fixture) {
     let world = World::new(fixture.store.clone()).await;
     let run = world.admitted("daily", 0).await;
-    let unknown = world.store.worker_drain("w1", true).await;
+    let unknown = world.store.worker_drain("w1", true, "ana", day(3)).await;
     assert!(matches!(unknown, Err(StoreError::NotFound { what: "worker", .. })), "{unknown:?}");
     assert!(!world.store.worker_heartbeat(&beat("w1", &[])).await.unwrap());
     let pin = world.claim(run).await;
-    fixture.twin.worker_drain("w1", true).await.unwrap();
+    fixture.twin.worker_drain("w1", true, "ana", day(3)).await.unwrap();
     world.store.task_heartbeat(pin.token, LONG).await.unwrap();
     world.end(pin.token, succeeded(pins())).await;
     assert_eq!(world.claim_by(&request("w1", &[], 10)).await, []);
@@ -211,7 +211,7 @@ pub async fn a_drained_worker_claims_nothing(fixture: &Fixture) {
     assert!(world.store.workers(LONG).await.unwrap()[0].drained);
     let other = world.claim_by(&request("w2", &[], 1)).await;
     world.end(other[0].token, TaskEnd::Released { retry_in: Duration::ZERO, reason: None }).await;
-    fixture.twin.worker_drain("w1", false).await.unwrap();
+    fixture.twin.worker_drain("w1", false, "ana", day(3)).await.unwrap();
     assert_eq!(world.claim_by(&request("w1", &[], 10)).await.len(), 1);
 }
 
@@ -229,7 +229,7 @@ pub async fn waiting_tasks_say_what_they_wait_for(fixture: &Fixture) {
     world.store.worker_heartbeat(&beat("w2", &["big"])).await.unwrap();
     let full = WaitsFor::Pool { slots: 1 };
     assert_eq!(why().await, [WaitsFor::Worker, full.clone(), full, WaitsFor::Worker]);
-    world.store.worker_drain("w2", true).await.unwrap();
+    world.store.worker_drain("w2", true, "ana", day(3)).await.unwrap();
     assert_eq!(why().await, [WaitsFor::Queue, WaitsFor::Queue, WaitsFor::Queue, WaitsFor::Worker]);
     let claim = world.try_claim("w3", LONG, &[runs[0]]).await.unwrap();
     world.end(claim.token, TaskEnd::Failed { error: "it broke".to_owned(), retry_in: Some(LONG) }).await;

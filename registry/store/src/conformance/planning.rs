@@ -132,11 +132,14 @@ pub async fn plans_of_many_dags_are_judged_each_for_itself(fixture: &Fixture) {
 pub async fn an_unpaused_dag_is_due_at_once(fixture: &Fixture) {
     let world = World::new(fixture.store.clone()).await;
     world.store.plan(step(None, vec![day(0)], Some(day(8))), day(1)).await.unwrap();
-    world.store.dag_pause(&dag("daily"), true).await.unwrap();
+    world.store.dag_pause(&dag("daily"), true, "ana", day(3)).await.unwrap();
     let state = world.store.dags().await.unwrap().remove(0);
     assert_eq!((state.paused, state.due_at), (true, Some(day(8))));
-    world.store.dag_pause(&dag("daily"), false).await.unwrap();
+    world.store.dag_pause(&dag("daily"), false, "ana", day(3)).await.unwrap();
     let due = world.store.dags_due(day(1), 10).await.unwrap();
     assert!(due.iter().any(|state| state.dag == dag("daily") && !state.paused), "{due:?}");
-    assert!(matches!(world.store.dag_pause(&dag("nowhere"), true).await, Err(StoreError::NotFound { .. })));
+    assert!(matches!(
+        world.store.dag_pause(&dag("nowhere"), true, "ana", day(3)).await,
+        Err(StoreError::NotFound { .. })
+    ));
 }

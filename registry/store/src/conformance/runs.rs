@@ -158,22 +158,28 @@ pub async fn a_run_is_not_cancelled_after_its_intent(fixture: &Fixture) {
 pub async fn a_run_that_came_to_nothing_is_made_anew(fixture: &Fixture) {
     let world = World::new(fixture.store.clone()).await;
     let run = world.admitted("daily", 0).await;
-    assert!(matches!(world.store.run_retry(run, 2, day(3)).await, Err(StoreError::Refused(_))), "still open");
+    assert!(matches!(world.store.run_retry(run, 2, "ana", day(3)).await, Err(StoreError::Refused(_))), "still open");
     let claim = world.claim(run).await;
     world.end(claim.token, failed(None)).await;
-    let new = world.store.run_retry(run, 2, day(3)).await.unwrap();
+    let new = world.store.run_retry(run, 2, "ana", day(3)).await.unwrap();
     let (made, tasks) = world.run(new).await;
     let old = world.run(run).await.0;
     assert_eq!((made.state, made.revision, made.created_at), (RunState::Waiting, 1, day(3)));
     assert_eq!((&made.dag, made.interval, &made.views, &made.cause), (&old.dag, interval(0), &old.views, &old.cause));
     assert_eq!(tasks.len(), 4);
-    assert!(matches!(world.store.run_retry(run, 2, day(3)).await, Err(StoreError::Refused(_))), "the new one is open");
+    assert!(
+        matches!(world.store.run_retry(run, 2, "ana", day(3)).await, Err(StoreError::Refused(_))),
+        "the new one is open"
+    );
     assert_eq!(world.create(World::new_run("daily", 0)).await, new, "planning it again finds the newest");
 
     world.store.run_admit(new).await.unwrap();
     world.publish(new).await;
-    assert!(matches!(world.store.run_retry(new, 2, day(3)).await, Err(StoreError::Refused(_))), "it succeeded");
-    assert!(matches!(world.store.run_retry(RunId::generate(), 2, day(3)).await, Err(StoreError::NotFound { .. })));
+    assert!(matches!(world.store.run_retry(new, 2, "ana", day(3)).await, Err(StoreError::Refused(_))), "it succeeded");
+    assert!(matches!(
+        world.store.run_retry(RunId::generate(), 2, "ana", day(3)).await,
+        Err(StoreError::NotFound { .. })
+    ));
 }
 
 /// The usual reason for a retry is a definition that was put right.
@@ -184,13 +190,13 @@ pub async fn a_retry_uses_the_newest_definitions(fixture: &Fixture) {
     // Now `a` reads `b` instead of `b` reading `a`.
     let turned = vec![view_row("a@v1", &["b@v1"], "first"), view_row("b@v1", &[], "second")];
     world.apply(1, turned, Vec::new(), day(1)).await;
-    let new = world.store.run_retry(run, 2, day(3)).await.unwrap();
+    let new = world.store.run_retry(run, 2, "ana", day(3)).await.unwrap();
     let made = world.run(new).await.0;
     assert_eq!(made.definitions, 2);
     assert_eq!(made.views, [view("b@v1"), view("a@v1")]);
 
     world.store.run_cancel(new, "ana", day(1)).await.unwrap();
     world.apply(2, Vec::new(), vec![(DefinitionKind::FeatureView, "a@v1".to_owned())], day(1)).await;
-    let refused = world.store.run_retry(new, 2, day(3)).await;
+    let refused = world.store.run_retry(new, 2, "ana", day(3)).await;
     assert!(matches!(refused, Err(StoreError::Refused(_))), "{refused:?}");
 }
