@@ -23,7 +23,7 @@ pub use self::checks::{
     Alike, Budget, Check, Direction, DriftMeasure, Edge, GROUPS_MAX, Metric, Rule, Season, Severity, TIMEOUT,
     TextFormat, Tolerance, Total, Within,
 };
-pub use self::definition_tests::{DefinitionTest, GivenTable, TestRow, TestValue};
+pub use self::definition_tests::{DefinitionTest, ExpectedVerdict, GivenTable, TestRow, TestValue};
 pub use self::source_checks::{OnDifference, SourceCheck, SourceRule, Volume};
 
 /// Everything a project defines.

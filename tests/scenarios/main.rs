@@ -162,6 +162,12 @@ fn definitions_are_tested_with_a_few_rows() {
     world.run("test carrier_delays");
     world.run("test cancelled_flights_count_and_do_not_delay --format json");
     world.run("test carier_delays");
+    world.edit("tests.yaml", |text| text.replacen("dep_delay: 5400", "dep_delay: 90", 1));
+    world.run("test seconds_instead_of_minutes_are_stopped");
+    world.run("test seconds_instead_of_minutes_are_stopped --format json");
+    world.edit("tests.yaml", |text| text.replacen("range(worst", "rnge(worst", 1));
+    world.run("test");
+    world.edit("tests.yaml", |text| text.replacen("rnge(worst", "range(worst", 1));
     world.edit("tests.yaml", |text| {
         text.replacen("dep_delay: 31", "dep_dely: 31", 1).replacen("flights_30d: 3,", "flights_30d: three,", 1)
     });

@@ -6,6 +6,7 @@
 mod rows;
 #[cfg(test)]
 mod tests;
+mod verdicts;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ use serde_json::Value;
 use tidegate_registry::diagnostics::{Diagnostic, Origin, ids};
 use tidegate_registry::ids::{RunId, ViewId};
 use tidegate_registry::model::{DefinitionTest, FeatureView, Project, Table, TestRow};
+
+pub use self::verdicts::CheckOutcome;
 
 use self::rows::{BadValue, batch, guessed, nullable};
 use crate::engine::{Engine, Joins};
@@ -39,16 +42,19 @@ const FLOAT_TOLERANCE: f64 = 1e-6;
 /// What a test found.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TestOutcome {
-    /// The columns that are compared: those that an expected row names; else the view's keys.
+    /// The columns that are compared: those that an expected row names, else the view's keys; none where no rows are expected
+    /// or refused.
     pub columns: Vec<String>,
     /// The rows that are on one side only: each expected one is followed by those computed for the same keys.
     pub differences: Vec<Difference>,
+    /// What the checks say whose verdicts are expected, in the order as written.
+    pub checks: Vec<CheckOutcome>,
 }
 
 impl TestOutcome {
     /// Whether what was computed is what was expected.
     pub fn passed(&self) -> bool {
-        self.differences.is_empty()
+        self.differences.is_empty() && self.checks.iter().all(CheckOutcome::passed)
     }
 }
 
@@ -74,9 +80,14 @@ pub async fn run_test(
     let view = project.views.get(&test.view).with_context(|| format!("`{}` is not defined", test.view))?;
     let base = engine.context(Joins::Hash)?;
     let resolver = Resolver { engine, base: &base, project, schemas, test };
-    let computed = resolver.rows(view).await?;
+    let (ctx, computed) = resolver.rows(view).await?;
+    let checks =
+        verdicts::judge(&ctx, project, view, test, &TableSchema::of(project, &view.id)?.file, &computed).await?;
+    let Some(expect) = &test.expect else {
+        return Ok(TestOutcome { columns: Vec::new(), differences: Vec::new(), checks });
+    };
     let state = nullable(&state_schema(project, view));
-    let named = |name: &str| test.expect.iter().any(|row| row.values.contains_key(name));
+    let named = |name: &str| expect.iter().any(|row| row.values.contains_key(name));
     let mut columns: Vec<String> = state.fields().iter().map(|field| field.name().clone()).collect();
     columns.retain(|name| named(name));
     if columns.is_empty() {
@@ -86,12 +97,12 @@ pub async fn run_test(
     for name in &columns {
         kinds.push(state.field_with_name(name)?.data_type().clone());
     }
-    let expected = batch(&state, &test.expect)?;
+    let expected = batch(&state, expect)?;
     let expected = values(std::slice::from_ref(&expected), &columns)?;
     let computed = values(&computed, &columns)?;
     let keys: Vec<usize> =
         (0..columns.len()).filter(|&at| project.keys_of(view).iter().any(|key| key.name == columns[at])).collect();
-    Ok(TestOutcome { differences: differences(expected, computed, &kinds, &keys), columns })
+    Ok(TestOutcome { differences: differences(expected, computed, &kinds, &keys), columns, checks })
 }
 
 /// The rows as JSON values of `columns`.
@@ -169,13 +180,15 @@ struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    async fn rows(&self, view: &FeatureView) -> Result<Vec<RecordBatch>> {
+    /// The rows, and the session that computed them.
+    async fn rows(&self, view: &FeatureView) -> Result<(SessionContext, Vec<RecordBatch>)> {
         let ctx = self.session_for(view).await?;
         let schema = TableSchema::of(self.project, &view.id)?;
         let computing = || format!("computing `{}`", view.id);
         let run = RunId::generate();
         let rows = output(&ctx, self.project, view, &schema.file, self.test.interval, run).await;
-        rows.with_context(computing)?.collect().await.with_context(computing)
+        let rows = rows.with_context(computing)?.collect().await.with_context(computing)?;
+        Ok((ctx, rows))
     }
 
     /// A session in which every table that `view` names is registered.
@@ -233,7 +246,7 @@ pub fn check_tests(project: &Project, schemas: &SourceSchemas, tests: &[Definiti
     for test in tests {
         let made = Table::State(test.view.clone());
         let given = test.given.iter().map(|given| (&given.table, &given.rows));
-        for (table, rows) in given.chain([(&made, &test.expect)]) {
+        for (table, rows) in given.chain(test.expect.iter().map(|rows| (&made, rows))) {
             if let Some(schema) = schema_of(project, schemas, table) {
                 check_rows(table, &schema, rows, &mut found);
             }

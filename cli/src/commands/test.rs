@@ -4,7 +4,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use tidegate_registry::diagnostics::{Level, ids};
 use tidegate_registry::model::DefinitionTest;
-use tidegate_worker::definition_test::{Difference, TestOutcome, run_test};
+use tidegate_registry::run;
+use tidegate_worker::definition_test::{CheckOutcome, Difference, TestOutcome, run_test};
 use tidegate_worker::engine::Engine;
 
 use super::preview::{Scratch, plain};
@@ -88,6 +89,27 @@ enum Verdict {
     Failed,
 }
 
+/// What a check says whose verdict is expected.
+#[derive(Debug, Serialize)]
+struct CheckReport {
+    check: String,
+    expected: run::Verdict,
+    verdict: run::Verdict,
+    message: String,
+}
+
+impl CheckReport {
+    fn of(outcome: CheckOutcome) -> Self {
+        let CheckOutcome { check, expected, verdict, message } = outcome;
+        Self { check, expected, verdict, message }
+    }
+
+    /// One line, of a verdict that is not the expected one.
+    fn text(&self) -> String {
+        format!("  {} should be {}, and is {}: {}", self.check, self.expected, self.verdict, self.message)
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Report {
     test: String,
@@ -103,6 +125,8 @@ struct Report {
     missing: Vec<Map<String, Value>>,
     /// Rows that were computed and not expected.
     extra: Vec<Map<String, Value>>,
+    /// The checks whose verdicts are expected.
+    checks: Vec<CheckReport>,
     #[serde(skip)]
     differences: Vec<Difference>,
 }
@@ -110,9 +134,9 @@ struct Report {
 impl Report {
     fn of(test: &DefinitionTest, outcome: Result<TestOutcome, String>) -> Self {
         let verdict = if outcome.as_ref().is_ok_and(TestOutcome::passed) { Verdict::Passed } else { Verdict::Failed };
-        let (error, columns, differences) = match outcome {
-            Ok(outcome) => (None, outcome.columns, outcome.differences),
-            Err(error) => (Some(error), Vec::new(), Vec::new()),
+        let (error, columns, differences, checks) = match outcome {
+            Ok(outcome) => (None, outcome.columns, outcome.differences, outcome.checks),
+            Err(error) => (Some(error), Vec::new(), Vec::new(), Vec::new()),
         };
         let side = |expected: bool| {
             let rows = differences.iter().filter(|row| row.expected == expected);
@@ -126,6 +150,7 @@ impl Report {
             error,
             missing: side(true),
             extra: side(false),
+            checks: checks.into_iter().map(CheckReport::of).collect(),
             columns,
             differences,
         }
@@ -140,12 +165,16 @@ impl Report {
         if let Some(error) = &self.error {
             return format!("{head}\n  {error}");
         }
-        let side = |row: &Difference| if row.expected { "expected" } else { "computed" };
-        let line =
-            |row: &Difference| std::iter::once(side(row).to_owned()).chain(row.values.iter().map(plain)).collect();
-        let headings: Vec<&str> = std::iter::once("").chain(self.columns.iter().map(String::as_str)).collect();
-        let table = grid(&headings, self.differences.iter().map(line));
-        let indented: Vec<String> = table.lines().map(|line| format!("  {line}")).collect();
-        format!("{head}\n{}", indented.join("\n"))
+        let mut lines = vec![head];
+        if !self.differences.is_empty() {
+            let side = |row: &Difference| if row.expected { "expected" } else { "computed" };
+            let line =
+                |row: &Difference| std::iter::once(side(row).to_owned()).chain(row.values.iter().map(plain)).collect();
+            let headings: Vec<&str> = std::iter::once("").chain(self.columns.iter().map(String::as_str)).collect();
+            let table = grid(&headings, self.differences.iter().map(line));
+            lines.extend(table.lines().map(|line| format!("  {line}")));
+        }
+        lines.extend(self.checks.iter().filter(|check| check.verdict != check.expected).map(CheckReport::text));
+        lines.join("\n")
     }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::Table;
 use crate::diagnostics::Origin;
 use crate::ids::{TestName, ViewId};
+use crate::run::Verdict;
 use crate::time::Interval;
 
 /// One test of one view.
@@ -22,8 +23,10 @@ pub struct DefinitionTest {
     /// The tables that stand in for real ones: every source that is read, and any view. Views without rows here are computed
     /// from these tables, over the same interval alone.
     pub given: Vec<GivenTable>,
-    /// The rows that shall come out, in any order.
-    pub expect: Vec<TestRow>,
+    /// The rows that shall come out, in any order; `None` when they do not matter.
+    pub expect: Option<Vec<TestRow>>,
+    /// The verdicts that checks of the view shall give on the rows that come out.
+    pub checks: Vec<ExpectedVerdict>,
     /// Where its name is written.
     pub origin: Origin,
 }
@@ -33,6 +36,17 @@ impl DefinitionTest {
     pub fn given(&self, table: &Table) -> Option<&GivenTable> {
         self.given.iter().find(|given| given.table == *table)
     }
+}
+
+/// The verdict that a check shall give.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpectedVerdict {
+    /// The name of one of the view's own checks.
+    pub check: String,
+    /// Passed, failed, quarantined or skipped.
+    pub verdict: Verdict,
+    /// Where it is written.
+    pub origin: Origin,
 }
 
 /// The rows that stand in for a table.

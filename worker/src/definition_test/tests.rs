@@ -63,8 +63,12 @@ fn unreadable() -> SourceSchemas {
 
 /// The project with one test `t`, whose lines after its name are `test`.
 fn load(test: &str) -> (Project, Vec<DefinitionTest>, SourceMap) {
+    load_of(VIEWS, test)
+}
+
+fn load_of(views: &str, test: &str) -> (Project, Vec<DefinitionTest>, SourceMap) {
     let test: String = test.lines().map(|line| format!("    {line}\n")).collect();
-    let text = format!("{VIEWS}  - name: t\n{test}");
+    let text = format!("{views}  - name: t\n{test}");
     let files = [("tidegate.yaml", &b"project: shops\n"[..]), ("shops.yaml", text.as_bytes())];
     let loaded = load_files(Path::new("/shops"), &files, &LoadOptions::default());
     assert_eq!(render(&loaded.diagnostics, &loaded.files, RenderStyle::default()), "", "{text}");
@@ -213,4 +217,104 @@ expect:
     let good = "view: revenue\ninterval: 2024-01-01/2024-01-02\ngiven: {receipts: []}\n\
                 expect: [{shop: '1', receipts: 1, total: 1, amounts: [1, null, 0.5], last_on: 2024-01-01, kind: null}]";
     assert_eq!(told(good), "");
+}
+
+/// The view `revenue` with these checks, one a line.
+fn checked(checks: &str) -> String {
+    let checks: String = checks.lines().map(|line| format!("      - {}\n", line.trim())).collect();
+    VIEWS.replacen("  - name: ranking\n", &format!("    checks:\n{checks}  - name: ranking\n"), 1)
+}
+
+/// What the checks say of the rows of `GIVEN`, whose sums are 0.3 of shop `a` and none of `b`.
+async fn verdicts(checks: &str, expected: &str) -> Vec<String> {
+    let (project, tests, _) = load_of(&checked(checks), &format!("{GIVEN}checks:\n{expected}"));
+    let spill = tempfile::tempdir().unwrap();
+    let engine = Engine::new(64 << 20, spill.path()).unwrap();
+    let outcome = run_test(&engine, &project, &readable(), &tests[0]).await.unwrap();
+    assert_eq!(outcome.passed(), outcome.checks.iter().all(CheckOutcome::passed), "{outcome:?}");
+    let told = |check: &CheckOutcome| {
+        let is = if check.passed() { "as expected" } else { "else" };
+        format!("{}, {is}: {}: {}", check.check, check.verdict, check.message)
+    };
+    outcome.checks.iter().map(told).collect()
+}
+
+#[tokio::test]
+async fn checks_are_judged_on_the_rows_that_come_out() {
+    let told = verdicts(
+        "not_null: {columns: [total]}
+         not_null: {columns: [kind], where: shop = 'a'}
+         range: {column: total, min: 0, max: 1}
+         mean: {column: receipts, max: 1}
+         row_count: {min: 3}
+         sql: {query: SELECT shop FROM revenue WHERE receipts > 1}",
+        "  not_null(total): failed
+  not_null(kind): failed
+  range(total): passed
+  mean(receipts): failed
+  row_count: failed
+  sql: failed",
+    );
+    assert_eq!(
+        told.await,
+        [
+            "not_null(total), as expected: failed: 1 of 2 rows has a null in total",
+            "not_null(kind), else: passed: none of 1 rows where shop = 'a' has a null in kind",
+            "range(total), as expected: passed: none of 2 rows has total outside 0 to 1",
+            "mean(receipts), as expected: failed: the mean of receipts is 1.5, above 1",
+            "row_count, as expected: failed: 2 rows, fewer than 3",
+            "sql, as expected: failed: the query returned 1 row",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn rows_that_are_set_aside_are_seen_by_no_other_check() {
+    let told = verdicts(
+        "not_null: {columns: [total], on_fail: {quarantine: {max_rows: 1}}}
+         sql: {query: SELECT shop FROM revenue WHERE total IS NULL}
+         row_count: {max: 1}",
+        "  not_null(total): quarantined
+  sql: passed
+  row_count: passed",
+    );
+    assert_eq!(
+        told.await,
+        [
+            "not_null(total), as expected: quarantined: 1 of 2 rows has a null in total; set aside",
+            "sql, as expected: passed: the query returned no row",
+            "row_count, as expected: passed: 1 row, as expected",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn what_a_test_has_no_data_for_is_skipped() {
+    let told = verdicts(
+        "row_count: {min: 1, max_change: 0.5}
+         row_count: {min: 3, max_change: 0.5, name: few}
+         anomaly: {of: row_count}
+         drift: {column: kind}
+         referential: {columns: [shop], references: {source: receipts}}
+         reconciliation: {of: count, equals: {source: receipts}}",
+        "  row_count: skipped
+  few: failed
+  anomaly(row_count): skipped
+  drift(kind): skipped
+  referential(shop): passed
+  reconciliation: skipped",
+    );
+    let earlier = "skipped: it compares with earlier intervals, which a test does not have";
+    let other = "skipped: it compares with another table, which a test does not have";
+    assert_eq!(
+        told.await,
+        [
+            format!("row_count, as expected: {earlier}"),
+            "few, as expected: failed: 2 rows, fewer than 3".to_owned(),
+            format!("anomaly(row_count), as expected: {earlier}"),
+            format!("drift(kind), as expected: {earlier}"),
+            format!("referential(shop), else: {other}"),
+            format!("reconciliation, as expected: {other}"),
+        ]
+    );
 }

@@ -10,10 +10,10 @@ use super::graph::{suggest_table, view_named};
 use super::{Catalog, Written, define, parse_name};
 use crate::definitions::read::{At, nearest};
 use crate::definitions::scalars::parse_time;
-use crate::definitions::written::{RowFile, TestFile};
+use crate::definitions::written::{Named, RowFile, TestFile, VerdictWord};
 use crate::diagnostics::{Diagnostic, Origin, ids};
 use crate::ids::{TestName, ViewId};
-use crate::model::{DefinitionTest, FeatureView, GivenTable, Project, Table, TestRow, TestValue};
+use crate::model::{DefinitionTest, ExpectedVerdict, FeatureView, GivenTable, Project, Table, TestRow, TestValue};
 use crate::time::Interval;
 
 /// The tests that can be run; those of views with a mistake are left out in silence.
@@ -43,10 +43,24 @@ fn test(
     // A view with a mistake is known, and not whole.
     let view = project.views.get(&view?)?;
     let given = given(file, view, project, catalog, out)?;
-    let expect: Vec<TestRow> = file.expect.get()?.iter().map(row).collect();
-    check_columns(&expect, &of_state(project, view), &format!("the view `{}`", view.id), out);
     let origin = file.name.origin_or(&file.origin);
-    Some(DefinitionTest { name: name?, view: view.id.clone(), interval: interval?, given, expect, origin })
+    if file.expect.is_missing() && file.checks.is_missing() {
+        out.push(
+            Diagnostic::error(ids::MISSING_FIELD, origin.clone(), "the test expects nothing")
+                .with_label("neither `expect` nor `checks`")
+                .with_help("add `expect:` with the rows that shall come out, or `checks:` with verdicts"),
+        );
+        return None;
+    }
+    let expect: Option<Vec<TestRow>> = file.expect.get().map(|rows| rows.iter().map(row).collect());
+    check_columns(
+        expect.as_deref().unwrap_or_default(),
+        &of_state(project, view),
+        &format!("the view `{}`", view.id),
+        out,
+    );
+    let checks = file.checks.get().map(|written| verdicts(&written.value, view, out)).unwrap_or_default();
+    Some(DefinitionTest { name: name?, view: view.id.clone(), interval: interval?, given, expect, checks, origin })
 }
 
 fn view(name: &At<String>, catalog: &Catalog, out: &mut Vec<Diagnostic>) -> Option<ViewId> {
@@ -138,6 +152,31 @@ fn given(
         }));
     }
     (out.len() == before).then(|| tables.into_values().collect())
+}
+
+/// The verdicts that are expected, of checks that the view has.
+fn verdicts(written: &Named<VerdictWord>, view: &FeatureView, out: &mut Vec<Diagnostic>) -> Vec<ExpectedVerdict> {
+    let mut expected = Vec::with_capacity(written.0.len());
+    for (name, verdict) in &written.0 {
+        if view.checks.iter().any(|check| check.name == name.value) {
+            let (check, origin) = (name.value.clone(), name.origin.clone());
+            expected.push(ExpectedVerdict { check, verdict: verdict.value.into(), origin });
+            continue;
+        }
+        let names = || view.checks.iter().map(|check| check.name.as_str());
+        let help = match (nearest(name, names()), view.checks.is_empty()) {
+            (Some(near), _) => format!("did you mean `{near}`?"),
+            (None, false) => format!("it has the checks `{}`", names().collect::<Vec<_>>().join("`, `")),
+            (None, true) => "it has no checks: write some below its `checks:`".to_owned(),
+        };
+        let title = format!("`{}` is not a check of the view `{}`", name.value, view.id);
+        out.push(
+            Diagnostic::error(ids::BAD_TEST, name.origin.clone(), title)
+                .with_label("no check with this name")
+                .with_help(help),
+        );
+    }
+    expected
 }
 
 /// What a name under `given:` stands for: as in SQL.

@@ -5,9 +5,10 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::{At, Field, Node, Read, check_keys, described, key_name, missing, record};
-use crate::definitions::read::wrong_type;
+use crate::definitions::read::{nearest, scalar, schema_of, words, wrong_type};
 use crate::definitions::yaml::Value;
-use crate::diagnostics::Diagnostic;
+use crate::diagnostics::{Diagnostic, ids};
+use crate::run::Verdict;
 
 record! {
     /// A test: a few rows in, and the rows that a view shall make of them.
@@ -20,8 +21,37 @@ record! {
         interval: required String,
         /// Rows by the name of the source or view that they stand in for; every source that is read needs some, or `[]`.
         given: required Named<Vec<At<RowFile>>>,
-        /// The rows that shall come out, in any order; only columns that one of them names are compared.
-        expect: required Vec<At<RowFile>>,
+        /// The rows that shall come out, in any order; only columns that one of them names are compared. May be left out where
+        /// there are `checks:`.
+        expect: optional Vec<At<RowFile>>,
+        /// The verdicts that checks of the view shall give on the rows that come out, by the checks' names: `passed`,
+        /// `failed`, `quarantined` or `skipped`.
+        checks: optional Named<VerdictWord>,
+    }
+}
+
+/// The word for a verdict that can be expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::definitions) enum VerdictWord {
+    Passed,
+    Failed,
+    Quarantined,
+    Skipped,
+}
+
+words!(VerdictWord, "a verdict" {
+    "passed" => Self::Passed, "failed" => Self::Failed, "quarantined" => Self::Quarantined, "skipped" => Self::Skipped,
+});
+schema_of!(VerdictWord, "verdict", { "enum": ["passed", "failed", "quarantined", "skipped"] });
+
+impl From<VerdictWord> for Verdict {
+    fn from(word: VerdictWord) -> Self {
+        match word {
+            VerdictWord::Passed => Self::Passed,
+            VerdictWord::Failed => Self::Failed,
+            VerdictWord::Quarantined => Self::Quarantined,
+            VerdictWord::Skipped => Self::Skipped,
+        }
     }
 }
 
