@@ -169,7 +169,15 @@ fn message(judged: &Judged<'_>, hidden: &Hidden) -> String {
         return "could not be computed; why may hold values of columns that are tagged pii, and is hidden".to_owned();
     }
     let check = definition(judged);
-    if check.is_some_and(|check| check.group_by.iter().any(|column| hidden.hides(column))) {
+    // The number of a group of one row is the value of that row.
+    let of_groups = |check: &Check| {
+        let about = match &check.rule {
+            Rule::Bounds { metric, .. } if !check.group_by.is_empty() => metric.column(),
+            _ => None,
+        };
+        check.group_by.iter().map(String::as_str).chain(about).any(|column| hidden.hides(column))
+    };
+    if check.is_some_and(of_groups) {
         return result.message.split(BEFORE_GROUPS).next().unwrap_or_default().to_owned();
     }
     match check.map(|check| &check.rule) {
@@ -193,6 +201,10 @@ struct Gauge {
 }
 
 fn gauge(check: &Check, facts: &ViewFacts, hidden: &Hidden) -> Option<Element> {
+    if !check.group_by.is_empty() {
+        // What a group has is in no profile; the worst are in the message.
+        return None;
+    }
     let now = facts.now.as_ref()?;
     let column = |name: &str| now.columns.get(name).filter(|_| !hidden.hides(name));
     let ends = |profile: &ColumnProfile| Some((profile.quantile(0.0)?, profile.quantile(1.0)?));

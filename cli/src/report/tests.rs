@@ -35,6 +35,7 @@ fn project(view_tags: &str) -> Project {
          - format: {{column: mail, is: email}}\n      \
          - range: {{column: amount, max: 100}}\n      \
          - length: {{column: city, max: 9, group_by: [mail]}}\n      \
+         - distinct_count: {{column: mail, max: 5, name: mails of towns, group_by: [city]}}\n      \
          - drift: {{column: mail, name: mails, max: 0.2}}\n      \
          - sql: {{name: mails_differ, severity: warn, query: SELECT mail AS m FROM persons}}\n",
         EVIL.replace('"', "\\\"")
@@ -69,6 +70,7 @@ fn result(check: &str, severity: Severity, verdict: Verdict, sample: serde_json:
     let message = match check {
         "mails" => "it is 3, at most 0.2 is allowed; most of it: secret@example.com 0 % → 50 %".to_owned(),
         "length(city)" => "too long; in 1 of 2 groups of mail; worst: \"hush@example.com\" 20 of 30".to_owned(),
+        "mails of towns" => "above 5 in 1 of 2 groups of city; worst: \"hush@example.com\" 20".to_owned(),
         _ => format!("what {check} found"),
     };
     CheckResult { check: check.to_owned(), severity, verdict, overridden: false, message, failing_rows, samples }
@@ -104,6 +106,7 @@ fn facts(state: RunState, project: Project) -> Facts {
         result(EVIL, Severity::Warn, Verdict::Skipped, serde_json::Value::Null),
         result("mails", Severity::Block, verdict, serde_json::Value::Null),
         result("length(city)", Severity::Warn, Verdict::Passed, serde_json::Value::Null),
+        result("mails of towns", Severity::Warn, verdict, serde_json::Value::Null),
         result("mails_differ", Severity::Warn, verdict, only_if_blocked(json!({"m": "alias@example.com"}))),
         result("format(mail)", Severity::Block, verdict, only_if_blocked(sample("nobody@"))),
         result("range(amount)", Severity::Block, verdict, only_if_blocked(json!({"id": 1, "amount": 660.0}))),
@@ -154,7 +157,7 @@ fn a_blocked_run_says_so_first_and_then_why() {
 #[test]
 fn a_published_run_says_so_and_what_was_not_judged() {
     let page = render(&facts(RunState::Succeeded, project("")));
-    assert!(page.contains("<h1>Published</h1>") && page.contains("6 checks passed, 1 could not be judged"), "{page}");
+    assert!(page.contains("<h1>Published</h1>") && page.contains("7 checks passed, 1 could not be judged"), "{page}");
     assert!(!page.contains("What needs acting on") && !page.contains("large change"), "{page}");
     let mut warned = facts(RunState::Succeeded, project(""));
     warned.views[0].checks[3].verdict = Verdict::Failed;

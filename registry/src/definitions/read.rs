@@ -257,8 +257,9 @@ fn elsewhere(what: &str, key: &str) -> Option<&'static str> {
              `format`, `length`, `event_time`, `expression` and `referential`)",
         ),
         ("check", "group_by") => Some(
-            "only checks that judge single rows can judge groups of them (`not_null`, `range`, `accepted_values`, `regex`, \
-             `format`, `length`, `event_time`, `expression` and `referential`)",
+            "groups are judged by checks of single rows (`not_null`, `range`, `accepted_values`, `regex`, `format`, `length`, \
+             `event_time`, `expression`, `referential`) and by `row_count`, `null_rate`, `distinct_count`, `mean`, `stddev`, \
+             `sum` and `true_ratio`: what others need is not kept of every group",
         ),
         _ => None,
     }

@@ -27,8 +27,9 @@ pub struct Check {
     /// How many rows may break the rule all the same; none when absent. For rules about rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tolerance: Option<Tolerance>,
-    /// Columns whose values make groups, a null being one: the tolerance holds in each of them, at most [`GROUPS_MAX`]. For
-    /// rules about single rows, when it is not set aside what breaks them.
+    /// Columns whose values make groups, a null being one, at most [`GROUPS_MAX`]: the tolerance holds in each of them. For
+    /// rules about single rows, when it is not set aside what breaks them; and for [`Rule::Bounds`] (not of quantiles) and
+    /// [`Rule::RowCount`] (without `max_change`), whose number is then that of each group that has rows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub group_by: Vec<String>,
     /// How long it may take; [`TIMEOUT`] when absent. For rules that read other tables, or the staged rows again.

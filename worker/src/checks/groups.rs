@@ -22,7 +22,7 @@ use crate::text::TextColumn;
 pub const BEFORE_GROUPS: &str = "; worst: ";
 
 /// How many groups a message names.
-const NAMED_MAX: usize = 3;
+pub(super) const NAMED_MAX: usize = 3;
 /// How long the name of a group may be, in bytes.
 const NAME_BYTES_MAX: usize = 80;
 /// What a group needs, at most: its place among the others (see [`super::unique::BYTES_PER_HASH`]) and its name.
@@ -30,13 +30,43 @@ const BYTES_PER_GROUP: usize = 256;
 /// How many more groups the pool is asked for at once; the first so many (1 MiB) are held without asking.
 const GRANTED_AT_ONCE: usize = 4_096;
 
+/// Memory for groups.
+pub(super) struct Room {
+    of: String,
+    bytes_per_group: usize,
+    /// How many groups may be held before the pool is asked for more.
+    granted: usize,
+    reservation: MemoryReservation,
+}
+
+impl Room {
+    /// For groups of `columns` that need `bytes_per_group` each, at most.
+    pub(super) fn new(columns: &[String], bytes_per_group: usize, runtime: &RuntimeEnv) -> Self {
+        let of = columns.join(", ");
+        let reservation = MemoryConsumer::new(format!("groups of {of}")).register(&runtime.memory_pool);
+        Self { of, bytes_per_group, granted: GRANTED_AT_ONCE, reservation }
+    }
+
+    /// Sees to it that there may be one group more than the `known` ones.
+    pub(super) fn make(&mut self, known: usize) -> Result<(), Unjudgeable> {
+        let of = &self.of;
+        if known >= GROUPS_MAX {
+            return Err(Unjudgeable(format!("there are more than {GROUPS_MAX} groups of {of}")));
+        }
+        if known >= self.granted {
+            let granted = self.reservation.try_grow(GRANTED_AT_ONCE * self.bytes_per_group);
+            granted.map_err(|_| Unjudgeable(format!("more than {known} groups of {of} do not fit into `memory:`")))?;
+            self.granted += GRANTED_AT_ONCE;
+        }
+        Ok(())
+    }
+}
+
 /// The groups of one check.
 pub(super) struct Groups {
     columns: Vec<String>,
     found: HashMap<u128, Group, BuildHasherDefault<Already>>,
-    /// How many groups may be held before the pool is asked for more.
-    granted: usize,
-    reservation: MemoryReservation,
+    room: Room,
     row: Vec<u8>,
 }
 
@@ -67,29 +97,19 @@ impl Group {
 
 impl Groups {
     pub(super) fn new(columns: &[String], runtime: &RuntimeEnv) -> Self {
-        let consumer = MemoryConsumer::new(format!("groups of {}", columns.join(", ")));
-        Self {
-            columns: columns.to_vec(),
-            found: HashMap::default(),
-            granted: GRANTED_AT_ONCE,
-            reservation: consumer.register(&runtime.memory_pool),
-            row: Vec::new(),
-        }
+        let room = Room::new(columns, BYTES_PER_GROUP, runtime);
+        Self { columns: columns.to_vec(), found: HashMap::default(), room, row: Vec::new() }
     }
 
     /// Counts the rows of `batch`, of which those at `failing` (ascending) break the rule.
     pub(super) fn count(&mut self, batch: &RecordBatch, failing: &[usize]) -> Result<(), Unjudgeable> {
-        let mut texts = Vec::with_capacity(self.columns.len());
-        for name in &self.columns {
-            let text = TextColumn::new(column(batch, name)?).map_err(|error| Unjudgeable(error.to_string()))?;
-            texts.push(text);
-        }
+        let texts = texts(batch, &self.columns)?;
         let mut failing = failing.iter().copied().peekable();
         for row in 0..batch.num_rows() {
             hash_row(&texts, row, &mut self.row);
             let hash = xxh3_128(&self.row);
             if !self.found.contains_key(&hash) {
-                self.make_room()?;
+                self.room.make(self.found.len())?;
             }
             let group = self.found.entry(hash).or_default();
             group.rows += 1;
@@ -97,21 +117,6 @@ impl Groups {
                 group.failing += 1;
                 group.name.get_or_insert_with(|| name(&texts, row));
             }
-        }
-        Ok(())
-    }
-
-    /// Sees to it that there may be one group more.
-    fn make_room(&mut self) -> Result<(), Unjudgeable> {
-        let known = self.found.len();
-        let of = self.columns.join(", ");
-        if known >= GROUPS_MAX {
-            return Err(Unjudgeable(format!("there are more than {GROUPS_MAX} groups of {of}")));
-        }
-        if known >= self.granted {
-            let granted = self.reservation.try_grow(GRANTED_AT_ONCE * BYTES_PER_GROUP);
-            granted.map_err(|_| Unjudgeable(format!("more than {known} groups of {of} do not fit into `memory:`")))?;
-            self.granted += GRANTED_AT_ONCE;
         }
         Ok(())
     }
@@ -158,8 +163,14 @@ impl Groups {
     }
 }
 
+/// The values of `columns` as text.
+pub(super) fn texts(batch: &RecordBatch, columns: &[String]) -> Result<Vec<TextColumn>, Unjudgeable> {
+    let text = |name: &String| TextColumn::new(column(batch, name)?).map_err(|error| Unjudgeable(error.to_string()));
+    columns.iter().map(text).collect()
+}
+
 /// What the group of `row` is called: its values as JSON, in parentheses when they are several.
-fn name(texts: &[TextColumn], row: usize) -> Box<str> {
+pub(super) fn name(texts: &[TextColumn], row: usize) -> Box<str> {
     let values: Vec<String> = texts.iter().map(|text| text.json(row).to_string()).collect();
     let mut name = if let [value] = values.as_slice() { value.clone() } else { format!("({})", values.join(", ")) };
     if name.len() > NAME_BYTES_MAX {

@@ -8,7 +8,8 @@
 //! Rows that break a rule with a `quarantine` are no longer in the batches that it sees: a [`Diverter`] took them out
 //! before, and has the verdicts of those rules.
 //!
-//! Numbers of the run (means, null rates…) are taken from its profile when the last row has been seen. Two kinds of check
+//! Numbers of the run (means, null rates…) are taken from its profile when the last row has been seen; those of groups of
+//! rows are counted here. Two kinds of check
 //! cannot be judged here and come out `pending`: `sql` needs all staged rows at once ([`run_sql_check`]), and what compares
 //! with earlier intervals needs their records ([`judge_history`]).
 //! What other tables have to do with it is read before ([`read_others`]).
@@ -16,6 +17,7 @@
 
 mod condition;
 mod divert;
+mod group_numbers;
 mod groups;
 mod history;
 mod metrics;
@@ -47,6 +49,7 @@ pub use self::sources::{SourceLook, judge_source};
 pub use self::sql::run_sql_check;
 
 use self::condition::{Condition, Expression};
+use self::group_numbers::GroupNumbers;
 use self::groups::Groups;
 use self::others::Reconciled;
 pub(crate) use self::profile::Profiler;
@@ -63,6 +66,7 @@ pub struct CheckRunner {
     judges: Vec<Judge>,
     others: Vec<Check>,
     reconciled: Vec<Reconciled>,
+    grouped: Vec<GroupNumbers>,
     /// Columns that identify a row in samples.
     identity: Vec<String>,
     profiler: Profiler,
@@ -91,7 +95,8 @@ impl CheckRunner {
             Reconciled::new(check, filter)
         });
         let reconciled = reconciled.collect();
-        Self { judges, others, reconciled, identity: identity(view, key_names), profiler, rows: 0 }
+        let grouped = others.iter().filter_map(|check| GroupNumbers::of(check, state.runtime_env())).collect();
+        Self { judges, others, reconciled, grouped, identity: identity(view, key_names), profiler, rows: 0 }
     }
 
     /// Takes what was found in other tables. Checks that compare with them cannot be computed without.
@@ -134,6 +139,9 @@ impl CheckRunner {
         for reconciled in &mut self.reconciled {
             reconciled.update(batch);
         }
+        for grouped in &mut self.grouped {
+            grouped.update(batch);
+        }
         self.profiler.update(batch);
     }
 
@@ -143,7 +151,9 @@ impl CheckRunner {
         let rows = self.rows;
         let mut results: Vec<CheckResult> = self.judges.into_iter().map(|judge| judge.finish(rows)).collect();
         let profile = self.profiler.finish();
+        let grouped = |check: &Check| self.grouped.iter().find(|grouped| grouped.check() == check.name);
         results.extend(self.others.iter().map(|check| match &check.rule {
+            _ if let Some(grouped) = grouped(check) => grouped.finish(),
             Rule::Sql { .. } => pending(check, "waits for all rows to be staged".to_owned()),
             Rule::RowCount { .. } => history::judge_bounds(check, rows),
             Rule::Reconciliation { .. } => match self.reconciled.iter().find(|of| of.check() == check.name) {

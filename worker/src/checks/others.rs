@@ -18,6 +18,7 @@ use datafusion::arrow::datatypes::{DataType, Float64Type, Int64Type, SchemaRef};
 use datafusion::arrow::record_batch::RecordBatch;
 use datafusion::catalog::TableProvider;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
+use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::logical_expr::{cast, try_cast};
 use datafusion::prelude::{DataFrame, SessionContext};
 use futures::TryStreamExt;
@@ -120,13 +121,14 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    fn new(ctx: &SessionContext) -> Self {
-        let consumer = MemoryConsumer::new("values of a referential check");
-        let reservation = consumer.register(&ctx.runtime_env().memory_pool);
+    /// None yet; `what` they are is said when memory runs out.
+    pub(super) fn new(what: &str, runtime: &RuntimeEnv) -> Self {
+        let reservation = MemoryConsumer::new(what).register(&runtime.memory_pool);
         Self { seen: HashSet::default(), reservation, capacity: CAPACITY_MIN }
     }
 
-    fn insert(&mut self, hash: u128) -> Result<()> {
+    /// Whether `hash` is new.
+    pub(super) fn insert(&mut self, hash: u128) -> Result<bool> {
         if self.seen.len() >= self.capacity && !self.seen.contains(&hash) {
             // While the set moves to its new place, both places exist.
             let wanted = 2 * self.capacity * BYTES_PER_HASH;
@@ -140,8 +142,7 @@ impl Keys {
             self.capacity *= 2;
             self.reservation.resize(self.capacity * BYTES_PER_HASH);
         }
-        self.seen.insert(hash);
-        Ok(())
+        Ok(self.seen.insert(hash))
     }
 }
 
@@ -158,7 +159,7 @@ async fn keys(
         // What cannot be a value of ours is none that ours could be.
         wanted.push(try_cast(crate::reads::column(there), kind.clone()).alias(format!("v{position}")));
     }
-    let mut keys = Keys::new(ctx);
+    let mut keys = Keys::new("values of a referential check", &ctx.runtime_env());
     let mut stream = table.select(wanted)?.execute_stream().await?;
     let mut buffer = Vec::new();
     while let Some(batch) = stream.try_next().await? {
@@ -236,7 +237,11 @@ pub(super) struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, number: f64) {
+    pub(super) fn add_whole(&mut self, number: i64) {
+        self.whole += i128::from(number);
+    }
+
+    pub(super) fn add(&mut self, number: f64) {
         let sum = self.real + number;
         self.lost +=
             if self.real.abs() >= number.abs() { (self.real - sum) + number } else { (number - sum) + self.real };
@@ -268,7 +273,7 @@ impl Sum {
         Ok(())
     }
 
-    fn value(self) -> f64 {
+    pub(super) fn value(self) -> f64 {
         // Infinite numbers make what was lost meaningless.
         let real = if self.real.is_finite() { self.real + self.lost } else { self.real };
         self.whole as f64 + real

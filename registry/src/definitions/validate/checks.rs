@@ -123,12 +123,12 @@ impl<'a> Common<'a> {
             | CheckFile::Mean(check)
             | CheckFile::Stddev(check)
             | CheckFile::Sum(check)
-            | CheckFile::TrueRatio(check) => of_run!(check),
+            | CheckFile::TrueRatio(check) => Self { group_by: Some(&check.group_by), ..of_run!(check) },
             CheckFile::Quantile(check) => of_run!(check),
             CheckFile::Anomaly(check) => of_run!(check),
             CheckFile::Monotonic(check) => of_run!(check),
             CheckFile::Drift(check) => of_run!(check),
-            CheckFile::RowCount(check) => of_run!(check),
+            CheckFile::RowCount(check) => Self { group_by: Some(&check.group_by), ..of_run!(check) },
             CheckFile::Referential(check) => Self {
                 filter: Some(&check.r#where),
                 tolerate: Some(&check.tolerate),
@@ -257,6 +257,13 @@ fn group_by(
         let help = "equal rows may lie in different groups: for values that are unique in each group, add its columns to \
                     `columns:`";
         out.push(bad(origin, "`unique` cannot be judged by group", help));
+        return None;
+    }
+    if let CheckFile::RowCount(check) = check
+        && !check.max_change.is_missing()
+    {
+        let help = "write two checks: of earlier intervals only the number of all rows is known";
+        out.push(bad(origin, "`max_change` cannot be judged by group", help));
         return None;
     }
     if common.on_fail.is_some_and(|on_fail| !on_fail.is_missing()) {

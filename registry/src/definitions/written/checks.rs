@@ -286,6 +286,9 @@ record! {
         /// Which interval before: the nearest one that begins on the same `weekday`, in the same `hour`, or both
         /// (`weekday_hour`), in the time zone of the view's DAG; the nearest of all when left out.
         same: optional Season,
+        /// Column names whose values make groups: every group that has a row must have so many, and the verdict names the
+        /// worst. Not with `max_change`.
+        group_by: optional Vec<At<String>>,
         /// Unique in its view; made from the rule when left out.
         name: optional String,
         /// `block` (default) or `warn`.
@@ -404,6 +407,9 @@ record! {
         min: optional f64,
         /// Highest allowed value.
         max: optional f64,
+        /// Column names whose values make groups: the number of every group must lie within the bounds, and the verdict names
+        /// the worst. A group without a value to take it from is passed over.
+        group_by: optional Vec<At<String>>,
         /// Unique in its view; made from the rule when left out.
         name: optional String,
         /// `block` (default) or `warn`.
