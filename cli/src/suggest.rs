@@ -3,12 +3,17 @@
 //! [`suggest`] is a pure function of what was recorded, so the same history suggests the same. Two things hold for whatever
 //! it proposes: no run of the history would have failed it, and it says what it rests on. What held without exception
 //! (no null ever, the same few values ever) blocks; bounds around what is usual leave a margin and only warn.
+//!
+//! A profile keeps few of the texts that it has seen, so a format can mostly be told from a part of them alone: `format` is
+//! the one proposal that past runs may have failed, and it says of how many values it is told. `unique` needs a proof, which
+//! profiles have of columns with few values; that the estimated number of different values is near that of the rows is none.
 
 use std::collections::BTreeSet;
 
 use serde::Serialize;
-use tidegate_quality::drift;
-use tidegate_registry::model::{Feature, FeatureView, Key, Metric, Rule};
+use tidegate_quality::anomaly::robust_z;
+use tidegate_quality::{drift, formats};
+use tidegate_registry::model::{Feature, FeatureView, Key, Metric, Rule, TextFormat};
 use tidegate_registry::profile::{ColumnProfile, ProfileKind};
 use tidegate_registry::store::Recorded;
 
@@ -18,6 +23,17 @@ use crate::report::Hidden;
 pub const RUNS_MIN: usize = 5;
 /// How many earlier runs a drift check compares with.
 pub const DRIFT_LAST: usize = 7;
+/// How many earlier runs a check of odd numbers compares with.
+pub const ANOMALY_LAST: usize = 14;
+/// How many of them there must be, and how far from their median a number may be: what such checks assume.
+const ANOMALY_LEAST: usize = 7;
+const ANOMALY_THRESHOLD: f64 = 3.5;
+/// Of fewer texts nothing is said about all of them.
+const TEXTS_MIN: usize = 20;
+/// Fewer values may all be different by chance.
+const UNIQUE_VALUES_MIN: u64 = 100;
+/// So many pairs of equal numbers chance alone has to make on average, for their absence to mean something.
+const UNIQUE_PAIRS_MIN: f64 = 5.0;
 /// Of fewer rows chance alone moves more than drift checks allow.
 const DRIFT_ROWS_MIN: u64 = 200;
 /// Lists of values that are longer are no rule but an inventory.
@@ -83,7 +99,10 @@ enum About {
     Values(String),
     Range(String),
     Length(String),
+    Unique(String),
+    Format(String),
     Number(Metric),
+    Odd(Metric),
     Drift(String),
 }
 
@@ -104,8 +123,12 @@ fn has(view: &FeatureView, about: &About) -> bool {
         | (Rule::AcceptedValues { column: of, .. }, About::Values(column))
         | (Rule::Range { column: of, .. }, About::Range(column))
         | (Rule::Length { column: of, .. }, About::Length(column))
+        | (Rule::Format { column: of, .. }, About::Format(column))
         | (Rule::Drift { column: of, .. }, About::Drift(column)) => of == column,
-        (Rule::Bounds { metric, .. }, About::Number(about)) => metric == about,
+        (Rule::Unique { columns }, About::Unique(column)) => columns.len() == 1 && columns.contains(column),
+        (Rule::Bounds { metric, .. }, About::Number(about)) | (Rule::Anomaly { metric, .. }, About::Odd(about)) => {
+            metric == about
+        }
         _ => false,
     })
 }
@@ -120,6 +143,7 @@ struct Proposer<'a> {
 impl Proposer<'_> {
     fn all(&self) -> Vec<Proposal> {
         let mut all: Vec<Proposal> = self.row_count().into_iter().collect();
+        all.extend(self.odd(Metric::RowCount, "of: row_count", |run| Some(run.rows as f64)));
         let mut never_null = Vec::new();
         let mut of_columns = Vec::new();
         for feature in &self.view.features {
@@ -135,6 +159,11 @@ impl Proposer<'_> {
                 never_null.push(feature.name.clone());
             }
             of_columns.extend(column.null_rate());
+            let nulls = |run: &Recorded| run.profile.get(&feature.name).and_then(ColumnProfile::null_rate);
+            let of_nulls = format!("of: null_rate, column: {}", feature.name);
+            of_columns.extend(self.odd(Metric::NullRate(feature.name.clone()), &of_nulls, nulls));
+            of_columns.extend(column.unique());
+            of_columns.extend(column.format());
             if !self.hidden.hides(&feature.name) {
                 of_columns.extend(column.accepted_values());
                 of_columns.extend(column.length());
@@ -189,6 +218,35 @@ impl Proposer<'_> {
         }
         parts.push("severity: warn".to_owned());
         Some(proposal(About::Rows, format!("row_count: {{{}}}", parts.join(", ")), why))
+    }
+
+    /// That a number is not odd, where no run's would have been.
+    fn odd(&self, metric: Metric, written: &str, of: impl Fn(&Recorded) -> Option<f64>) -> Option<Proposal> {
+        let mut distances = Vec::new();
+        for (at, run) in self.runs.iter().enumerate() {
+            let earlier = self.history.get(at + 1..).unwrap_or_default();
+            let earlier: Vec<f64> = earlier.iter().take(ANOMALY_LAST).filter_map(|run| of(run)).collect();
+            let Some(value) = of(run) else { continue };
+            let Ok(found) = robust_z(value, &earlier, ANOMALY_LEAST) else { continue };
+            if found.deviation == 0.0 {
+                // By how much what never varied may vary, nobody knows.
+                return None;
+            }
+            distances.push(found.z.abs());
+        }
+        let most = distances.iter().copied().fold(0.0, f64::max);
+        (distances.len() >= RUNS_MIN && most <= ANOMALY_THRESHOLD).then(|| {
+            proposal(
+                About::Odd(metric),
+                format!("anomaly: {{{written}, last: {ANOMALY_LAST}, severity: warn}}"),
+                format!(
+                    "at most {} robust standard deviations from the median of up to {ANOMALY_LAST} runs before, in {} runs; \
+                     {ANOMALY_THRESHOLD} are allowed",
+                    short(most),
+                    distances.len()
+                ),
+            )
+        })
     }
 
     fn drift(&self, feature: &Feature) -> Option<Proposal> {
@@ -287,6 +345,85 @@ impl Column<'_> {
             About::Values(self.name().to_owned()),
             format!("accepted_values: {{column: {}, values: [{}]}}", self.name(), listed.join(", ")),
             format!("{are} all there was in {} runs", self.runs),
+        ))
+    }
+
+    /// That no value comes twice, where profiles have counted all values: so they do of a few hundred, and estimate beyond.
+    fn unique(&self) -> Option<Proposal> {
+        // Nulls would be equal, and that fractions differ is no wonder.
+        if !matches!(self.kind(), ProfileKind::Text | ProfileKind::Integer) {
+            return None;
+        }
+        let once = |profile: &&ColumnProfile| {
+            let most = profile.frequent.iter().map(|value| value.count).max().unwrap_or(0);
+            profile.nulls == 0 && profile.frequent_error == 0 && (most == 1 || profile.values() == 0)
+        };
+        if !self.profiles.iter().all(once) {
+            return None;
+        }
+        let values: u64 = self.profiles.iter().map(|profile| profile.values()).sum();
+        let bound = |text: &Option<String>| text.as_deref().and_then(|text| text.parse::<f64>().ok());
+        // How many pairs were equal if numbers were dealt evenly between the smallest and the largest.
+        let pairs = |profile: &&ColumnProfile| match (bound(&profile.min), bound(&profile.max)) {
+            (Some(min), Some(max)) => (profile.values() as f64).powi(2) / (2.0 * (max - min + 1.0)),
+            _ => 0.0,
+        };
+        let by_chance =
+            self.kind() == ProfileKind::Integer && self.profiles.iter().map(pairs).sum::<f64>() < UNIQUE_PAIRS_MIN;
+        (values >= UNIQUE_VALUES_MIN && !by_chance).then(|| {
+            proposal(
+                About::Unique(self.name().to_owned()),
+                format!("unique: {{columns: [{}], severity: warn}}", self.name()),
+                format!("all values were counted, and none came twice, in {} runs ({values} values)", self.runs),
+            )
+        })
+    }
+
+    /// What all texts are that profiles keep. It tells nothing of any one of them, so hidden ones have a format, too.
+    fn format(&self) -> Option<Proposal> {
+        if self.kind() != ProfileKind::Text {
+            return None;
+        }
+        let mut kept: BTreeSet<&str> = BTreeSet::new();
+        let mut all = true;
+        for profile in self.profiles {
+            kept.extend(profile.frequent.iter().map(|value| value.value.as_str()));
+            kept.extend([&profile.min, &profile.max].into_iter().flatten().map(String::as_str));
+            let listed: u64 = profile.frequent.iter().map(|value| value.count).sum();
+            all &= profile.frequent_error == 0 && listed == profile.values();
+        }
+        // Few values are listed by themselves.
+        if kept.len() < TEXTS_MIN {
+            return None;
+        }
+        let lengths = |of: u64| {
+            self.profiles
+                .iter()
+                .filter_map(|profile| profile.lengths)
+                .all(|lengths| lengths.min == of && lengths.max == of)
+        };
+        let (format, called) = if lengths(36) && kept.iter().all(|text| formats::is_uuid(text)) {
+            (TextFormat::Uuid, "UUIDs of 36 characters")
+        } else if lengths(10) && kept.iter().all(|text| formats::is_iso_date(text)) {
+            (TextFormat::IsoDate, "days of 10 characters")
+        } else if kept.iter().all(|text| formats::is_email(text)) {
+            (TextFormat::Email, "e-mail addresses")
+        } else {
+            return None;
+        };
+        let why = if all {
+            format!("all {} different values of {} runs are {called}", kept.len(), self.runs)
+        } else {
+            format!(
+                "the {} values that the profiles of {} runs keep are {called}; they keep only a part",
+                kept.len(),
+                self.runs
+            )
+        };
+        Some(proposal(
+            About::Format(self.name().to_owned()),
+            format!("format: {{column: {}, is: {format}, severity: warn}}", self.name()),
+            why,
         ))
     }
 

@@ -47,8 +47,9 @@ enum Action {
     },
     /// Propose checks for a view from what its past runs have found out, as YAML to paste below `checks:`
     ///
-    /// No run that was looked at would have failed what is proposed. What held without exception blocks; bounds around what is
-    /// usual leave a margin and warn. Keep what you know to be right.
+    /// No run that was looked at would have failed what is proposed, unless the comment says that it rests on a part of the
+    /// values. What held without exception blocks; bounds around what is usual leave a margin and warn. Keep what you know to
+    /// be right.
     Suggest {
         /// The view: a name (its highest version) or name@vN
         view: String,
@@ -108,7 +109,7 @@ const INDENT: usize = 6;
 
 async fn propose(view: &str, runs: u32, registry: &Registry, context: &Context) -> anyhow::Result<()> {
     let view = select::view(&registry.project, view)?;
-    let limit = runs.saturating_add(suggest::DRIFT_LAST as u32);
+    let limit = runs.saturating_add(suggest::DRIFT_LAST.max(suggest::ANOMALY_LAST) as u32);
     let history = registry.store.recorded(&view.id, Instant::MAX_UTC, None, limit).await?;
     let found = suggest::suggest(view, registry.project.keys_of(view), &history, runs as usize);
     if context.output.is_json() {

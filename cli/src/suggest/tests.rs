@@ -140,3 +140,107 @@ fn bounds_are_short_and_never_narrower() {
     }
     assert_eq!([down(123.4), up(123.4), down(-123.4), up(0.3), up(-0.0)], [120.0, 130.0, -130.0, 0.3, 0.0]);
 }
+
+/// Runs of a view of which `code` has these texts and `visits` these numbers, and `country` so many nulls; newest first.
+fn runs_of(number: usize, of: impl Fn(usize) -> (Vec<String>, Vec<i64>, usize)) -> Vec<Recorded> {
+    let profile = |array: ArrayRef| {
+        let mut profiler = ColumnProfiler::new(array.data_type());
+        profiler.update(&array).unwrap();
+        profiler.finish()
+    };
+    let one = |age: usize| {
+        let (codes, visits, nulls) = of(age);
+        let rows = codes.len();
+        let mut recorded = run(age, rows);
+        let countries: StringArray = (0..rows).map(|row| (row >= nulls).then_some("DE")).collect();
+        recorded.profile["code"] = profile(Arc::new(StringArray::from(codes)));
+        recorded.profile["visits"] = profile(Arc::new(Int64Array::from(visits)));
+        recorded.profile["country"] = profile(Arc::new(countries));
+        recorded
+    };
+    (0..number).map(one).collect()
+}
+
+/// The proposals of that kind about the column.
+fn of_kind(history: &[Recorded], kind: &str, column: &str) -> String {
+    let found = suggested("", history);
+    let wanted = |one: &&Suggestion| one.check.starts_with(&format!("{kind}: ")) && one.check.contains(column);
+    found.checks.iter().filter(wanted).map(|one| format!("{} # {}", one.check, one.why)).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn values_are_unique_only_where_profiles_prove_it() {
+    let codes = |rows: usize, age: usize| (0..rows).map(|row| format!("S{:06}", row + 7 * age)).collect::<Vec<_>>();
+    let of = |rows: usize, apart: i64| {
+        runs_of(6, move |age| (codes(rows, age), (0..rows as i64).map(|row| row * apart).collect(), 0))
+    };
+    assert_eq!(
+        of_kind(&of(100, 3), "unique", "code"),
+        "unique: {columns: [code], severity: warn} # all values were counted, and none came twice, in 6 runs (600 values)"
+    );
+    assert!(of_kind(&of(100, 3), "unique", "visits").starts_with("unique: {columns: [visits]"));
+    // A hundred numbers of a million are mostly different anyway.
+    assert_eq!(of_kind(&of(100, 10_000), "unique", "visits"), "");
+    assert_eq!(of_kind(&of(10, 3), "unique", "code"), "", "60 values");
+    assert_eq!(of_kind(&of(5_000, 1), "unique", "code"), "", "an estimate is no proof");
+    assert_eq!(of_kind(&of(5_000, 1), "unique", "visits"), "");
+    let mut twice = of(100, 3);
+    let mut doubled = codes(100, 0);
+    doubled[7] = doubled[8].clone();
+    twice[2] = runs_of(1, |_| (doubled.clone(), (0..100).collect(), 0)).remove(0);
+    assert_eq!(of_kind(&twice, "unique", "code"), "", "once in one run");
+    let mut null = of(100, 3);
+    null[3].profile["code"].nulls = 1;
+    assert_eq!(of_kind(&null, "unique", "code"), "", "two nulls would be equal");
+}
+
+fn uuid(number: usize) -> String {
+    format!("{number:08x}-0000-4000-8000-{:012x}", number * 7_919)
+}
+
+#[test]
+fn formats_say_of_how_many_values_they_are_told() {
+    let of_runs = |runs: usize, rows: usize, text: fn(usize) -> String| {
+        let history = runs_of(runs, move |age| {
+            ((0..rows).map(|row| text(row + age * rows)).collect(), (0..rows as i64).collect(), 0)
+        });
+        of_kind(&history, "format", "code")
+    };
+    let of = |rows, text| of_runs(6, rows, text);
+    assert_eq!(
+        of(10, uuid),
+        "format: {column: code, is: uuid, severity: warn} # all 60 different values of 6 runs are UUIDs of 36 characters"
+    );
+    // Of many different values a profile keeps the smallest and the largest.
+    assert_eq!(
+        of_runs(12, 1_000, uuid),
+        "format: {column: code, is: uuid, severity: warn} # the 24 values that the profiles of 12 runs keep are UUIDs of 36 \
+         characters; they keep only a part"
+    );
+    assert_eq!(of_runs(6, 1_000, uuid), "", "12 values");
+    assert!(of(10, |number| format!("somebody.{number}@example.com")).contains("is: email"));
+    assert!(of(10, |number| format!("2026-{:02}-{:02}", number % 12 + 1, number % 28 + 1)).contains("is: iso_date"));
+    assert_eq!(of(10, |number| format!("{number:036}")), "", "as long as a UUID, and none");
+    assert_eq!(of(10, |number| if number == 30 { "none".to_owned() } else { uuid(number) }), "", "all but one");
+    assert_eq!(of(3, uuid), "", "18 values");
+}
+
+#[test]
+fn numbers_that_were_never_odd_are_watched() {
+    let rows = |number: usize| (0..number).map(|row| format!("S{row}")).collect::<Vec<_>>();
+    let of = |runs: usize, last: usize| {
+        runs_of(runs, move |age| {
+            let number = if age == 0 { last } else { 100 + age * 37 % 11 };
+            (rows(number), (0..number as i64).collect(), 10 + age * 5 % 7)
+        })
+    };
+    let told = of_kind(&of(14, 104), "anomaly", "row_count");
+    assert!(told.starts_with("anomaly: {of: row_count, last: 14, severity: warn} # at most "), "{told}");
+    assert!(told.ends_with("runs before, in 7 runs; 3.5 are allowed"), "{told}");
+    let told = of_kind(&of(14, 104), "anomaly", "country");
+    assert!(told.starts_with("anomaly: {of: null_rate, column: country, last: 14, severity: warn}"), "{told}");
+    assert_eq!(of_kind(&of(14, 400), "anomaly", "row_count"), "", "the last would have been");
+    assert_eq!(of_kind(&of(11, 104), "anomaly", "row_count"), "", "four of them could be judged");
+    let steady = runs_of(14, |_| (rows(100), (0..100).collect(), 10));
+    assert_eq!(of_kind(&steady, "anomaly", ""), "", "nothing ever varied");
+}
