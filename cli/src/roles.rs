@@ -81,6 +81,7 @@ pub async fn play(roles: Roles, listen: Listen, context: &Context) -> anyhow::Re
     registry.store.listen(Arc::new(move |change| match change {
         Change::Tasks => work.notify_waiters(),
         Change::Runs => progress.notify_waiters(),
+        Change::Notices => {}
     }));
     // Answers on while the roles finish what they hold.
     let answering = CancellationToken::new();

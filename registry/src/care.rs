@@ -78,6 +78,8 @@ pub struct PrunedRows {
     pub log_lines: u64,
     /// Outputs of tasks of ended runs.
     pub outputs: u64,
+    /// Notices that were delivered, or given up.
+    pub notices: u64,
 }
 
 /// Rows of a registry, counted.
@@ -214,7 +216,8 @@ pub trait Care {
     /// changed, when something else was published since.
     async fn compaction_record(&self, view: &ViewId, publish_number: u64, delta_version: u64) -> Result<bool>;
 
-    /// Removes log lines and task outputs of runs that ended before `before`.
+    /// Removes log lines and task outputs of runs that ended before `before`, and notices from before it of which nothing
+    /// is left to deliver.
     async fn rows_prune(&self, before: Instant) -> Result<PrunedRows>;
 
     /// Rows of each table.

@@ -244,6 +244,10 @@ id!(
     BackfillId
 );
 id!(
+    /// A notice: something that happened, told to whoever asked for it.
+    NoticeId
+);
+id!(
     /// A lease token: proves to the registry that the caller still holds what it claimed.
     LeaseToken
 );

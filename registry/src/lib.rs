@@ -6,6 +6,7 @@
 //!
 //! May not know: SQL databases, DataFusion, HTTP. It reads files only in [`definitions`].
 
+pub mod address;
 pub mod audit;
 pub mod care;
 pub mod cron;
@@ -14,6 +15,7 @@ pub mod diagnostics;
 pub mod fingerprint;
 pub mod ids;
 pub mod model;
+pub mod notice;
 pub mod plan;
 pub mod profile;
 pub mod pulse;

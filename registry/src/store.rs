@@ -21,6 +21,7 @@ use crate::audit::{AuditEvent, AuditFilter, AuditVerdict, NewAuditEvent};
 use crate::care::Care;
 use crate::ids::{DagName, LeaseToken, PoolName, QueueName, RegistryId, RunId, SnapshotId, ViewId};
 use crate::model::{Alike, Project};
+use crate::notice::Outbox;
 use crate::plan::DefinitionKind;
 use crate::profile::{ColumnProfile, ViewProfile};
 use crate::run::{
@@ -450,7 +451,7 @@ pub struct CheckFilter {
 
 /// The registry.
 #[async_trait]
-pub trait Store: Care + Send + Sync + Debug {
+pub trait Store: Care + Outbox + Send + Sync + Debug {
     // --- definitions -------------------------------------------------------------------------------------------------
 
     /// What this registry is.
@@ -874,6 +875,8 @@ pub enum Change {
     Tasks,
     /// There may be DAGs to plan or runs to let in.
     Runs,
+    /// There may be notices to send.
+    Notices,
 }
 
 /// Whom to call; see [`Store::listen`].

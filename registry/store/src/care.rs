@@ -18,11 +18,11 @@ use tidegate_registry::store::{Result, StoreError};
 use tidegate_registry::time::Instant;
 
 use crate::SqlStore;
-use crate::audit;
 use crate::codec::{self, duration_micros, micros, number};
 use crate::db::postgres::{BULK_MAX, CALL_MAX};
 use crate::db::{Conn, Db, commit, on};
 use crate::sql::{Builder, db_now, query};
+use crate::{audit, notices};
 
 /// Pinning and expiring exclude each other.
 const RETENTION_LINE: &str = "tidegate retention";
@@ -441,6 +441,7 @@ async fn rows_prune(db: &Db, before: Instant) -> Result<PrunedRows> {
     .execute(&mut tx)
     .await
     .map_err(on("removing old outputs"))?;
+    let notices = notices::prune_in_tx(&mut tx, before).await?;
     commit(tx).await?;
-    Ok(PrunedRows { log_lines, outputs })
+    Ok(PrunedRows { log_lines, outputs, notices })
 }

@@ -17,8 +17,11 @@ use async_trait::async_trait;
 use indexmap::IndexMap;
 use tidegate_registry::audit::{AuditEvent, AuditFilter, AuditVerdict, NewAuditEvent};
 use tidegate_registry::care::{self, Care, PrunedRows, Rebuild, TableRows, ViewKeep};
-use tidegate_registry::ids::{DagName, LeaseToken, RegistryId, RunId, SnapshotId, ViewId};
+use tidegate_registry::ids::{DagName, LeaseToken, NoticeId, RegistryId, RunId, SnapshotId, ViewId};
 use tidegate_registry::model::{Alike, Project};
+use tidegate_registry::notice::{
+    Delivery, DeliveryClaim, DeliveryEnd, NewNotice, Notice, NoticeFilter, Outbox, Subscription,
+};
 use tidegate_registry::plan::DefinitionKind;
 use tidegate_registry::run::{Claim, Intent, NewRun, Pins, Run, Task};
 use tidegate_registry::store::{
@@ -249,6 +252,18 @@ pass_on! {
     /// Whom the store calls is not a question, so it cannot go wrong.
     fn listen(&self, listener: Listener) {
         self.inner.listen(listener);
+    }
+}
+
+pass_on! {
+    Outbox {
+        notify(notice: NewNotice) -> () => (notice);
+        notices(filter: &NoticeFilter) -> Vec<(Notice, Vec<Delivery>)> => (&filter);
+        notices_route(subscriptions: &[Subscription], age_max: Duration) -> u64 => (&subscriptions, age_max);
+        delivery_claim(webhooks: &[String], lease: Duration, limit: u32) -> Vec<DeliveryClaim>
+            => (&webhooks, lease, limit);
+        delivery_end(token: LeaseToken, end: DeliveryEnd, now: Instant) -> () => (token, end, now);
+        deliveries_retry(notice: Option<NoticeId>, actor: &str, now: Instant) -> u64 => (notice, &actor, now);
     }
 }
 

@@ -20,6 +20,7 @@ mod decisions;
 mod definitions;
 pub mod faults;
 mod moves;
+mod notices;
 mod planning;
 mod pools;
 #[cfg(test)]

@@ -11,6 +11,7 @@ use tidegate_registry::time::Instant;
 
 use crate::codec::{json, micros, number_option};
 use crate::db::{Conn, on};
+use crate::notices;
 use crate::runs::{self, run_fields};
 use crate::sql::{Arg, Builder, Row, Sql, query};
 
@@ -167,6 +168,10 @@ pub(crate) async fn task_end(
 /// Ends a run: its other tasks are skipped and their leases void.
 pub(crate) async fn run_end(tx: &mut Conn, run: RunId, state: RunState, reason: &str, now: Instant) -> Result<()> {
     debug_assert!(!state.is_open(), "{state} is not an end");
+    if matches!(state, RunState::Blocked | RunState::Failed) {
+        let ended = runs::get_in_tx(tx, run).await?;
+        notices::run_ended_in_tx(tx, &ended, state, reason, now).await?;
+    }
     let reason = Some(reason).filter(|reason| !reason.is_empty());
     query("UPDATE runs SET state = $1, reason = $2, finished_at = $3 WHERE id = $4")
         .bind(state.as_str())

@@ -402,7 +402,7 @@ async fn processes_wake_each_other() {
     let mut killer = session(&url.replace("&schema=awake", "")).await;
     for round in 0..2 {
         // It hears of everything once it begins, and begins again after it was cut off.
-        for _ in 0..2 {
+        for _ in 0..3 {
             tokio::time::timeout(Duration::from_secs(20), heard.recv()).await.unwrap().unwrap();
         }
         world.create(World::new_run("other", round)).await;

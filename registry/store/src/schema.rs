@@ -76,6 +76,15 @@ pub(crate) const STEPS: &[Step] = &[
             postgres: include_str!("../migrations/postgres/0006_audit_chain.sql"),
         },
     },
+    Step {
+        name: "0007_notices",
+        // Older programs tell nobody.
+        compatible_from: 6,
+        text: Sql {
+            sqlite: include_str!("../migrations/sqlite/0007_notices.sql"),
+            postgres: include_str!("../migrations/postgres/0007_notices.sql"),
+        },
+    },
 ];
 
 /// The step that chains the events that are there, which no SQL can do.

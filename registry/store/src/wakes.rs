@@ -39,7 +39,8 @@ const SEND_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct Changes(u8);
 
 impl Changes {
-    const ALL: [(Change, u8, &str); 2] = [(Change::Tasks, 1, "tasks"), (Change::Runs, 2, "runs")];
+    const ALL: [(Change, u8, &str); 3] =
+        [(Change::Tasks, 1, "tasks"), (Change::Runs, 2, "runs"), (Change::Notices, 4, "notices")];
 
     pub(crate) fn add(&mut self, change: Change) {
         self.0 |= Self::ALL.iter().find(|(of, ..)| *of == change).map_or(0, |(_, bit, _)| *bit);

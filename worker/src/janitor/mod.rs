@@ -104,9 +104,9 @@ impl Report {
                 views.insert(view.view.to_string(), told);
             }
         }
-        let PrunedRows { log_lines, outputs } = self.rows;
-        (!views.is_empty() || log_lines + outputs > 0)
-            .then(|| json!({ "views": views, "log_lines": log_lines, "outputs": outputs }))
+        let PrunedRows { log_lines, outputs, notices } = self.rows;
+        (!views.is_empty() || log_lines + outputs + notices > 0)
+            .then(|| json!({ "views": views, "log_lines": log_lines, "outputs": outputs, "notices": notices }))
     }
 }
 

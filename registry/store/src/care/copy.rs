@@ -38,6 +38,8 @@ pub(super) const TABLES: &[(&str, &str)] = &[
     ("manifests", "run"),
     ("ledger", "view, interval_end, interval_start"),
     ("checks", "run, seq, position"),
+    ("notices", "id"),
+    ("notice_deliveries", "notice, webhook"),
     ("audit_events", "id"),
     ("audit_head", "one"),
     ("workers", "owner"),

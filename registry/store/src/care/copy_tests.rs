@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tidegate_registry::care::{Care, Pin, TableRows};
 use tidegate_registry::ids::SnapshotId;
+use tidegate_registry::notice::Subscription;
 use tidegate_registry::run::{RunState, Verdict};
 use tidegate_registry::store::{PlanStep, RunFilter, Store, TaskEnd};
 use tidegate_servers::Postgres;
@@ -60,6 +61,8 @@ async fn fill(store: Arc<dyn Store>) {
     let view = world.claim(run).await;
     world.end(view.token, succeeded(staged(9, vec![check("row_count", Verdict::Skipped)]))).await;
     world.create(World::new_run("other", 1)).await;
+    let all = [Subscription { webhook: "oncall".to_owned(), events: Vec::new() }];
+    assert!(world.store.notices_route(&all, LONG).await.unwrap() > 0);
     world.store.worker_heartbeat(&beat("w1", &["slow"])).await.unwrap();
     assert!(world.store.duty_take("janitor", "w1", LONG).await.unwrap());
 }

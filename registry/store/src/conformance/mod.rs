@@ -16,6 +16,7 @@ pub mod care;
 pub mod decisions;
 pub mod definitions;
 pub mod histories;
+pub mod notices;
 pub mod placement;
 pub mod planning;
 pub mod processes;
@@ -163,6 +164,15 @@ macro_rules! conformance {
                 events_are_found_by_what_they_tell,
                 a_head_that_was_noted_is_found_again,
             }
+            notices {
+                a_run_that_comes_to_nothing_tells_so,
+                a_notice_with_a_key_is_written_once,
+                a_notice_goes_to_whoever_asked_for_its_event,
+                a_delivery_is_claimed_by_one_at_a_time,
+                a_lost_delivery_is_claimed_again,
+                a_failed_delivery_is_tried_again_until_it_is_given_up,
+                old_notices_are_removed,
+            }
             processes {
                 two_processes_work_on_one_registry,
                 a_worker_is_alive_while_it_is_heard_of,
@@ -192,6 +202,7 @@ mod tests {
             include_str!("care.rs"),
             include_str!("definitions.rs"),
             include_str!("histories.rs"),
+            include_str!("notices.rs"),
             include_str!("placement.rs"),
             include_str!("planning.rs"),
             include_str!("processes.rs"),
