@@ -5,7 +5,8 @@
 
 Judges every check of every view for every interval of both DAGs in DuckDB: over the good files all must pass, warnings
 too. Then it puts each file of `bad/` in the place of the good one of the same name and judges again: at least one check
-must block the first interval that reads it, none an earlier one; or some rows are set aside, and nothing is blocked. Prints which checks fire; exits 1 if anything differs.
+must block the first interval that reads it, none an earlier one; or some rows are set aside, and nothing is blocked.
+Prints which checks fire; exits 1 if anything differs. Whether Tidegate judges as this does is for verdicts.py to prove.
 """
 
 import argparse

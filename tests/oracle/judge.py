@@ -1,5 +1,5 @@
-"""The verdict of every kind of check on the rows that `oracle` has computed: in DuckDB, numpy and scipy, sharing no code with
-Tidegate.
+"""The verdict of every kind of check on the rows that `oracle` has computed: in DuckDB, numpy and scipy, sharing no code
+with Tidegate.
 
 `Judge` judges the checks of a view, `of_source` those of a source. Where Tidegate estimates, the exact number must be
 further from the bound than the estimate may be from it, so that the verdict is the same for every estimate that keeps its
@@ -17,6 +17,9 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
 from oracle import Oracle, duration, literal, quote
+
+
+NUMBERS = {"null_rate", "distinct_count", "mean", "stddev", "sum", "true_ratio", "quantile"}
 
 
 class Near(Exception):
@@ -52,22 +55,23 @@ class Judge:
     def number(self, interval, what: str, tail: str = ""):
         return self.select(interval, what, tail)[0][0]
 
-    def column(self, interval, name: str) -> np.ndarray:
-        values = self.select(interval, quote(name), f"WHERE {quote(name)} IS NOT NULL")
+    def column(self, interval, name: str, where: str = "true") -> np.ndarray:
+        values = self.select(interval, quote(name), f"WHERE {quote(name)} IS NOT NULL AND {where}")
         return np.array([value for value, in values])
 
-    def metric(self, interval, kind: str, rule: dict):
-        """The exact number, or None where there is none."""
+    def metric(self, interval, kind: str, rule: dict, where: str = "true"):
+        """The exact number of the rows for which `where` is true, or None where there is none."""
+        tail = f"WHERE {where}"
         if kind == "row_count":
-            return self.number(interval, "count(*)")
+            return self.number(interval, "count(*)", tail)
         column = quote(rule["column"])
         if kind == "null_rate":
-            rows = self.number(interval, "count(*)")
-            return self.number(interval, f"count(*) - count({column})") / rows if rows else None
+            rows = self.number(interval, "count(*)", tail)
+            return self.number(interval, f"count(*) - count({column})", tail) / rows if rows else None
         if kind == "distinct_count":
-            rows, distinct = self.select(interval, f"count(*), count(DISTINCT {column})")[0]
+            rows, distinct = self.select(interval, f"count(*), count(DISTINCT {column})", tail)[0]
             return distinct if rows else None
-        values = self.column(interval, rule["column"])
+        values = self.column(interval, rule["column"], where)
         if len(values) < (2 if kind == "stddev" else 1):
             return None
         numbers = values.astype(float)
@@ -82,7 +86,7 @@ class Judge:
         chosen = sql(rule.get("where", "true"))
         broken = f"({self.broken(interval, kind, rule)}) IS TRUE AND ({chosen}) IS TRUE"
         looked_at = f"({chosen}) IS TRUE"
-        if kind == "unique":
+        if kind == "unique" and "on_fail" not in rule:
             # The first of equal rows breaks nothing. A null equals a null, as it does in a GROUP BY.
             columns = ", ".join(map(quote, rule["columns"]))
             counts = self.select(interval, "count(*) - 1", f"WHERE {looked_at} GROUP BY {columns}")
@@ -94,7 +98,8 @@ class Judge:
             rows = self.number(interval, "count(*)")
             fits = bad <= budget.get("max_rows", bad) and bad <= budget.get("max_ratio", 1) * rows
             return ("passed" if bad == 0 else "quarantined" if fits else "failed"), bad
-        tolerates = lambda bad, rows: bad <= rule.get("tolerate", {}).get("rows", rule.get("tolerate", {}).get("ratio", 0) * rows)
+        tolerance = rule.get("tolerate", {})
+        tolerates = lambda bad, rows: bad <= tolerance.get("rows", tolerance.get("ratio", 0) * rows)
         if "group_by" in rule:
             groups = ", ".join(map(quote, rule["group_by"]))
             counts = f"count(*) FILTER (WHERE {broken}), count(*) FILTER (WHERE {looked_at})"
@@ -103,13 +108,26 @@ class Judge:
             counts = [(bad, self.number(interval, f"count(*) FILTER (WHERE {looked_at})"))]
         return ("passed" if all(bad == 0 or tolerates(bad, rows) for bad, rows in counts) else "failed"), bad
 
+    def doubled(self, interval, names: list[str]) -> str:
+        columns = ", ".join(map(quote, names))
+        filled = " AND ".join(f"{quote(name)} IS NOT NULL" for name in names)
+        rows = f"SELECT {columns} FROM {self.view.table} WHERE interval_start = {literal(interval[0])} AND {filled}"
+        return f"({columns}) IN ({rows} GROUP BY {columns} HAVING count(*) > 1)"
+
+    def kept(self, interval) -> str:
+        """The condition in SQL under which no check of the view sets a row aside."""
+        rules = [next(iter(check.items())) for check in self.view.checks]
+        aside = [f"({self.broken(interval, kind, rule)}) IS NOT TRUE" for kind, rule in rules if "on_fail" in rule]
+        return " AND ".join(aside) or "true"
+
     def broken(self, interval, kind: str, rule: dict) -> str:
         """The condition in SQL under which a row breaks the rule."""
         column = quote(rule.get("column", "event_timestamp"))
         if kind == "not_null":
             return " OR ".join(f"{quote(name)} IS NULL" for name in rule["columns"])
         if kind == "unique":
-            return "false"
+            # All of equal rows are set aside; without `on_fail` no single one of them is the wrong one.
+            return self.doubled(interval, rule["columns"]) if "on_fail" in rule else "false"
         if kind == "range":
             sides = [f"{column} {sign} {rule[at]}" for at, sign in (("min", "<"), ("max", ">")) if at in rule]
             # Not a number is in no range.
@@ -151,6 +169,21 @@ class Judge:
             return f"{filled} AND NOT EXISTS (SELECT 1 FROM {other} o WHERE {same})"
         raise SystemExit(f"judge.py knows no check of rows of the kind {kind}")
 
+    def number_of_groups(self, interval, kind: str, rule: dict) -> str:
+        """The verdict when the number of every group of rows has to lie within the bounds. Nothing of it is estimated."""
+        columns = [quote(name) for name in rule["group_by"]]
+        is_in = lambda column, value: f"{column} IS NOT DISTINCT FROM {'NULL' if value is None else repr(value)}"
+        same = lambda group: " AND ".join(map(is_in, columns, group))
+        groups = self.select(interval, f"DISTINCT {', '.join(columns)}")
+        numbers = [self.metric(interval, kind, rule, same(group)) for group in groups]
+        numbers = [number for number in numbers if number is not None]
+        if not numbers:
+            return "skipped"
+        # Whole numbers are exact.
+        error = lambda number: 0 if float(number).is_integer() else 1e-6 * abs(number)
+        verdicts = {bounded(number - error(number), number + error(number), rule) for number in numbers}
+        return "failed" if "failed" in verdicts else "passed"
+
     def number_of_run(self, interval, kind: str, rule: dict) -> str:
         if kind == "quantile":
             values = np.sort(self.column(interval, rule["column"]).astype(float))
@@ -166,7 +199,8 @@ class Judge:
 
     def before(self, interval, same=None) -> list:
         """Earlier intervals, the newest first."""
-        local = lambda interval: interval[0].astimezone(ZoneInfo(self.oracle.project.dags[self.view.dag]["schedule"]["timezone"]))
+        zone = ZoneInfo(self.oracle.project.dags[self.view.dag]["schedule"].get("timezone", "UTC"))
+        local = lambda interval: interval[0].astimezone(zone)
         alike = {None: lambda at: 0, "weekday": lambda at: at.weekday(), "hour": lambda at: at.hour,
                  "weekday_hour": lambda at: (at.weekday(), at.hour)}[same]
         earlier = [other for other in self.grid if other[1] <= interval[0] and alike(local(other)) == alike(local(interval))]
@@ -240,9 +274,10 @@ class Judge:
     def reconciliation(self, interval, rule: dict) -> str:
         start, end = interval
         other = rule["equals"]
-        what = lambda side: "count(*)" if side["of"] == "count" and "column" not in side else f"{side['of']}({quote(side['column'])})"
+        what = lambda side: f"{side['of']}({quote(side['column']) if 'column' in side else '*'})"
         theirs = other if "of" in other else {**rule, **other}
-        condition = other.get("where", "true").replace("$interval_start", literal(start)).replace("$interval_end", literal(end))
+        condition = other.get("where", "true")
+        condition = condition.replace("$interval_start", literal(start)).replace("$interval_end", literal(end))
         if "source" in other:
             table = quote(other["source"])
         else:
@@ -264,7 +299,9 @@ class Judge:
 
     def judge(self, interval, kind: str, rule: dict) -> tuple[str, int | None]:
         """The verdict, and how many rows break the rule where that is told."""
-        if kind in ("null_rate", "distinct_count", "mean", "stddev", "sum", "true_ratio", "quantile"):
+        if "group_by" in rule and kind in ("row_count", *NUMBERS):
+            return self.number_of_groups(interval, kind, rule), None
+        if kind in NUMBERS:
             return self.number_of_run(interval, kind, rule), None
         if kind == "sql":
             return self.query(interval, rule)
@@ -273,9 +310,9 @@ class Judge:
         return (of_run(interval, rule), None) if of_run else self.rows(interval, kind, rule)
 
 
-def of_source(oracle: Oracle, source: dict, kind: str, rule: dict, days: list, number: int) -> str:
-    """The verdict on a check of a source whose files were those of `days[number]` (see verdicts.py) when it was judged."""
-    day, before = days[number], days[number - 1] if number else None
+def of_source(oracle: Oracle, source: dict, kind: str, rule: dict, day, before) -> str:
+    """The verdict on a check of a source whose files were those of `day` (see verdicts.py) when it was judged, and those of
+    `before`, if there was one, when the view that reads it was recorded last."""
     start, end = day.interval
     count = lambda day: oracle.db.execute(
         f"SELECT count(*) FROM {quote(source['name'])} WHERE {quote(source['event_time'])} >= {literal(day.interval[0])} "
