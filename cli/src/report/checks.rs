@@ -8,7 +8,7 @@ use tidegate_worker::checks::{BEFORE_GROUPS, Measured};
 use super::hidden::Hidden;
 use super::html::{Element, Html, el};
 use super::numbers::{count, cut, number, percent};
-use super::{Facts, ViewFacts};
+use super::{Facts, ViewFacts, aside};
 
 /// Longer texts of samples are cut.
 const SAMPLE_CHARACTERS: usize = 120;
@@ -150,6 +150,7 @@ fn card(judged: &Judged<'_>, hidden: &Hidden) -> Element {
         .add(of)
         .add(el("p").class("message").add(message(judged, hidden)))
         .add(check.and_then(|check| gauge(check, view, hidden)))
+        .add(check.and_then(|check| aside::gauge(check, result, view)))
         .add(failing_share(judged, check))
         .add(samples(result, hidden))
 }
@@ -201,8 +202,8 @@ struct Gauge {
 }
 
 fn gauge(check: &Check, facts: &ViewFacts, hidden: &Hidden) -> Option<Element> {
-    if !check.group_by.is_empty() {
-        // What a group has is in no profile; the worst are in the message.
+    // What a group has, and what was set aside, is in no profile; messages tell of both.
+    if !check.group_by.is_empty() || check.quarantine.is_some() {
         return None;
     }
     let now = facts.now.as_ref()?;
@@ -292,8 +293,9 @@ fn drawn(gauge: &Gauge) -> Element {
 /// How large a part of the rows fails, and how large a part may.
 fn failing_share(judged: &Judged<'_>, check: Option<&Check>) -> Option<Element> {
     let (failing, rows) = (judged.result.failing_rows, judged.view.now.as_ref()?.rows);
-    // With a condition, how many rows were asked about is told in the message alone.
-    if failing == 0 || failing > rows || check.is_some_and(|check| check.filter.is_some()) {
+    // With a condition, how many rows were asked about is told in the message alone; what is set aside is in no profile.
+    let elsewhere = |check: &Check| check.filter.is_some() || check.quarantine.is_some();
+    if failing == 0 || failing > rows || check.is_some_and(elsewhere) {
         return None;
     }
     let share = failing as f64 / rows as f64;

@@ -1,10 +1,11 @@
 //! The columns of each view as small pictures, those that changed most first.
 
 use tidegate_quality::drift;
-use tidegate_registry::model::FeatureView;
+use tidegate_registry::model::{FeatureView, Output};
 use tidegate_registry::profile::{ColumnProfile, ProfileKind};
 use tidegate_registry::time::Interval;
 
+use super::checks::Standing;
 use super::hidden::Hidden;
 use super::html::{Element, Html, el};
 use super::numbers::{bytes, count, counted, cut, instant, number, percent, value};
@@ -106,6 +107,22 @@ pub(super) fn section(facts: &ViewFacts, hidden: &Hidden) -> Html {
     section.add(summary(facts, now)).add(grid(&columns)).add(folded).add(left).into()
 }
 
+/// Whether an entity comes more than once.
+fn doubled(facts: &ViewFacts, now: &Profiled) -> Option<Element> {
+    let (once, key) = match facts.view.output {
+        Output::Full => ("no entity twice", "the entity"),
+        Output::Partial { .. } => ("no entity and time twice", "the entity and time"),
+    };
+    Some(match now.duplicate_keys.filter(|_| now.rows > 0)? {
+        0 => el("span").add(once),
+        1 => el("span").class("doubled").add(Standing::Blocks.icon()).add(format!("1 row has {key} of an earlier one")),
+        rows => {
+            let said = format!("{} rows have {key} of an earlier one", count(rows));
+            el("span").class("doubled").add(Standing::Blocks.icon()).add(said)
+        }
+    })
+}
+
 /// How many rows and bytes, and with what they are compared.
 fn summary(facts: &ViewFacts, now: &Profiled) -> Element {
     let line = el("p").class("legend");
@@ -113,7 +130,7 @@ fn summary(facts: &ViewFacts, now: &Profiled) -> Element {
     let as_of = now.columns.get(EVENT_TIMESTAMP).and_then(one_value);
     let size = as_of.map_or(size.clone(), |at| format!("{size}, all as of {}", value(ProfileKind::Instant, at)));
     let ours = [Html::from(el("i").class("key now")), format!("this run: {}{size}", counted(now.rows, "row")).into()];
-    let line = line.add(el("span").all(ours));
+    let line = line.add(el("span").all(ours)).add(doubled(facts, now));
     let Some(before) = &facts.before else {
         return line.add(el("span").add("no earlier interval is published to compare with"));
     };

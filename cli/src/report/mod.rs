@@ -4,6 +4,7 @@
 //! itself: no network, no script. What it shows of data is escaped, and hidden where features are tagged `pii`
 //! ([`Hidden`]).
 
+mod aside;
 mod checks;
 mod features;
 mod hidden;
@@ -60,6 +61,10 @@ pub struct Profiled {
     pub rows: u64,
     /// Bytes staged, where known.
     pub bytes: Option<u64>,
+    /// How many more were computed and set aside, where known.
+    pub aside: Option<u64>,
+    /// How many have the key of another, beyond the first of each key; where known.
+    pub duplicate_keys: Option<u64>,
     /// Their columns.
     pub columns: IndexMap<String, ColumnProfile>,
 }
@@ -82,12 +87,22 @@ pub async fn gather(store: &dyn Store, id: RunId) -> anyhow::Result<Facts> {
         let now = match task.and_then(|task| task.output.take()) {
             Some(TaskOutput::Staged(staged)) => {
                 let bytes = (staged.bytes > 0).then_some(staged.bytes);
-                Some(Profiled { rows: staged.rows, bytes, columns: staged.profile })
+                let aside = Some(staged.quarantine.as_ref().map_or(0, |aside| aside.rows));
+                let duplicate_keys = Some(staged.summary().duplicate_keys);
+                Some(Profiled { rows: staged.rows, bytes, aside, duplicate_keys, columns: staged.profile })
             }
             // Of old runs only what they published is kept. A snapshot's id is its run's.
             _ if run.state == RunState::Succeeded => {
                 let recorded = store.recorded_in(SnapshotId(run.id.0), id).await.ok();
-                recorded.map(|recorded| Profiled { rows: recorded.rows, bytes: None, columns: recorded.profile })
+                let snapshot = store.snapshot(SnapshotId(run.id.0)).await.ok();
+                let of_view = snapshot.and_then(|snapshot| snapshot.views.into_iter().find(|view| view.view == *id));
+                recorded.map(|recorded| Profiled {
+                    rows: recorded.rows,
+                    bytes: None,
+                    aside: of_view.map(|view| view.quarantined),
+                    duplicate_keys: recorded.summary.map(|summary| summary.duplicate_keys),
+                    columns: recorded.profile,
+                })
             }
             _ => None,
         };

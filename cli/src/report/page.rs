@@ -6,7 +6,7 @@ use super::checks::{self, Standing, judged};
 use super::hidden::Hidden;
 use super::html::{Element, Html, el};
 use super::numbers::{count, counted, instant};
-use super::{Facts, ViewFacts, features};
+use super::{Facts, ViewFacts, aside, features};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -43,6 +43,7 @@ pub fn render(facts: &Facts) -> String {
     let main = el("main")
         .add(glance(facts))
         .add(checks::section(facts))
+        .add(aside::section(facts))
         .add(el("h2").class("data").add("The data, what changed most first"))
         .all(sections);
     let footer = el("footer").add(format!(
@@ -181,11 +182,13 @@ fn glance(facts: &Facts) -> Element {
         };
         let marks = el("span").class("dots").all(results.iter().map(mark));
         let rows = view.now.as_ref().map(|now| counted(now.rows, "row"));
+        let aside = view.now.as_ref().and_then(|now| now.aside).filter(|rows| *rows > 0);
+        let aside = aside.map(|rows| el("small").add(format!("{} set aside", count(rows))));
         let nothing = view.checks.is_empty().then(|| el("span").class("muted").add("not computed"));
         el("li")
             .add(el("a").at("href", format!("#{}", view.view.id)).add(el("code").add(view.view.id.to_string())))
             .add(marks.add(nothing))
-            .add(el("span").class("rows").add(rows.unwrap_or_default()))
+            .add(el("span").class("rows").add(rows.unwrap_or_default()).add(aside))
             .add(el("span").class("moved").add(features::most_changed(view, &hidden(facts, view))))
     });
     el("section").class("glance").add(el("h2").add("At a glance")).add(el("ul").all(rows))

@@ -9,7 +9,7 @@ use serde_json::json;
 use tidegate_quality::profile::ColumnProfiler;
 use tidegate_registry::definitions::{LoadOptions, load_files};
 use tidegate_registry::ids::{RunId, SnapshotId};
-use tidegate_registry::model::{Project, Severity};
+use tidegate_registry::model::{Budget, Project, Severity};
 use tidegate_registry::profile::ColumnProfile;
 use tidegate_registry::run::{Cause, CheckResult, Override, Run, RunState, Verdict};
 use tidegate_registry::store::Recorded;
@@ -82,7 +82,8 @@ fn facts(state: RunState, project: Project) -> Facts {
     let interval = Interval::new(at("2026-01-02T00:00:00Z"), at("2026-01-03T00:00:00Z")).unwrap();
     let before = Interval::new(at("2026-01-01T00:00:00Z"), at("2026-01-02T00:00:00Z")).unwrap();
     let run = Run {
-        id: RunId::generate(),
+        // By chance another would have the digits of a number that must not be on the page.
+        id: "01900000-0000-7000-8000-000000000000".parse().unwrap(),
         dag: "people_daily".parse().unwrap(),
         interval,
         views: vec![view.id.clone()],
@@ -111,7 +112,8 @@ fn facts(state: RunState, project: Project) -> Facts {
         result("format(mail)", Severity::Block, verdict, only_if_blocked(sample("nobody@"))),
         result("range(amount)", Severity::Block, verdict, only_if_blocked(json!({"id": 1, "amount": 660.0}))),
     ];
-    let now = Profiled { rows: 60, bytes: Some(4_200), columns: columns(if blocked { 60.0 } else { 1.0 }, EVIL) };
+    let columns_now = columns(if blocked { 60.0 } else { 1.0 }, EVIL);
+    let now = Profiled { rows: 60, bytes: Some(4_200), aside: Some(0), duplicate_keys: Some(0), columns: columns_now };
     let before = Recorded {
         interval: before,
         snapshot: SnapshotId::generate(),
@@ -229,4 +231,92 @@ fn a_view_that_was_not_computed_or_is_new_says_so() {
     assert!(page.contains("The run ended before this view was computed."), "{page}");
     assert!(page.contains("no earlier interval is published to compare with"), "{page}");
     assert!(page.contains("not compared"), "{page}");
+}
+
+/// The facts of a run in which a check may set rows aside, found `failing` of them, and the run's rows are told of.
+fn with_aside(state: RunState, failing: u64, budget: Budget, verdict: Verdict) -> Facts {
+    let mut facts = facts(state, project(""));
+    let view = &mut facts.views[0];
+    let check = view.view.checks.iter_mut().find(|check| check.name == "range(amount)").unwrap();
+    check.quarantine = Some(budget);
+    for result in &mut view.checks {
+        if result.check == "range(amount)" {
+            (result.verdict, result.failing_rows) = (verdict, failing);
+        } else if result.verdict == Verdict::Failed {
+            result.verdict = Verdict::Passed;
+        }
+    }
+    let now = view.now.as_mut().unwrap();
+    (now.aside, now.duplicate_keys) = (Some(failing), Some(0));
+    facts
+}
+
+#[test]
+fn rows_that_were_set_aside_are_counted_by_view_and_check_beside_their_budget() {
+    let both = Budget { max_rows: Some(20), max_ratio: Some(0.5) };
+    let page = render(&with_aside(RunState::Succeeded, 4, both, Verdict::Quarantined));
+    for told in [
+        "<h2>Rows set aside</h2>",
+        "4 of 64 computed rows are kept out (6.2 %)",
+        "<small>4 set aside</small>",
+        "20 rows, 50 %",
+        "20 % of 20",
+        "set aside: <b>4 of 64 (6.2 %)</b>",
+        "quarantine show VIEW --run",
+        "no entity twice",
+    ] {
+        assert!(page.contains(told), "{told} is missing in\n{page}");
+    }
+    assert!(!page.contains("failing rows: <b>"), "what is set aside does not fail: {page}");
+    assert!(!page.contains("counts for each"), "{page}");
+    let mut overlapping = with_aside(RunState::Succeeded, 4, both, Verdict::Quarantined);
+    overlapping.views[0].now.as_mut().unwrap().aside = Some(3);
+    assert!(render(&overlapping).contains("are kept out (4.8 %); a row that breaks several rules counts for each"));
+    // The share is of all rows that were computed.
+    let ratio = Budget { max_rows: None, max_ratio: Some(0.125) };
+    let page = render(&with_aside(RunState::Succeeded, 4, ratio, Verdict::Quarantined));
+    assert!(page.contains("50 % of 8"), "{page}");
+    // One row too many stops the run.
+    let page = render(&with_aside(RunState::Blocked, 21, both, Verdict::Failed));
+    for told in [
+        "21 of 81 computed rows would be kept out (25.9 %); nothing is published",
+        "1 too many",
+        "to be set aside: <b>21 of 81 (25.9 %)</b>",
+    ] {
+        assert!(page.contains(told), "{told} is missing in\n{page}");
+    }
+    assert!(!page.contains("quarantine show"), "there is nothing to be seen: {page}");
+}
+
+#[test]
+fn nothing_set_aside_and_nothing_known_are_told_apart() {
+    let all = Budget { max_rows: None, max_ratio: Some(0.5) };
+    let mut facts = with_aside(RunState::Succeeded, 0, all, Verdict::Passed);
+    let page = render(&facts);
+    assert!(page.contains("nothing of 60 computed rows is kept out") && page.contains("<span>none</span>"), "{page}");
+    assert!(!page.contains("quarantine show") && !page.contains("<small>"), "{page}");
+    // An older version did not record it.
+    facts.views[0].checks.iter_mut().find(|result| result.check == "range(amount)").unwrap().failing_rows = 3;
+    let now = facts.views[0].now.as_mut().unwrap();
+    (now.aside, now.duplicate_keys) = (None, None);
+    let page = render(&facts);
+    assert!(
+        page.contains("Rows set aside") && !page.contains("kept out") && !page.contains("no entity twice"),
+        "{page}"
+    );
+    facts.views[0].now = None;
+    assert!(render(&facts).contains("Rows set aside"));
+    let plain = render(&self::facts(RunState::Succeeded, project("")));
+    assert!(!plain.contains("Rows set aside"), "no check of it may: {plain}");
+}
+
+#[test]
+fn doubled_keys_of_a_view_stand_with_its_rows() {
+    let mut facts = facts(RunState::Blocked, project(""));
+    facts.views[0].now.as_mut().unwrap().duplicate_keys = Some(3);
+    let page = render(&facts);
+    assert!(page.contains("3 rows have the entity of an earlier one"), "{page}");
+    assert!(!page.contains("no entity twice"), "{page}");
+    facts.views[0].now.as_mut().unwrap().duplicate_keys = Some(1);
+    assert!(render(&facts).contains("1 row has the entity of an earlier one"));
 }
