@@ -92,6 +92,7 @@ commands! {
     Snapshots => snapshots,
     Status => status,
     Checks => checks,
+    AuditLog => audit_log,
     Profile => profile,
     Quarantine => quarantine,
     Online => online,

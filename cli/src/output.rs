@@ -18,6 +18,8 @@ pub enum Format {
     Table,
     /// For programs; the keys are stable.
     Json,
+    /// The same on one line; of a list each item on a line of its own.
+    Jsonl,
 }
 
 /// A row of a table.
@@ -43,7 +45,7 @@ impl Output {
 
     /// Whether programs are reading.
     pub fn is_json(self) -> bool {
-        self.format == Format::Json
+        matches!(self.format, Format::Json | Format::Jsonl)
     }
 
     /// Prints `text` as it is, ending the line.
@@ -68,15 +70,22 @@ impl Output {
     /// # Errors
     /// As [`Output::text`].
     pub fn json(self, value: &impl Serialize) -> anyhow::Result<()> {
-        self.text(serde_json::to_string_pretty(value)?)
+        match self.format {
+            Format::Jsonl => self.text(serde_json::to_string(value)?),
+            Format::Json | Format::Table => self.text(serde_json::to_string_pretty(value)?),
+        }
     }
 
-    /// Prints a list: a table, or an array.
+    /// Prints a list: a table, an array, or lines of JSON.
     ///
     /// # Errors
     /// As [`Output::text`].
     pub fn list<R: Row>(self, rows: &[R]) -> anyhow::Result<()> {
-        if self.is_json() { self.json(&rows) } else { self.text(table(rows)) }
+        match self.format {
+            Format::Table => self.text(table(rows)),
+            Format::Json => self.json(&rows),
+            Format::Jsonl => rows.iter().try_for_each(|row| self.json(row)),
+        }
     }
 
     /// Prints one thing: labelled lines, or an object. `lines` skips labels whose text is empty.

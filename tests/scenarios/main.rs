@@ -323,6 +323,31 @@ fn a_person_lets_a_blocked_run_through() {
 }
 
 #[test]
+fn the_audit_log_says_who_did_what_and_whether_it_is_still_so() {
+    let mut world = World::applied();
+    world.quietly("dags pause flights_daily");
+    world.quietly("registry backup copy.db");
+    world.quietly("dags unpause flights_daily");
+    world.quietly("run flights_daily --interval 2013-01-08T07:15:00Z/2013-01-09T07:15:00Z");
+    world.run("audit-log");
+    world.run("audit-log --action dag --oldest-first --format jsonl");
+    world.run("audit-log --actor tester --subject flights_daily --limit 1 --format json");
+    world.run("audit-log --subject airport_day");
+    world.run("audit-log --actor eve");
+    world.run("audit-log --verify");
+    let head = world.json("audit-log --verify")["head"].as_str().unwrap().to_owned();
+    world.run(&format!("audit-log --verify --head {head} --format json"));
+    // As somebody would who wants it not to have happened.
+    world.quietly("registry restore copy.db --force");
+    world.run("audit-log --verify");
+    world.run(&format!("audit-log --verify --head {head}"));
+    world.run("audit-log --limit 1");
+    world.run("audit-log --verify --head abc");
+    world.run("audit-log --head abc");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
 fn without_an_online_store_all_else_is_the_same() {
     let mut world = World::example();
     world.edit("tidegate.yaml", |text| {

@@ -157,7 +157,14 @@ fn without_chance(text: &str) -> String {
     static RULES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         let rule = |pattern, by| (Regex::new(pattern).unwrap(), by);
         vec![
+            // How wide the column is depends on the machine's name.
+            rule(r#"tester@[^\s",]+ {2,}"#, "tester@[host]  "),
+            rule(r#"worker [^\s",]+:\d+:[^\s",]+ {2,}"#, "worker [process]  "),
+            rule("ACTOR {3,}", "ACTOR  "),
             rule(r#"tester@[^\s",]+"#, "tester@[host]"),
+            rule(r"\b[0-9a-f]{64}\b", "[hash]"),
+            rule(r#""recorded_at": ?"[^"]+""#, r#""recorded_at":"[now]""#),
+            rule(r#""duration_seconds": ?[0-9.e-]+"#, r#""duration_seconds":[n]"#),
             rule(r#""digest": "[0-9a-f]{32}""#, r#""digest": "[digest]""#),
             rule(r"(?m)  [0-9a-f]{32}$", "  [digest]"),
             rule(r"\d+ bytes", "[n] bytes"),

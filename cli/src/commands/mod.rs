@@ -1,6 +1,7 @@
 //! The commands, one file each: its arguments, and what it does with them.
 
 pub mod apply;
+pub mod audit_log;
 pub mod backfill;
 pub mod checks;
 pub mod dags;

@@ -17,6 +17,7 @@
 //!   lease once more, so a heartbeat that came in between keeps it.
 //! * *What counts, numbers or looks for absence is done by one at a time* ([`super::Db::write_alone`]): applies, plans,
 //!   new runs and admissions wait for one lock per registry (an advisory one). Claims, heartbeats, ends and lines never do.
+//! * *The head of the audit trail is locked last*, so whoever holds it waits for nobody (`audit`).
 //! * Should transactions still meet head-on, PostgreSQL ends one of them; the whole method is then done again, a bounded
 //!   number of times.
 //!
