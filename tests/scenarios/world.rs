@@ -163,6 +163,7 @@ fn without_chance(text: &str) -> String {
             rule("ACTOR {3,}", "ACTOR  "),
             rule(r#"tester@[^\s",]+"#, "tester@[host]"),
             rule(r"\b[0-9a-f]{64}\b", "[hash]"),
+            rule("head [0-9a-f]{12}…", "head [hash]…"),
             rule(r#""recorded_at": ?"[^"]+""#, r#""recorded_at":"[now]""#),
             rule(r#""duration_seconds": ?[0-9.e-]+"#, r#""duration_seconds":[n]"#),
             rule(r#""digest": "[0-9a-f]{32}""#, r#""digest": "[digest]""#),
