@@ -130,11 +130,23 @@ fn nothing_unfinished_is_in_the_sources() {
 
 #[test]
 fn crates_know_only_what_they_may() {
-    let forbidden: [(&str, &[&str]); 5] = [
+    let forbidden: [(&str, &[&str]); 6] = [
         ("registry", &["sqlx", "datafusion", "deltalake", "reqwest", "axum", "tidegate-"]),
         ("registry/store", &["datafusion", "deltalake", "reqwest", "axum", "tidegate-worker", "tidegate-scheduler"]),
         ("quality", &["sqlx", "datafusion", "deltalake", "object_store", "tokio", "reqwest", "axum", "tidegate-store"]),
         ("scheduler", &["sqlx", "datafusion", "deltalake", "reqwest", "axum", "tidegate-worker", "tidegate-store"]),
+        (
+            "notify",
+            &[
+                "sqlx",
+                "datafusion",
+                "deltalake",
+                "object_store",
+                "tidegate-worker",
+                "tidegate-scheduler",
+                "tidegate-store",
+            ],
+        ),
         ("worker", &["reqwest", "axum", "tidegate-scheduler", "tidegate-store"]),
     ];
     for (folder, names) in forbidden {

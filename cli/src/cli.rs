@@ -93,6 +93,7 @@ commands! {
     Status => status,
     Checks => checks,
     AuditLog => audit_log,
+    Notices => notices,
     Profile => profile,
     Quarantine => quarantine,
     Online => online,

@@ -14,6 +14,7 @@ pub mod error;
 pub mod example;
 pub mod health;
 pub mod logging;
+pub mod notices;
 pub mod output;
 pub mod process;
 pub mod progress;

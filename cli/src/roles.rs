@@ -22,6 +22,7 @@ use crate::context::{Context, Registry, release_dead_leases};
 use crate::engine::{self, Bells};
 use crate::error::UserError;
 use crate::health::{self, Health, Listen};
+use crate::notices;
 use crate::process;
 use crate::shutdown::Stopped;
 
@@ -62,6 +63,16 @@ pub async fn play(roles: Roles, listen: Listen, context: &Context) -> anyhow::Re
             Ok(())
         });
     }
+    let mut notices = Arc::default();
+    if roles.scheduler {
+        let sender = notices::sender(&settings, &registry)?;
+        notices = sender.waker();
+        let cancel = cancel.clone();
+        tasks.spawn(async move {
+            sender.run(cancel).await;
+            Ok(())
+        });
+    }
     if let Some(every) = settings.janitor_every.filter(|_| roles.scheduler) {
         let janitor = engine::janitor(&settings, &registry).await?;
         let cancel = cancel.clone();
@@ -77,11 +88,11 @@ pub async fn play(roles: Roles, listen: Listen, context: &Context) -> anyhow::Re
         tasks.spawn(async move { worker.run(cancel).await });
     }
     // What other processes do wakes us as what we do ourselves.
-    let (work, progress) = (Arc::clone(&bells.work), Arc::clone(&bells.progress));
+    let (work, progress, notices) = (Arc::clone(&bells.work), Arc::clone(&bells.progress), notices);
     registry.store.listen(Arc::new(move |change| match change {
         Change::Tasks => work.notify_waiters(),
         Change::Runs => progress.notify_waiters(),
-        Change::Notices => {}
+        Change::Notices => notices.notify_waiters(),
     }));
     // Answers on while the roles finish what they hold.
     let answering = CancellationToken::new();

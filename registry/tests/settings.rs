@@ -58,6 +58,74 @@ fn a_hot_standby_is_one_of_several_online_stores() {
     }
 }
 
+const NOTIFY: &str = "project: flights
+notify:
+  allowed_hosts: [hooks.example.com, \"*.example.org\", chat.internal, 10.1.2.3]
+  allowed_private: [chat.internal, 10.1.0.0/16]
+  give_up_after: 1d
+  webhooks:
+    - {name: oncall, url: \"https://hooks.example.com/${TOKEN}\", secret_env: ONCALL_SECRET, events: [run.*, hold.placed]}
+    - {name: chat, url: \"http://chat.internal:8080/x\", secret_env: CHAT_SECRET}
+    - {name: box, url: \"http://10.1.2.3/\", secret_env: BOX_SECRET}
+profiles:
+  quiet: {notify: {webhooks: []}}
+";
+
+#[test]
+fn webhooks_are_named_with_what_they_want_and_hide_their_urls() {
+    let env = [("TOKEN", "hush")];
+    let settings = resolve(NOTIFY, None, &[], &env).settings.unwrap();
+    let notify = &settings.notify;
+    assert_eq!(notify.give_up_after, Duration::from_secs(86_400));
+    let names: Vec<_> = notify.webhooks.iter().map(|webhook| (webhook.name.as_str(), webhook.host.as_str())).collect();
+    assert_eq!(names, [("oncall", "hooks.example.com"), ("chat", "chat.internal"), ("box", "10.1.2.3")]);
+    assert_eq!(notify.webhooks[0].url.expose(), "https://hooks.example.com/hush");
+    assert_eq!(notify.webhooks[0].events, ["run.*", "hold.placed"]);
+    assert!(!format!("{settings:?}").contains("hush"));
+    assert_eq!(resolve(NOTIFY, Some("quiet"), &[], &env).settings.unwrap().notify.webhooks, []);
+    let none = resolve("project: flights\n", None, &[], &[]).settings.unwrap();
+    assert_eq!((none.notify.webhooks.len(), none.notify.give_up_after), (0, Duration::from_secs(3 * 86_400)));
+}
+
+/// Before anything is sent, and without asking anybody.
+#[test]
+fn webhooks_that_lead_where_none_may_are_refused() {
+    let with = |hosts: &str, webhook: &str| {
+        format!("project: flights\nnotify:\n  allowed_hosts: [{hosts}]\n  webhooks:\n    - {{name: w, {webhook}}}\n")
+    };
+    let to = |hosts: &str, url: &str| with(hosts, &format!("url: \"{url}\", secret_env: S"));
+    for (file, expected) in [
+        (to("a.example.com", "https://b.example.com/"), "names the host `b.example.com`, which is not allowed"),
+        (to("127.0.0.1", "https://127.0.0.1/"), "not on the open internet"),
+        (to("127.0.0.1", "https://2130706433/"), "leads to `127.0.0.1`"),
+        (to("127.0.0.1", "https://0x7f.1/"), "leads to `127.0.0.1`"),
+        (to("localhost", "https://localhost/"), "not on the open internet"),
+        (to("\"*.localhost\", a.localhost", "https://a.localhost/"), "not on the open internet"),
+        (to("169.254.169.254", "https://169.254.169.254/latest"), "not on the open internet"),
+        (to("\"[::1]\"", "https://[::1]/"), "not on the open internet"),
+        (to("\"[::ffff:a00:1]\"", "https://[::ffff:10.0.0.1]/"), "not on the open internet"),
+        (to("a.example.com", "http://a.example.com/"), "is not encrypted"),
+        (to("a.example.com", "ftp://a.example.com/"), "is not an `https://` URL"),
+        (to("a.example.com", "https://u:hush@a.example.com/"), "holds a user or password"),
+        (to("a.example.com", "https://a.example.com/${NONE}"), "`NONE`, which is not set"),
+        (to("\"https://a.example.com\"", "https://a.example.com/"), "is no host"),
+        (with("a.b", "url: \"https://a.b\", secret_env: \"hush hush\""), "not the name of an environment variable"),
+        (with("a.b", "url: \"https://a.b\", secret_env: S, events: [run.blockd]"), "`run.blockd` means no event"),
+        (with("a.b", "url: \"https://a.b\""), "secret_env"),
+        ("project: flights\nnotify: {allowed_private: [10.0.0.0/99]}\n".to_owned(), "is no range of addresses"),
+        ("project: flights\nnotify: {give_up_after: soon}\n".to_owned(), "not a duration"),
+        (NOTIFY.replace("name: chat", "name: oncall"), "there are two webhooks `oncall`"),
+        (NOTIFY.replace("name: chat", "name: Chat"), "not a valid name"),
+    ] {
+        let loaded = resolve(&file, None, &[], &[("TOKEN", "x")]);
+        let text = render(&loaded.diagnostics, &loaded.files, RenderStyle::default());
+        let facts: String = loaded.diagnostics.iter().map(|found| found.title.clone() + "\n").collect();
+        assert!(text.contains(expected), "{file}: {text}");
+        assert!(!facts.contains("hush"), "{facts}");
+        assert!(loaded.settings.is_none(), "{file}");
+    }
+}
+
 #[test]
 fn paths_are_relative_to_the_project_and_variables_are_filled_in() {
     let settings = resolve(FILE, None, &[], &[("DATA", "state")]).settings.unwrap();

@@ -347,6 +347,62 @@ fn the_audit_log_says_who_did_what_and_whether_it_is_still_so() {
     insta::assert_snapshot!(world.transcript());
 }
 
+/// Takes so many requests, answers each with 200, and returns them.
+fn receive(count: usize) -> (u16, std::thread::JoinHandle<Vec<String>>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let receiving = std::thread::spawn(move || {
+        let mut requests = Vec::new();
+        while requests.len() < count {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = String::new();
+            let is_whole = |request: &str| {
+                let Some((head, body)) = request.split_once("\r\n\r\n") else { return false };
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                length.is_some_and(|length| body.len() >= length.parse().unwrap())
+            };
+            while !is_whole(&request) {
+                let mut piece = [0; 4096];
+                let read = stream.read(&mut piece).unwrap();
+                request.push_str(std::str::from_utf8(&piece[..read]).unwrap());
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+            requests.push(request);
+        }
+        requests
+    });
+    (port, receiving)
+}
+
+#[test]
+fn a_blocked_run_is_told_to_a_webhook() {
+    let mut world = World::applied();
+    let (port, receiving) = receive(2);
+    let webhook =
+        format!("{{name: oncall, url: \"http://127.0.0.1:{port}/hook\", secret_env: ONCALL, events: [run.*]}}");
+    let notify = format!("notify:\n  allowed_hosts: [127.0.0.1]\n  webhooks:\n    - {webhook}\n");
+    world.edit("tidegate.yaml", |text| text + &notify);
+    world.run("validate");
+    world.edit("tidegate.yaml", |text| text.replace("[127.0.0.1]\n", "[127.0.0.1]\n  allowed_private: [127.0.0.1]\n"));
+    world.run("notices test oncal");
+    world.run("notices test oncall");
+    world.variables.push(("ONCALL", "between us"));
+    world.run("notices test oncall");
+    world.copy("bad/flights/2013-01-29.parquet", FLIGHTS);
+    world.run(&format!("run flights_daily --interval {BLOCKED}"));
+    world.run("notices list");
+    world.run("notices send");
+    world.run("notices send");
+    world.run("notices list --event run.* --format json");
+    world.run("notices list --state given_up");
+    world.run("notices retry --all");
+    world.run("notices retry abc");
+    let requests = receiving.join().unwrap();
+    assert!(requests[0].contains("tidegate-event: test\r\n"), "{requests:?}");
+    assert!(requests[1].contains("tidegate-signature: t=") && requests[1].contains("\"event\":\"run.blocked\""));
+    insta::assert_snapshot!(world.transcript());
+}
+
 #[test]
 fn without_an_online_store_all_else_is_the_same() {
     let mut world = World::example();

@@ -24,6 +24,8 @@ pub(crate) struct World {
     pub(crate) folder: PathBuf,
     transcript: String,
     ids: Vec<String>,
+    /// Variables that commands find in their environment beside the usual ones.
+    pub(crate) variables: Vec<(&'static str, &'static str)>,
 }
 
 impl World {
@@ -33,7 +35,7 @@ impl World {
         let folder = dir.path().canonicalize().unwrap().join("work");
         fs::create_dir(&folder).unwrap();
         fs::create_dir(folder.parent().unwrap().join("home")).unwrap();
-        Self { dir, folder, transcript: String::new(), ids: Vec::new() }
+        Self { dir, folder, transcript: String::new(), ids: Vec::new(), variables: Vec::new() }
     }
 
     /// A copy of the example project whose runs come one after another, so that publish numbers are the same each time.
@@ -91,6 +93,7 @@ impl World {
             .env("TIDEGATE_CLOCK_SPEED", STILL)
             // One task after the other: what else had been computed when a check stopped a run does not vary.
             .env("TIDEGATE_SLOTS", "1")
+            .envs(self.variables.iter().copied())
             .stdin(Stdio::null());
         command
     }
@@ -164,7 +167,8 @@ fn without_chance(text: &str) -> String {
             rule(r#"tester@[^\s",]+"#, "tester@[host]"),
             rule(r"\b[0-9a-f]{64}\b", "[hash]"),
             rule("head [0-9a-f]{12}…", "head [hash]…"),
-            rule(r#""recorded_at": ?"[^"]+""#, r#""recorded_at":"[now]""#),
+            rule(r#""(recorded_at|written_at|due_at)": ?"[^"]+""#, r#""$1":"[now]""#),
+            rule(r"127\.0\.0\.1:\d+", "127.0.0.1:[port]"),
             rule(r#""duration_seconds": ?[0-9.e-]+"#, r#""duration_seconds":[n]"#),
             rule(r#""digest": "[0-9a-f]{32}""#, r#""digest": "[digest]""#),
             rule(r"(?m)  [0-9a-f]{32}$", "  [digest]"),

@@ -10,6 +10,7 @@ pub mod entities;
 pub mod features;
 pub mod init;
 pub mod janitor;
+pub mod notices;
 pub mod online;
 pub mod owners;
 pub mod plan;

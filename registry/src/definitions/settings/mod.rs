@@ -4,6 +4,7 @@
 //! it is. Passwords are never part of a message: see [`redact`].
 
 mod locations;
+mod notify;
 mod redis;
 mod resolve;
 mod retention;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use locations::{LakeLocation, OnlineLocation, OnlineTarget, RegistryLocation, Secret, StorageSettings};
+pub use notify::{NotifySettings, WebhookSettings};
 pub use redis::{RedisLocation, RedisNode, RedisTopology};
 pub(super) use resolve::resolve;
 pub use retention::Retention;
@@ -319,6 +321,8 @@ pub struct Settings {
     pub reconcile_every: Option<Duration>,
     /// How object stores are reached.
     pub storage: StorageSettings,
+    /// Whom notices are sent to.
+    pub notify: NotifySettings,
     /// The profile in force.
     pub profile: Option<String>,
     /// Where each value came from.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use chrono_tz::Tz;
 
 use super::locations::{OBJECT_SCHEMES, object_url, postgres_url};
+use super::notify;
 use super::retention;
 use super::written::{OnlineMode, OnlineStores, ProfileFile, ProjectFile, StorageFile, TextOrFlag, TextOrNumber};
 use super::{
@@ -45,6 +46,7 @@ pub(in crate::definitions) fn resolve(
     let profile_name =
         options.profile.clone().or_else(|| (options.env)(PROFILE_VARIABLE).filter(|name| !name.is_empty()));
     let profile = profile_name.as_deref().and_then(|name| find_profile(name, file, out));
+    let written_notify = profile.and_then(|profile| profile.notify.get()).or(file.notify.get());
     let mut resolver =
         Resolver { file, profile, profile_name: profile_name.clone(), options, origins: BTreeMap::new(), out };
 
@@ -86,6 +88,14 @@ pub(in crate::definitions) fn resolve(
         endpoint: endpoint.and_then(|raw| endpoint_url(&raw, out)),
         region: region.map(|raw| raw.text),
     };
+    let notify = notify::notify(
+        written_notify.map(|at| &at.value),
+        &mut |text, out| {
+            let error = |id, fact: &str| Diagnostic::error(id, text.origin.clone(), format!("`notify` {fact}"));
+            filled(&text.value, options.env, &error, out)
+        },
+        out,
+    );
     // Also what was wrong with the file itself: half of `tidegate.yaml` is not what its author meant.
     if out.iter().any(|diagnostic| diagnostic.level == crate::diagnostics::Level::Error) {
         return None;
@@ -104,6 +114,7 @@ pub(in crate::definitions) fn resolve(
         janitor_every: every?,
         reconcile_every: reconcile?,
         storage,
+        notify,
         profile: profile_name,
         origins,
     })
@@ -235,42 +246,7 @@ impl Resolver<'_, '_> {
         if !matches!(raw.from, ValueOrigin::File | ValueOrigin::Profile(_)) {
             return Some(raw.text.clone());
         }
-        let mut text = String::new();
-        let mut rest = raw.text.as_str();
-        let mut good = true;
-        while let Some(at) = rest.find("${") {
-            if rest[..at].ends_with('$') {
-                text.push_str(&rest[..at]);
-                text.push('{');
-                rest = &rest[at + 2..];
-                continue;
-            }
-            text.push_str(&rest[..at]);
-            let Some((name, after)) = rest[at + 2..].split_once('}') else {
-                self.out.push(
-                    raw.error(ids::BAD_SETTING, "holds `${` without `}`")
-                        .with_help("write `${NAME}`, or `$${` for the text itself"),
-                );
-                return None;
-            };
-            match (self.options.env)(name) {
-                Some(value) => text.push_str(&value),
-                None => {
-                    good = false;
-                    self.out.push(
-                        raw.error(
-                            ids::UNSET_VARIABLE,
-                            &format!("needs the environment variable `{name}`, which is not set"),
-                        )
-                        .with_label("not set")
-                        .with_help(format!("set it, as in `export {name}=…`")),
-                    );
-                }
-            }
-            rest = after;
-        }
-        text.push_str(rest);
-        good.then_some(text)
+        filled(&raw.text, self.options.env, &|id, fact| raw.error(id, fact), self.out)
     }
 
     /// Every online store with whether it is required; `none` stands for none.
@@ -353,6 +329,49 @@ impl Resolver<'_, '_> {
         }
         Some(text)
     }
+}
+
+/// `text` with `${NAME}` replaced by the variable's value; `$${` stands for `${`.
+fn filled(
+    text: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+    error: &dyn Fn(&'static str, &str) -> Diagnostic,
+    out: &mut Vec<Diagnostic>,
+) -> Option<String> {
+    let mut filled = String::new();
+    let mut rest = text;
+    let mut good = true;
+    while let Some(at) = rest.find("${") {
+        if rest[..at].ends_with('$') {
+            filled.push_str(&rest[..at]);
+            filled.push('{');
+            rest = &rest[at + 2..];
+            continue;
+        }
+        filled.push_str(&rest[..at]);
+        let Some((name, after)) = rest[at + 2..].split_once('}') else {
+            out.push(
+                error(ids::BAD_SETTING, "holds `${` without `}`")
+                    .with_help("write `${NAME}`, or `$${` for the text itself"),
+            );
+            return None;
+        };
+        match env(name) {
+            Some(value) => filled.push_str(&value),
+            None => {
+                good = false;
+                let fact = format!("needs the environment variable `{name}`, which is not set");
+                out.push(
+                    error(ids::UNSET_VARIABLE, &fact)
+                        .with_label("not set")
+                        .with_help(format!("set it, as in `export {name}=…`")),
+                );
+            }
+        }
+        rest = after;
+    }
+    filled.push_str(rest);
+    good.then_some(filled)
 }
 
 fn project_name(raw: Option<Raw>, file: &At<ProjectFile>, out: &mut Vec<Diagnostic>) -> Option<ProjectName> {

@@ -40,6 +40,8 @@ record! {
         reconcile: optional ReconcileFile,
         /// How object stores are reached.
         storage: optional StorageFile,
+        /// Whom notices are sent to.
+        notify: optional NotifyFile,
         /// Sections by name that override these settings, chosen with `--profile`.
         profiles: optional Profiles,
         /// House rules for definitions.
@@ -74,6 +76,36 @@ record! {
         reconcile: optional ReconcileFile,
         /// How object stores are reached.
         storage: optional StorageFile,
+        /// Whom notices are sent to.
+        notify: optional NotifyFile,
+    }
+}
+
+record! {
+    /// Whom notices are sent to: blocked and failed runs, restores, holds.
+    NotifyFile "notify" {
+        /// The hosts that notices may be sent to, as in `hooks.example.com` or `*.example.com`; no other is ever spoken to.
+        allowed_hosts: optional Vec<At<String>>,
+        /// Of these the ones that are not on the open internet: hosts, addresses, or networks as in `10.1.0.0/16`.
+        allowed_private: optional Vec<At<String>>,
+        /// A notice that could not be delivered for so long is given up; `3d` when left out.
+        give_up_after: optional String,
+        /// Whom notices are sent to.
+        webhooks: optional Vec<At<WebhookFile>>,
+    }
+}
+
+record! {
+    /// A program that is told of what happens, by HTTP.
+    WebhookFile "webhook" {
+        /// Its name.
+        name: required String,
+        /// Where it is: `https://…`; `${NAME}` stands for an environment variable.
+        url: required String,
+        /// The environment variable that holds the secret which signs what is sent.
+        secret_env: required String,
+        /// The events that it wants, as in `run.blocked` or `restore.*`; all when left out.
+        events: optional Vec<At<String>>,
     }
 }
 
