@@ -11,7 +11,7 @@ use tidegate_registry::audit::{AuditBreak, AuditEvent, AuditFilter, AuditLine, A
 use tidegate_registry::store::{Result, StoreError};
 
 use crate::codec::{duration_micros, json, limit_or_all, micros};
-use crate::db::{Conn, Db, commit, on};
+use crate::db::{Conn, Db, Link, commit, on};
 use crate::sql::{Builder, Row, Sql, query};
 
 /// The head, locked, and the present instant of the database's clock.
@@ -20,6 +20,19 @@ const HEAD: Sql = Sql {
     // The clock at this moment, not when the statement arrived: it may have waited for the row.
     postgres: "SELECT number, hash, CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS now \
                FROM audit_head FOR NO KEY UPDATE",
+};
+
+macro_rules! insert {
+    () => {
+        "INSERT INTO audit_events (id, at, recorded_at, actor, action, subject, reason, before, after, duration, detail, \
+         hash) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+    };
+}
+
+/// On PostgreSQL it also moves the head, since others wait for every round trip from here on.
+const ADD: Sql = Sql {
+    sqlite: insert!(),
+    postgres: concat!("WITH added AS (", insert!(), ") UPDATE audit_head SET number = $1, hash = $12"),
 };
 
 const COLUMNS: &str = "SELECT id, at, recorded_at, actor, action, subject, reason, before, after, duration, detail, hash FROM audit_events";
@@ -50,26 +63,26 @@ pub(crate) async fn add_in_tx(tx: &mut Conn, event: &NewAuditEvent) -> Result<()
         detail: &detail,
     };
     let hash = line.hash(head.get_as("hash")?);
-    query(
-        "INSERT INTO audit_events (id, at, recorded_at, actor, action, subject, reason, before, after, duration, detail, \
-         hash) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
-    )
-    .bind(line.number)
-    .bind(line.at)
-    .bind(line.recorded_at)
-    .bind(line.actor)
-    .bind(line.action)
-    .bind(line.subject)
-    .bind(line.reason)
-    .bind(line.before)
-    .bind(line.after)
-    .bind(line.duration)
-    .bind(line.detail)
-    .bind(&hash)
-    .execute(&mut *tx)
-    .await
-    .map_err(on(doing))?;
-    head_set(tx, line.number, &hash).await
+    query(ADD)
+        .bind(line.number)
+        .bind(line.at)
+        .bind(line.recorded_at)
+        .bind(line.actor)
+        .bind(line.action)
+        .bind(line.subject)
+        .bind(line.reason)
+        .bind(line.before)
+        .bind(line.after)
+        .bind(line.duration)
+        .bind(line.detail)
+        .bind(&hash)
+        .execute(&mut *tx)
+        .await
+        .map_err(on(doing))?;
+    match tx.link {
+        Link::Sqlite(_) => head_set(tx, line.number, &hash).await,
+        Link::Postgres(_) => Ok(()),
+    }
 }
 
 async fn head_set(tx: &mut Conn, number: i64, hash: &str) -> Result<()> {

@@ -199,7 +199,7 @@ fn delivery_from(row: &Row) -> Result<Delivery> {
 async fn route(db: &Db, subscriptions: &[Subscription], age_max: Duration) -> Result<u64> {
     let mut made = 0;
     // Most of the time there is nothing, which is no reason to keep others from writing.
-    let new = query("SELECT 1 FROM notices WHERE routed = 0 LIMIT 1").fetch_optional(&mut *db.read().await?).await;
+    let new = query(ANY_NEW).fetch_optional(&mut *db.read().await?).await;
     if new.map_err(on("reading new notices"))?.is_none() {
         return Ok(0);
     }
@@ -268,9 +268,15 @@ macro_rules! due {
     };
 }
 
+/// What every sender asks every few seconds.
+pub(crate) const ANY_NEW: &str = "SELECT 1 FROM notices WHERE routed = 0 LIMIT 1";
+pub(crate) const ANY_DUE: &str = concat!("SELECT 1 FROM notice_deliveries WHERE ", due!(), " LIMIT 1");
+
 async fn claim(db: &Db, webhooks: &[String], lease: Duration, limit: u32) -> Result<Vec<DeliveryClaim>> {
-    let any = query(concat!("SELECT 1 FROM notice_deliveries WHERE ", due!(), " LIMIT 1"));
-    let any = any.fetch_optional(&mut *db.read().await?).await.map_err(on("looking for deliveries that are due"))?;
+    let any = query(ANY_DUE)
+        .fetch_optional(&mut *db.read().await?)
+        .await
+        .map_err(on("looking for deliveries that are due"))?;
     if any.is_none() {
         return Ok(Vec::new());
     }

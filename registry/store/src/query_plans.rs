@@ -8,7 +8,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection};
 use tidegate_registry::store::{Store, StoreError};
 
-use crate::{SqliteStore, claims, db, planning};
+use crate::{SqliteStore, claims, db, notices, planning};
 
 async fn connect(path: &Path) -> SqliteConnection {
     let options = SqliteConnectOptions::new().filename(path).busy_timeout(Duration::ZERO);
@@ -66,6 +66,19 @@ async fn claiming_looks_only_at_open_tasks() {
     let plan =
         steps(&mut raw, "SELECT * FROM runs WHERE finished_at IS NULL ORDER BY interval_start, dag, revision").await;
     assert_eq!(plan, ["SCAN runs USING INDEX runs_open"]);
+}
+
+#[tokio::test]
+async fn a_sender_looks_only_at_what_is_new_or_due() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("registry.db");
+    SqliteStore::open(&path).await.unwrap().close().await;
+    let mut raw = connect(&path).await;
+    let plan = steps(&mut raw, notices::ANY_NEW).await;
+    assert_eq!(plan, ["SCAN notices USING COVERING INDEX notices_new"]);
+    let plan = steps(&mut raw, notices::ANY_DUE).await;
+    // Only what is still to be delivered, whichever of the two indexes is taken.
+    assert!(plan[0].starts_with("SEARCH notice_deliveries USING INDEX notice_deliveries_"), "{plan:?}");
 }
 
 #[tokio::test]
