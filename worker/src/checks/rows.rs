@@ -192,6 +192,14 @@ impl RowRule for AcceptedValues {
 
     fn failing(&mut self, batch: &RecordBatch) -> Result<Failing, Unjudgeable> {
         let array = column(batch, &self.column[0])?;
+        if let Some(booleans) = array.as_boolean_opt() {
+            let trues = booleans.true_count();
+            let falses = booleans.len() - booleans.null_count() - trues;
+            let has = |text: &str| self.accepted.contains(text.as_bytes());
+            if (trues == 0 || has("true")) && (falses == 0 || has("false")) {
+                return Ok(Failing::default());
+            }
+        }
         let values = TextColumn::new(array).map_err(|error| Unjudgeable(error.to_string()))?;
         let mut failing = Failing::default();
         for row in (0..batch.num_rows()).filter(|&row| !values.is_null(row)) {

@@ -6,10 +6,11 @@ use datafusion::arrow::record_batch::RecordBatch;
 use regex::Regex;
 use tidegate_quality::formats::Format;
 use tidegate_registry::model::TextFormat;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::rows::{Failing, RowRule, Unjudgeable, column, recast};
 
-fn failing_texts(batch: &RecordBatch, name: &str, passes: impl Fn(&str) -> bool) -> Result<Failing, Unjudgeable> {
+fn failing_texts(batch: &RecordBatch, name: &str, mut passes: impl FnMut(&str) -> bool) -> Result<Failing, Unjudgeable> {
     let texts = recast(column(batch, name)?, name, &DataType::Utf8)?;
     let mut failing = Failing::default();
     for (row, text) in texts.as_string::<i32>().iter().enumerate() {
@@ -26,11 +27,49 @@ pub(super) struct Matches {
     column: [String; 1],
     pattern: String,
     regex: Option<Regex>,
+    known: Known,
+}
+
+/// What was found of texts lately: columns that are matched against patterns repeat few of them, mostly.
+#[derive(Debug, Default)]
+struct Known {
+    /// By hash: the text, and whether it passes.
+    places: Vec<(Box<str>, bool)>,
+    asked: u32,
+    found: u32,
+}
+
+impl Known {
+    const PLACES: usize = 512;
+    /// Longer texts are not kept.
+    const BYTES_MAX: usize = 64;
+    /// After so many texts it is known whether keeping them pays.
+    const TRIAL: u32 = 1 << 14;
+
+    fn passes(&mut self, text: &str, compute: impl Fn(&str) -> bool) -> bool {
+        if text.len() > Self::BYTES_MAX || (self.asked >= Self::TRIAL && self.found < Self::TRIAL / 2) {
+            return compute(text);
+        }
+        if self.places.is_empty() {
+            // the empty text is asked about like any other
+            self.places.resize(Self::PLACES, (Box::default(), compute("")));
+        }
+        let place = &mut self.places[xxh3_64(text.as_bytes()) as usize % Self::PLACES];
+        let found = *place.0 == *text;
+        if !found {
+            *place = (text.into(), compute(text));
+        }
+        if self.asked < Self::TRIAL {
+            self.asked += 1;
+            self.found += u32::from(found);
+        }
+        place.1
+    }
 }
 
 impl Matches {
     pub(super) fn new(column: &str, pattern: &str) -> Self {
-        Self { column: [column.to_owned()], pattern: pattern.to_owned(), regex: None }
+        Self { column: [column.to_owned()], pattern: pattern.to_owned(), regex: None, known: Known::default() }
     }
 }
 
@@ -47,7 +86,7 @@ impl RowRule for Matches {
                 self.regex.insert(regex)
             }
         };
-        failing_texts(batch, &self.column[0], |text| regex.is_match(text))
+        failing_texts(batch, &self.column[0], |text| self.known.passes(text, |text| regex.is_match(text)))
     }
 
     fn complaint(&self) -> String {
@@ -127,5 +166,37 @@ impl RowRule for Length {
             (Some(min), None) => format!("a text in {column} that has fewer than {min} characters"),
             (None, max) => format!("a text in {column} that has more than {} characters", max.unwrap_or(u64::MAX)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn remembering_texts_changes_no_verdict(
+            texts in prop::collection::vec("[ab]{0,3}|[a-z]{60,70}", 1..200),
+            rounds in 1..200_usize,
+        ) {
+            let plain = |text: &str| text.starts_with('a') && !text.ends_with('b');
+            let mut known = Known::default();
+            for text in texts.iter().cycle().take(texts.len() * rounds) {
+                prop_assert_eq!(known.passes(text, plain), plain(text));
+            }
+        }
+    }
+
+    #[test]
+    fn texts_that_hardly_repeat_are_not_kept() {
+        let mut known = Known::default();
+        for number in 0..2 * Known::TRIAL {
+            known.passes(&number.to_string(), |_| true);
+        }
+        let before = known.places.clone();
+        known.passes("something new", |_| true);
+        assert_eq!(known.places, before, "after the trial nothing is written down any more");
     }
 }
