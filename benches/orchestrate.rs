@@ -254,7 +254,7 @@ impl Executor for NoOp {
                 TaskOutput::Pins(Pins::default())
             }
             TaskKind::View(_) => TaskOutput::Staged(staged()),
-            TaskKind::Publish => return self.publish(claim).await,
+            TaskKind::Publish | TaskKind::Restore => return self.publish(claim).await,
         };
         Ok(Outcome::End(TaskEnd::Succeeded { output, rows: Some(0) }))
     }
@@ -270,7 +270,7 @@ impl NoOp {
         let views = states
             .iter()
             .map(|(view, state)| (view.clone(), ViewIntentRequest { records: state.records, checks: Vec::new() }));
-        let request = IntentRequest { views: views.collect() };
+        let request = IntentRequest { views: views.collect(), holds: 0 };
         let intent = match self.store.intent_take(claim.token, request, self.clock.now()).await {
             Ok(intent) => intent,
             // Another interval of the same views is being published.

@@ -90,6 +90,11 @@ commands! {
     Backfill => backfill,
     Runs => runs,
     Snapshots => snapshots,
+    Restore => restore,
+    Restores => restores,
+    Hold => hold,
+    Holds => holds,
+    Resume => resume,
     Status => status,
     Checks => checks,
     AuditLog => audit_log,
@@ -109,7 +114,13 @@ impl Command {
     pub fn stops_gently(&self) -> bool {
         matches!(
             self,
-            Self::Up(_) | Self::Scheduler(_) | Self::Worker(_) | Self::Run(_) | Self::Backfill(_) | Self::Demo(_)
+            Self::Up(_)
+                | Self::Scheduler(_)
+                | Self::Worker(_)
+                | Self::Run(_)
+                | Self::Backfill(_)
+                | Self::Restore(_)
+                | Self::Demo(_)
         )
     }
 

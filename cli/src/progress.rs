@@ -4,7 +4,10 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::error::UserError;
 
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
@@ -76,4 +79,22 @@ impl Drop for Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Asks on the terminal whether to do what the command is called.
+///
+/// # Errors
+/// When nobody can be asked.
+pub fn agreed(command: &str) -> anyhow::Result<bool> {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Err(UserError::new("nobody can be asked here, so nothing was changed")
+            .hint(format!("`tidegate {command} --yes` does it without asking"))
+            .into());
+    }
+    let mut stderr = io::stderr().lock();
+    write!(stderr, "{command}? [y/N] ").and_then(|()| stderr.flush()).context("asking on the terminal")?;
+    drop(stderr);
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).context("reading the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

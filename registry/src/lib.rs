@@ -19,6 +19,7 @@ pub mod notice;
 pub mod plan;
 pub mod profile;
 pub mod pulse;
+pub mod restore;
 pub mod retry;
 pub mod run;
 pub mod store;

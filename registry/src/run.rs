@@ -31,6 +31,10 @@ pub enum Cause {
         /// The view whose rows they are.
         view: ViewId,
     },
+    /// A restore: its own run, and those that take the place of runs which it stopped.
+    Restore(RunId),
+    /// A person who lifted holds at that time (named by an id of its own).
+    Resume(RunId),
 }
 
 impl fmt::Display for Cause {
@@ -40,6 +44,8 @@ impl fmt::Display for Cause {
             Self::Backfill(id) => f.pad(&format!("backfill {id}")),
             Self::Manual(number) => f.pad(&format!("manual {number}")),
             Self::Readmit { run, view } => f.pad(&format!("readmit {run} {view}")),
+            Self::Restore(id) => f.pad(&format!("restore {id}")),
+            Self::Resume(id) => f.pad(&format!("resume {id}")),
         }
     }
 }
@@ -51,6 +57,8 @@ impl FromStr for Cause {
         match text.split_once(' ') {
             None if text == "tick" => Ok(Self::Tick),
             Some(("backfill", id)) => id.parse().map(Self::Backfill).map_err(|_| unknown()),
+            Some(("restore", id)) => id.parse().map(Self::Restore).map_err(|_| unknown()),
+            Some(("resume", id)) => id.parse().map(Self::Resume).map_err(|_| unknown()),
             Some(("manual", number)) => number.parse().map(Self::Manual).map_err(|_| unknown()),
             Some(("readmit", what)) => {
                 let (run, view) = what.split_once(' ').ok_or_else(unknown)?;
@@ -125,6 +133,8 @@ states!(
         Cancelled = "cancelled",
         /// A later publish number overtook it.
         Superseded = "superseded",
+        /// Everything passed, and a hold keeps its views from being published.
+        Held = "held",
     }
 );
 
@@ -162,6 +172,15 @@ pub enum TaskKind {
     View(ViewId),
     /// Intent, commits, online, cut over, record.
     Publish,
+    /// Of a restore, its only one: everything after the intent.
+    Restore,
+}
+
+impl TaskKind {
+    /// Whether it makes something visible.
+    pub fn publishes(&self) -> bool {
+        matches!(self, Self::Publish | Self::Restore)
+    }
 }
 
 impl fmt::Display for TaskKind {
@@ -170,6 +189,7 @@ impl fmt::Display for TaskKind {
             Self::Pin => f.pad("pin"),
             Self::View(view) => view.fmt(f),
             Self::Publish => f.pad("publish"),
+            Self::Restore => f.pad("restore"),
         }
     }
 }
@@ -180,6 +200,7 @@ impl FromStr for TaskKind {
         Ok(match text {
             "pin" => Self::Pin,
             "publish" => Self::Publish,
+            "restore" => Self::Restore,
             view => Self::View(view.parse()?),
         })
     }
@@ -236,6 +257,13 @@ pub struct Run {
     pub restarts: u32,
     /// The decision of a person that it carries out, if there is one.
     pub overriding: Option<Override>,
+}
+
+impl Run {
+    /// Whether it computes nothing and takes views back instead.
+    pub fn is_restore(&self) -> bool {
+        matches!(self.cause, Cause::Restore(id) if id == self.id)
+    }
 }
 
 /// A person's decision over a run: that it publishes although checks fail, or (with no checks, and [`Cause::Readmit`])

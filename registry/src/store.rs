@@ -24,6 +24,7 @@ use crate::model::{Alike, Project};
 use crate::notice::Outbox;
 use crate::plan::DefinitionKind;
 use crate::profile::{ColumnProfile, ViewProfile};
+use crate::restore::Restoring;
 use crate::run::{
     CheckResult, Claim, Intent, NewRun, Override, Pins, Run, RunState, Task, TaskKind, TaskOutput, Verdict,
 };
@@ -168,7 +169,7 @@ impl DagHistory {
     /// The latest run of each interval and view.
     pub fn latest(&self) -> HashMap<(Interval, &ViewId), &Run> {
         let mut latest: HashMap<(Interval, &ViewId), &Run> = HashMap::new();
-        for run in &self.runs {
+        for run in self.runs.iter().filter(|run| !run.is_restore()) {
             for view in &run.views {
                 let kept = latest.entry((run.interval, view)).or_insert(run);
                 if kept.revision < run.revision {
@@ -257,6 +258,11 @@ pub enum TaskEnd {
         /// By what.
         reason: String,
     },
+    /// A hold is on a view of the run: it ends `held`.
+    Held {
+        /// Whose, and why.
+        reason: String,
+    },
 }
 
 /// What an intent rests on, per view: compared inside the transaction that takes it.
@@ -264,6 +270,9 @@ pub enum TaskEnd {
 pub struct IntentRequest {
     /// Per view: the record number that history checks were judged against, and all verdicts.
     pub views: IndexMap<ViewId, ViewIntentRequest>,
+    /// [`crate::restore::Holds::revision`] when none of the views was found held: a different number now is a
+    /// [`StoreError::Conflict`].
+    pub holds: u64,
 }
 
 /// One view of an [`IntentRequest`].
@@ -376,8 +385,10 @@ pub struct Snapshot {
     pub interval: Interval,
     /// When it was recorded, in project time.
     pub created_at: Instant,
-    /// `live` when every view's newest ledger entry and online generation come from it, `expired` when retention let go of
-    /// it, else `superseded`.
+    /// Its place in the order of recording, over all views.
+    pub number: u64,
+    /// `live` when every view's newest ledger entry comes from it (of a restore: when nothing was recorded of its views
+    /// since), `expired` when retention let go of it, `restored_away` when a restore took it back, else `superseded`.
     pub status: String,
     /// Per view.
     pub views: Vec<SnapshotView>,
@@ -404,6 +415,11 @@ pub struct SnapshotView {
     pub online_generation: Option<u64>,
     /// Rows that its run set aside.
     pub quarantined: u64,
+    /// The version of the view's quarantine table; `None` when nothing had ever been set aside.
+    pub quarantine_version: Option<u64>,
+    /// The interval whose rows are meant: the snapshot's own; of a restore the newest one afterwards, `None` when there is
+    /// none.
+    pub interval: Option<Interval>,
 }
 
 /// One line that a task wrote.
@@ -451,7 +467,7 @@ pub struct CheckFilter {
 
 /// The registry.
 #[async_trait]
-pub trait Store: Care + Outbox + Send + Sync + Debug {
+pub trait Store: Care + Outbox + Restoring + Send + Sync + Debug {
     // --- definitions -------------------------------------------------------------------------------------------------
 
     /// What this registry is.

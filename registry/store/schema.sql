@@ -24,6 +24,12 @@ CREATE TABLE audit_head (
     number INTEGER NOT NULL,
     hash   TEXT NOT NULL
 ) STRICT;
+CREATE TABLE bad_snapshots (
+    snapshot  TEXT NOT NULL PRIMARY KEY REFERENCES snapshots (id),
+    marked_at INTEGER NOT NULL,
+    actor     TEXT NOT NULL,
+    reason    TEXT NOT NULL
+) STRICT;
 CREATE TABLE checks (
     run      TEXT NOT NULL REFERENCES runs (id),
     seq      INTEGER NOT NULL,
@@ -65,6 +71,18 @@ CREATE TABLE duties (
     owner TEXT NOT NULL,
     until INTEGER NOT NULL
 ) STRICT;
+CREATE TABLE holds (
+    id          TEXT NOT NULL PRIMARY KEY,
+    view        TEXT NOT NULL,
+    policy      TEXT NOT NULL,
+    actor       TEXT NOT NULL,
+    reason      TEXT NOT NULL,
+    placed_at   INTEGER NOT NULL,
+    restore     TEXT REFERENCES runs (id),
+    fingerprint TEXT,
+    lifted_at   INTEGER
+) STRICT;
+CREATE INDEX holds_in_force ON holds (view) WHERE lifted_at IS NULL;
 CREATE TABLE intents (
     run      TEXT NOT NULL PRIMARY KEY REFERENCES runs (id),
     taken_at INTEGER NOT NULL,
@@ -80,6 +98,19 @@ CREATE TABLE ledger (
     digest         TEXT NOT NULL,
     PRIMARY KEY (view, interval_end, interval_start)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE ledger_log (
+    view           TEXT NOT NULL,
+    interval_end   INTEGER NOT NULL,
+    interval_start INTEGER NOT NULL,
+    since          INTEGER NOT NULL,
+    until          INTEGER,
+    run            TEXT NOT NULL REFERENCES runs (id),
+    snapshot       TEXT NOT NULL REFERENCES snapshots (id),
+    rows           INTEGER NOT NULL,
+    digest         TEXT NOT NULL,
+    PRIMARY KEY (view, interval_end, interval_start, since)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX ledger_log_by_snapshot ON ledger_log (snapshot, view);
 CREATE TABLE manifests (
     run  TEXT NOT NULL PRIMARY KEY REFERENCES runs (id),
     pins TEXT NOT NULL
@@ -125,6 +156,18 @@ CREATE TABLE registry (
     revision      INTEGER NOT NULL DEFAULT 0,
     clock_real    INTEGER,
     clock_project INTEGER
+, holds INTEGER NOT NULL DEFAULT 0) STRICT;
+CREATE TABLE restores (
+    run         TEXT NOT NULL PRIMARY KEY REFERENCES runs (id),
+    plan        TEXT NOT NULL,
+    actor       TEXT NOT NULL,
+    reason      TEXT NOT NULL,
+    begun_at    INTEGER NOT NULL,
+    recorded_at INTEGER,
+    -- By the database's clock.
+    begun_real  INTEGER NOT NULL,
+    took        INTEGER,
+    validation  TEXT
 ) STRICT;
 CREATE TABLE runs (
     id             TEXT NOT NULL PRIMARY KEY,
@@ -172,7 +215,7 @@ CREATE TABLE snapshot_views (
     rows              INTEGER NOT NULL,
     digest            TEXT NOT NULL,
     online_generation INTEGER,
-    profile           TEXT NOT NULL, quarantined INTEGER NOT NULL DEFAULT 0, summary TEXT,
+    profile           TEXT NOT NULL, quarantined INTEGER NOT NULL DEFAULT 0, summary TEXT, quarantine_version INTEGER, newest_start INTEGER, newest_end INTEGER, flipped INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (snapshot, position)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX snapshot_views_by_view ON snapshot_views (view);

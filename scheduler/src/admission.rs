@@ -25,7 +25,9 @@ enum Queue {
 impl Queue {
     fn of(run: &Run) -> Self {
         match run.cause {
-            Cause::Tick | Cause::Manual(_) | Cause::Readmit { .. } => Self::Schedule,
+            Cause::Tick | Cause::Manual(_) | Cause::Readmit { .. } | Cause::Restore(_) | Cause::Resume(_) => {
+                Self::Schedule
+            }
             Cause::Backfill(_) => Self::Backfill,
         }
     }

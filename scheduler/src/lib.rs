@@ -13,6 +13,7 @@ pub mod freshness;
 pub mod grid;
 pub mod planning;
 pub mod readiness;
+pub mod resume;
 pub mod service;
 #[cfg(test)]
 mod testing;

@@ -28,7 +28,10 @@ pub const RUNS_MAX: usize = 1_000;
 /// that only a person, a new definition or new data may reopen.
 pub fn is_settled(state: RunState) -> bool {
     state.is_open()
-        || matches!(state, RunState::Blocked | RunState::Failed | RunState::Cancelled | RunState::Superseded)
+        || matches!(
+            state,
+            RunState::Blocked | RunState::Failed | RunState::Cancelled | RunState::Superseded | RunState::Held
+        )
 }
 
 /// What a DAG was planned under: stored with every step, so that the next one can tell what has changed. The first part
@@ -54,12 +57,22 @@ pub fn needs_history(dag: &Dag, state: &DagState) -> bool {
 
 /// What planning adds to `dag` at `now`. `history` may be empty unless [`needs_history`].
 ///
+/// While views are held, `dag` comes without them ([`tidegate_registry::restore::Holds::apart`]), and those that are to be
+/// computed all the same are `aside`: they get runs of their own. What a hold has left out is made up for by whoever lifts
+/// it.
+///
 /// A changed schedule goes on from the last stored tick: the interval from there to the new schedule's first tick bridges
 /// the two, so there is neither hole nor overlap. `due_at` lies in the past when the step was full: there is more.
 ///
 /// # Errors
 /// When the schedule's cron is not crontab(5), which validation has refused.
-pub fn plan(dag: &Dag, state: &DagState, history: &DagHistory, now: Instant) -> Result<PlanStep, CronError> {
+pub fn plan(
+    dag: &Dag,
+    aside: &[ViewId],
+    state: &DagState,
+    history: &DagHistory,
+    now: Instant,
+) -> Result<PlanStep, CronError> {
     let grid = Grid::new(&dag.schedule)?;
     let ticks: Vec<Instant> = grid.ticks(state.planned_until, now).take(TICKS_MAX).collect();
     let planned_until = ticks.last().copied().or(state.planned_until);
@@ -87,7 +100,12 @@ pub fn plan(dag: &Dag, state: &DagState, history: &DagHistory, now: Instant) -> 
             due_at = Some(now);
             break;
         }
-        runs.extend(new_runs(dag, state.definitions, interval, views, &Cause::Tick));
+        if !views.is_empty() {
+            runs.extend(new_runs(dag, state.definitions, interval, views, &Cause::Tick));
+        }
+        if !aside.is_empty() && !reconciles {
+            runs.extend(new_runs(dag, state.definitions, interval, aside.to_vec(), &Cause::Tick));
+        }
     }
     Ok(PlanStep {
         dag: dag.name.clone(),
@@ -113,7 +131,7 @@ pub fn preview(
 ) -> Result<Vec<(Interval, Vec<ViewId>)>, CronError> {
     let mut found = Vec::new();
     loop {
-        let step = plan(dag, &state, &history, now)?;
+        let step = plan(dag, &[], &state, &history, now)?;
         let more = step.due_at.is_some_and(|due| due <= now) && !(step.ticks.is_empty() && step.runs.is_empty());
         state.planned_until = step.ticks.last().copied().or(state.planned_until);
         state.schedule_fingerprint = Some(step.schedule_fingerprint);

@@ -13,6 +13,7 @@ use anyhow::{Context, anyhow};
 use tidegate_registry::ids::{BackfillId, DagName, RunId};
 use tidegate_registry::model::Dag;
 use tidegate_registry::pulse::Pulse;
+use tidegate_registry::restore::Holds;
 use tidegate_registry::run::{Run, RunState};
 use tidegate_registry::store::{DagHistory, DagState, PlanStep, Store, StoreError};
 use tidegate_registry::time::{Clock, Instant};
@@ -260,9 +261,14 @@ impl Scheduler {
     async fn plan_due(&self, memory: &mut Memory, now: Instant, summary: &mut StepSummary) -> anyhow::Result<()> {
         let due = self.store.dags_due(now, self.options.dags_max).await.context("reading the DAGs that are due")?;
         summary.more = due.len() >= self.options.dags_max as usize;
+        if due.is_empty() {
+            summary.more = false;
+            return Ok(());
+        }
+        let holds = self.store.holds().await.context("reading what is held")?;
         let mut batch = Batch::default();
         for state in &due {
-            match self.decide_one(&mut memory.facts, state, now).await {
+            match self.decide_one(&mut memory.facts, &holds, state, now).await {
                 Ok(step) => batch.add(state, step),
                 Err(failure) => memory.complain(state, failure, summary)?,
             }
@@ -304,16 +310,24 @@ impl Scheduler {
         Ok(())
     }
 
-    async fn decide_one(&self, facts: &mut Facts, state: &DagState, now: Instant) -> anyhow::Result<PlanStep> {
+    async fn decide_one(
+        &self,
+        facts: &mut Facts,
+        holds: &Holds,
+        state: &DagState,
+        now: Instant,
+    ) -> anyhow::Result<PlanStep> {
         let definitions = facts.definitions(&*self.store, state.definitions).await?;
         let dag = definitions
             .project
             .dags
             .get(&state.dag)
             .ok_or_else(|| anyhow!("`{}` is not defined in revision {}", state.dag, state.definitions))?;
+        let (dag, aside) = &holds.apart(&definitions.project, dag);
         let history =
             if planning::needs_history(dag, state) { self.history(dag).await? } else { DagHistory::default() };
-        planning::plan(dag, state, &history, now).with_context(|| format!("reading the schedule of `{}`", dag.name))
+        planning::plan(dag, aside, state, &history, now)
+            .with_context(|| format!("reading the schedule of `{}`", dag.name))
     }
 
     async fn admit(
@@ -413,10 +427,12 @@ impl Scheduler {
         Ok((id, plan))
     }
 
+    /// The DAG without views that are held.
     async fn dag(&self, name: &DagName) -> anyhow::Result<(Dag, i64)> {
-        let (revision, mut project) = self.store.project(None).await.context("reading the definitions")?;
-        let dag = project.dags.swap_remove(name).ok_or_else(|| anyhow!("there is no DAG `{name}`"))?;
-        Ok((dag, revision))
+        let (revision, project) = self.store.project(None).await.context("reading the definitions")?;
+        let dag = project.dags.get(name).ok_or_else(|| anyhow!("there is no DAG `{name}`"))?;
+        let holds = self.store.holds().await.context("reading what is held")?;
+        Ok((holds.apart(&project, dag).0, revision))
     }
 
     /// Stores the ticks of `dag` up to `now`, and the runs that its schedule wants for them, as a pass would.
@@ -429,7 +445,8 @@ impl Scheduler {
             let states = self.store.dags().await.context("reading the DAGs")?;
             let state = states.into_iter().find(|state| state.dag == *dag);
             let state = state.ok_or_else(|| anyhow!("there is no DAG `{dag}`"))?;
-            let step = self.decide_one(&mut memory.facts, &state, now).await?;
+            let holds = self.store.holds().await?;
+            let step = self.decide_one(&mut memory.facts, &holds, &state, now).await?;
             let more = step.due_at.is_some_and(|due| due <= now);
             match self.store.plan(step, now).await {
                 Ok(()) if !more => return Ok(()),

@@ -87,7 +87,7 @@ impl World {
                     TaskEnd::Blocked { output: None, reason: "too few rows".to_owned() }
                 }
                 TaskKind::View(_) => succeeded(TaskOutput::Staged(staged())),
-                TaskKind::Publish => {
+                TaskKind::Publish | TaskKind::Restore => {
                     self.publish(claim.token, &claim.run.views, now).await;
                     continue;
                 }
@@ -102,7 +102,7 @@ impl World {
             .iter()
             .map(|(view, state)| (view.clone(), ViewIntentRequest { records: state.records, checks: Vec::new() }))
             .collect();
-        let intent = self.store.intent_take(token, IntentRequest { views: requests }, now).await.unwrap();
+        let intent = self.store.intent_take(token, IntentRequest { views: requests, holds: 0 }, now).await.unwrap();
         let record = |publish_number| ViewRecord {
             fingerprint: "f".to_owned(),
             publish_number,
@@ -308,7 +308,7 @@ async fn a_step_that_is_refused_leaves_no_trace_and_stops_no_other() {
     let states = world.store.dags().await.unwrap();
     let decide = |index: usize| {
         let state: &DagState = &states[index];
-        planning::plan(&project.dags[&state.dag], state, &DagHistory::default(), day(3)).unwrap()
+        planning::plan(&project.dags[&state.dag], &[], state, &DagHistory::default(), day(3)).unwrap()
     };
     let (mut broken, good) = (decide(0), decide(1));
     // Its ticks are stored before its last run is found to compute nothing.

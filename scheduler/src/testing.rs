@@ -146,7 +146,7 @@ impl Model {
     pub(crate) fn decide(&self, now: Instant) -> PlanStep {
         let needed = planning::needs_history(&self.dag, &self.state);
         let history = if needed { self.history.clone() } else { DagHistory::default() };
-        planning::plan(&self.dag, &self.state, &history, now).unwrap()
+        planning::plan(&self.dag, &[], &self.state, &history, now).unwrap()
     }
 
     /// Writes a step, unless the grid has moved on since it was decided.

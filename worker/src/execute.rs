@@ -23,6 +23,7 @@ use crate::lake::Lake;
 use crate::online::OnlineStore;
 use crate::publish::{blocking, parse_adds, parse_set_aside, pins_of, publish, view_of};
 use crate::reads::RunReads;
+use crate::restore;
 use crate::serving::Serving;
 use crate::sources::{Sources, is_pin_violation};
 use crate::stage::{StageRequest, stage};
@@ -127,6 +128,7 @@ pub(crate) async fn execute(parts: &Parts, claim: &Claim, project: Arc<Project>)
         TaskKind::Pin => pin(parts, claim, &run).await,
         TaskKind::View(id) => stage_view(parts, claim, &run, id).await,
         TaskKind::Publish => publish(parts, claim, &run).await,
+        TaskKind::Restore => restore::execute(parts, claim, &run.project).await,
     };
     match done {
         Ok(outcome) => Ok(outcome),
@@ -145,9 +147,9 @@ pub(crate) async fn execute(parts: &Parts, claim: &Claim, project: Arc<Project>)
 fn failure(claim: &Claim, run: &Run, error: &anyhow::Error) -> TaskEnd {
     let retries = run.project.dags.get(&claim.run.dag).map(|dag| dag.retries);
     let delay = retries.and_then(|retries| delay(&retries, claim.run.id, &claim.kind, claim.attempt));
-    let hopeless = claim.kind != TaskKind::Publish && is_hopeless(error);
+    let hopeless = !claim.kind.publishes() && is_hopeless(error);
     // After its intent a run is retried for ever, so it needs a delay whatever its attempts.
-    let delay = if claim.kind == TaskKind::Publish { delay.or(Some(PUBLISH_RETRY)) } else { delay };
+    let delay = if claim.kind.publishes() { delay.or(Some(PUBLISH_RETRY)) } else { delay };
     TaskEnd::Failed { error: chain(error), retry_in: delay.filter(|_| !hopeless) }
 }
 

@@ -20,6 +20,7 @@ mod publish;
 pub mod quarantine;
 pub mod reads;
 pub mod rebuild;
+pub mod restore;
 pub mod serving;
 pub mod session;
 #[cfg(test)]

@@ -15,6 +15,7 @@ use deltalake::protocol::checkpoints::create_checkpoint;
 use indexmap::IndexMap;
 use tidegate_registry::ids::{RunId, SnapshotId, ViewId};
 use tidegate_registry::model::{FeatureView, Output, Project};
+use tidegate_registry::restore::Holds;
 use tidegate_registry::run::{CheckResult, Claim, Intent, Pins, SetAside, StagedView, TaskOutput, Verdict};
 use tidegate_registry::store::{IntentRequest, Record, StoreError, TaskEnd, ViewIntentRequest, ViewRecord, ViewState};
 
@@ -22,7 +23,7 @@ use crate::checks::{Measured, judge_history, needs_history};
 use crate::engine::Joins;
 use crate::execute::{Parts, Run, let_through};
 use crate::executor::Outcome;
-use crate::lake::{CommitError, CommitNote, CommitRequest};
+use crate::lake::{CommitError, CommitNote, CommitRequest, Replaces};
 use crate::online::{CutOver, OnlineError, SUPERSEDED_AGE_MIN, defaults};
 use crate::reads::{slice, state_schema};
 use crate::serving::{Content, tag};
@@ -88,6 +89,10 @@ async fn take_intent(parts: &Parts, claim: &Claim, run: &Run) -> Result<Decision
     }
     fail::fail_point!("intent.before");
     for _ in 0..JUDGEMENTS_MAX {
+        let holds = parts.store.holds().await?;
+        if let Some(reason) = held(parts, claim, &holds).await? {
+            return Ok(Decision::End(TaskEnd::Held { reason }));
+        }
         let states = parts.store.view_states(&claim.run.views).await?;
         let mut views = IndexMap::new();
         for (id, staged) in &run.staged {
@@ -114,7 +119,11 @@ async fn take_intent(parts: &Parts, claim: &Claim, run: &Run) -> Result<Decision
             let reason = Some(format!("waiting for the publication of {holder}"));
             return Ok(Decision::End(TaskEnd::Released { retry_in: BUSY_RETRY, reason }));
         }
-        match parts.store.intent_take(claim.token, IntentRequest { views }, parts.clock.now()).await {
+        match parts
+            .store
+            .intent_take(claim.token, IntentRequest { views, holds: holds.revision }, parts.clock.now())
+            .await
+        {
             Ok(intent) => return Ok(Decision::Publish(intent)),
             Err(StoreError::Conflict(_)) => {} // somebody recorded in between: judge again
             Err(error) => return Err(error.into()),
@@ -122,6 +131,20 @@ async fn take_intent(parts: &Parts, claim: &Claim, run: &Run) -> Result<Decision
     }
     let reason = Some("waiting for other publications of the same views".to_owned());
     Ok(Decision::End(TaskEnd::Released { retry_in: BUSY_RETRY, reason }))
+}
+
+/// Why the run may not publish, when a hold is on one of its views. What counts is what is computed from what now, not when
+/// the run was planned.
+async fn held(parts: &Parts, claim: &Claim, holds: &Holds) -> Result<Option<String>> {
+    if holds.holds.is_empty() {
+        return Ok(None);
+    }
+    let (_, project) = parts.store.project(None).await?;
+    let found = claim.run.views.iter().find_map(|view| Some((view, holds.on(&project, view)?)));
+    Ok(found.map(|(view, hold)| {
+        let by = if hold.view == *view { String::new() } else { format!(" with `{}`", hold.view) };
+        format!("`{view}` is held{by} by {}: {}", hold.actor, hold.reason)
+    }))
 }
 
 /// Refuses a registry that knows less than the lake while refusing is possible: after the intent the run could only wait.
@@ -245,7 +268,7 @@ async fn commit_all(
             view: id,
             publish_number: view_intent.publish_number,
             publish_number_max: state.map_or(view_intent.publish_number, |state| state.publish_number),
-            interval: run.interval,
+            replaces: Replaces::Slice(run.interval),
             adds: &adds,
             run: claim.run.id,
             note: Some(&note),
@@ -297,7 +320,7 @@ async fn commit_aside(
 }
 
 /// What a commit that was refused means for the run.
-async fn refused(parts: &Parts, request: &CommitRequest<'_>, error: CommitError) -> Result<TaskEnd> {
+pub(crate) async fn refused(parts: &Parts, request: &CommitRequest<'_>, error: CommitError) -> Result<TaskEnd> {
     match error {
         error @ CommitError::Superseded { .. } => Ok(TaskEnd::Superseded { reason: error.to_string() }),
         // What the registry had given out was read before: by now it may be more.
@@ -392,7 +415,7 @@ async fn publish_online(
 }
 
 /// The end of a run whose view was published later by somebody else; any other error stays one.
-fn overtaken(error: anyhow::Error) -> Result<TaskEnd> {
+pub(crate) fn overtaken(error: anyhow::Error) -> Result<TaskEnd> {
     match error.downcast_ref::<OnlineError>() {
         Some(OnlineError::Superseded { view, .. }) => {
             Ok(TaskEnd::Superseded { reason: format!("a later publication of `{view}` is live online") })

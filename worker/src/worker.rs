@@ -41,7 +41,7 @@ const PROJECTS_KEPT: usize = 4;
 
 /// The ends of runs that had no intent, so that no table can name their files. (A superseded run may have committed some
 /// of its views.)
-const NEVER_PUBLISHED: [RunState; 3] = [RunState::Blocked, RunState::Failed, RunState::Cancelled];
+const NEVER_PUBLISHED: [RunState; 4] = [RunState::Blocked, RunState::Failed, RunState::Cancelled, RunState::Held];
 
 /// What a worker is made of.
 #[derive(Debug)]
@@ -438,14 +438,16 @@ fn is_deaf() -> bool {
 
 /// Whether the claimed task is the publication of a run that has been recorded, by us or by somebody else.
 async fn is_recorded(hands: &Hands, claim: &Claim) -> bool {
-    claim.kind == TaskKind::Publish
-        && hands.store.run(claim.run.id).await.is_ok_and(|(run, _)| run.state == RunState::Succeeded)
+    claim.kind.publishes() && hands.store.run(claim.run.id).await.is_ok_and(|(run, _)| run.state == RunState::Succeeded)
 }
 
 /// Tells the registry how a task ended. One that is out of reach is waited for, since the work is done and would be done
 /// again otherwise; a worker that is asked to stop waits for some seconds only.
 async fn tell(hands: &Hands, claim: &Claim, end: TaskEnd, stop: &CancellationToken) {
-    let may_end_run = matches!(end, TaskEnd::Blocked { .. } | TaskEnd::Failed { .. } | TaskEnd::PinsChanged { .. });
+    let may_end_run = matches!(
+        end,
+        TaskEnd::Blocked { .. } | TaskEnd::Failed { .. } | TaskEnd::PinsChanged { .. } | TaskEnd::Held { .. }
+    );
     if let TaskEnd::Failed { error, .. } = &end {
         note(&*hands.store, &*hands.clock, claim, "error", error.clone()).await;
     }
@@ -474,7 +476,7 @@ async fn tell(hands: &Hands, claim: &Claim, end: TaskEnd, stop: &CancellationTok
     }
     // Only now: a task whose run ended meanwhile (another view was blocked) fails because its files are gone.
     if let TaskEnd::Failed { error, retry_in } = &end {
-        let next = match retry_in.filter(|_| claim.attempt < claim.attempts_max || claim.kind == TaskKind::Publish) {
+        let next = match retry_in.filter(|_| claim.attempt < claim.attempts_max || claim.kind.publishes()) {
             Some(delay) => format!("trying again in {}s", delay.as_secs_f64().round()),
             None => "not trying again".to_owned(),
         };
@@ -499,6 +501,7 @@ fn told(end: &TaskEnd) -> String {
         TaskEnd::Released { reason, .. } => format!("it was handed back ({})", reason.as_deref().unwrap_or("stopping")),
         TaskEnd::Blocked { reason, .. } => format!("checks stopped the run ({reason})"),
         TaskEnd::Superseded { reason } => format!("the run is superseded ({reason})"),
+        TaskEnd::Held { reason } => format!("the run is held ({reason})"),
         TaskEnd::PinsChanged { reason } => format!("what it read has changed ({reason})"),
         TaskEnd::Failed { error, .. } => format!("the task failed ({error})"),
     }

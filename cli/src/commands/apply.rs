@@ -1,7 +1,5 @@
 //! `tidegate apply`: make the registry what the files say.
 
-use std::io::{self, IsTerminal as _, Write as _};
-
 use anyhow::Context as _;
 use tidegate_registry::ids::ViewId;
 use tidegate_registry::plan::DefinitionKind;
@@ -13,7 +11,7 @@ use crate::context::{Context, Registry};
 use crate::engine;
 use crate::error::{Exit, UserError};
 use crate::output;
-use crate::progress::note;
+use crate::progress::{self, note};
 
 /// Make the registry what the files say, after showing the plan
 #[derive(Debug, clap::Args)]
@@ -45,7 +43,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     if prepared.report.is_empty() {
         return Ok(Exit::Done);
     }
-    if !arguments.yes && !agreed()? {
+    if !arguments.yes && !progress::agreed("apply")? {
         note("nothing was changed");
         return Ok(Exit::Wrong);
     }
@@ -92,19 +90,4 @@ pub async fn perform(
     });
     fail::fail_point!("apply.after");
     revision
-}
-
-/// Asks on the terminal.
-fn agreed() -> anyhow::Result<bool> {
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        return Err(UserError::new("nobody can be asked here, so nothing was changed")
-            .hint("`tidegate apply --yes` applies without asking")
-            .into());
-    }
-    let mut stderr = io::stderr().lock();
-    write!(stderr, "apply? [y/N] ").and_then(|()| stderr.flush()).context("asking on the terminal")?;
-    drop(stderr);
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).context("reading the answer")?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

@@ -93,7 +93,17 @@ async fn planned(
         _ => None,
     });
     let cause = Cause::Manual(number.max().unwrap_or(1));
-    let new = new_runs(dag, registry.revision, interval, dag.views.clone(), &cause);
+    let holds = registry.store.holds().await.context("reading what is held")?;
+    let (unheld, _) = holds.apart(&registry.project, dag);
+    if unheld.views.is_empty() && !dag.views.is_empty() {
+        return Err(UserError::new(format!("all views of `{}` are held", dag.name))
+            .hint("`tidegate holds` says why; `tidegate resume` lifts holds and computes what was missed")
+            .into());
+    }
+    if unheld.views.len() < dag.views.len() {
+        note(format!("{} of its views are held and left out", dag.views.len() - unheld.views.len()));
+    }
+    let new = new_runs(dag, registry.revision, interval, unheld.views, &cause);
     debug_assert!(dag.publish == PublishUnit::Each || new.len() == 1);
     note(format!("computing `{}` over {interval}", dag.name));
     let ids = registry.store.runs_create(new, registry.clock.now()).await.context("creating the run")?;
@@ -164,6 +174,10 @@ pub async fn explain(run: &Run, registry: &Registry) -> anyhow::Result<()> {
             note(format!("hint: mend the data or the check, then `tidegate runs retry {}`", run.id));
             note(format!("hint: `tidegate runs override {} --reason …` publishes it all the same", run.id));
         }
+        RunState::Held => {
+            note(format!("computed and checked, and not published{}", reason(run)));
+            note("hint: `tidegate holds` lists what is held");
+        }
         RunState::Failed => {
             note(format!("failed; nothing of it was published{}", reason(run)));
             note(format!("hint: `tidegate runs logs {}` shows what its tasks wrote", run.id));
@@ -177,7 +191,7 @@ pub async fn explain(run: &Run, registry: &Registry) -> anyhow::Result<()> {
 pub fn exit_of(state: RunState) -> Exit {
     match state {
         RunState::Succeeded => Exit::Done,
-        RunState::Blocked | RunState::Cancelled | RunState::Superseded => Exit::Wrong,
+        RunState::Blocked | RunState::Cancelled | RunState::Superseded | RunState::Held => Exit::Wrong,
         _ => Exit::Failed,
     }
 }

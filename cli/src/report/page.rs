@@ -112,7 +112,7 @@ fn outcome(facts: &Facts) -> Outcome {
             format!("{} failed. Nothing of this run is published: readers keep what they had.", blamed()),
         ),
         RunState::Failed => (Standing::Blocks, "Failed".to_owned(), format!("Nothing is published.{}", reason())),
-        RunState::Cancelled | RunState::Superseded => {
+        RunState::Cancelled | RunState::Superseded | RunState::Held => {
             (Standing::Open, capital(facts.run.state.as_str()), format!("Nothing is published.{}", reason()))
         }
         RunState::Waiting | RunState::Queued | RunState::Running | RunState::Publishing => (

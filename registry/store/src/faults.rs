@@ -23,6 +23,9 @@ use tidegate_registry::notice::{
     Delivery, DeliveryClaim, DeliveryEnd, NewNotice, Notice, NoticeFilter, Outbox, Subscription,
 };
 use tidegate_registry::plan::DefinitionKind;
+use tidegate_registry::restore::{
+    AsOf, BadMark, HoldPolicy, Holds, Restore, RestoreRecord, RestoreRequest, Restoring, ResumeRequest, Validation,
+};
 use tidegate_registry::run::{Claim, Intent, NewRun, Pins, Run, Task};
 use tidegate_registry::store::{
     ApplyRecord, ApplyRequest, CheckFilter, CheckRow, ClaimRequest, DagHistory, DagState, Decision, DefinitionVersion,
@@ -288,6 +291,28 @@ pass_on! {
         restore(file: &Path, replace: bool, actor: &str, now: Instant) -> Vec<TableRows> => (&file, replace, &actor, now);
         adopt_id(id: RegistryId) -> () => (id);
         rebuild(rebuild: &Rebuild, now: Instant) -> () => (&rebuild, now);
+    }
+}
+
+pass_on! {
+    Restoring {
+        snapshot_number(id: SnapshotId) -> u64 => (id);
+        number_at(at: Instant) -> u64 => (at);
+        as_of(view: &ViewId, number: u64) -> AsOf => (&view, number);
+        generation_written(view: &ViewId, generation: u64) -> Option<u64> => (&view, generation);
+        good_numbers(views: &[ViewId], limit: u32) -> Vec<(u64, SnapshotId)> => (&views, limit);
+        restore_begin(request: RestoreRequest) -> () => (request);
+        restore_of(id: RunId) -> Restore => (id);
+        restores(limit: u32) -> Vec<Restore> => (limit);
+        restore_record(token: LeaseToken, record: RestoreRecord, now: Instant) -> () => (token, record, now);
+        restore_validated(id: RunId, validation: &Validation, now: Instant) -> () => (id, &validation, now);
+        reads_of(run: RunId) -> Option<Pins> => (run);
+        holds() -> Holds => ();
+        hold(views: &[ViewId], policy: HoldPolicy, actor: &str, reason: &str, now: Instant) -> () =>
+            (&views, policy, &actor, &reason, now);
+        resume(request: ResumeRequest) -> Vec<RunId> => (request);
+        snapshot_mark(id: SnapshotId, bad: Option<BadMark>, actor: &str, now: Instant) -> () => (id, bad, &actor, now);
+        bad_marks() -> IndexMap<SnapshotId, BadMark> => ();
     }
 }
 

@@ -19,6 +19,7 @@ mod db;
 mod decisions;
 mod definitions;
 pub mod faults;
+mod holds;
 mod moves;
 mod notices;
 mod planning;
@@ -30,6 +31,7 @@ mod publishing;
 #[cfg(test)]
 mod query_plans;
 mod queues;
+mod restoring;
 mod runs;
 mod schema;
 mod snapshots;

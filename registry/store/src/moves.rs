@@ -42,7 +42,7 @@ pub(crate) struct Held {
 impl Held {
     /// Past the point of no return: this task is tried until it succeeds or is overtaken.
     pub(crate) fn is_committed(&self) -> bool {
-        self.run.state == RunState::Publishing && self.kind == TaskKind::Publish
+        self.run.state == RunState::Publishing && self.kind.publishes()
     }
 }
 

@@ -73,7 +73,7 @@ async fn work(
         let end = match claim.kind {
             TaskKind::Pin => succeeded(pins()),
             TaskKind::View(_) => succeeded(staged(1, Vec::new())),
-            TaskKind::Publish => TaskEnd::Superseded { reason: "that will do".to_owned() },
+            TaskKind::Publish | TaskKind::Restore => TaskEnd::Superseded { reason: "that will do".to_owned() },
         };
         let last = claim.kind == TaskKind::Publish;
         // A worker whose lease ran out while the database was away has lost it, and another goes on.

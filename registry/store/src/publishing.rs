@@ -7,16 +7,14 @@ use serde_json::json;
 use tidegate_registry::audit::NewAuditEvent;
 use tidegate_registry::ids::{LeaseToken, RunId, ViewId};
 use tidegate_registry::run::{Intent, Run, RunState, TaskKind, TaskOutput, TaskState, Verdict, ViewIntent};
-use tidegate_registry::store::{
-    IntentRequest, LedgerEntry, Record, Result, StoreError, ViewIntentRequest, ViewRecord, ViewState,
-};
+use tidegate_registry::store::{IntentRequest, LedgerEntry, Record, Result, StoreError, ViewIntentRequest, ViewState};
 use tidegate_registry::time::{Instant, Interval};
 
 use crate::codec::{self, limit_or_all, micros, number, number_option};
 use crate::db::{Conn, Db, commit, on};
 use crate::moves::{self, Held};
 use crate::sql::{Arg, Builder, Row, locked, query};
-use crate::{audit, snapshots};
+use crate::{audit, holds, restoring, snapshots};
 
 macro_rules! view_columns {
     () => {
@@ -43,9 +41,9 @@ pub(crate) async fn view_states(db: &Db, views: &[ViewId]) -> Result<IndexMap<Vi
     Ok(views.iter().filter_map(|view| Some((view.clone(), found.remove(view)?))).collect())
 }
 
-struct ViewRow {
-    state: ViewState,
-    recorded_number: u64,
+pub(crate) struct ViewRow {
+    pub(crate) state: ViewState,
+    pub(crate) recorded_number: u64,
 }
 
 fn view_from(row: &Row) -> Result<ViewRow> {
@@ -76,17 +74,17 @@ pub(crate) async fn ledger(db: &Db, view: &ViewId, until: Option<Instant>, limit
     .fetch_all(&mut tx)
     .await
     .map_err(on("reading a ledger"))?;
-    rows.iter()
-        .map(|row| {
-            Ok(LedgerEntry {
-                interval: row.interval()?,
-                run: row.parse("run")?,
-                snapshot: row.parse("snapshot")?,
-                rows: row.count("rows")?,
-                digest: row.get_as("digest")?,
-            })
-        })
-        .collect()
+    rows.iter().map(ledger_entry).collect()
+}
+
+pub(crate) fn ledger_entry(row: &Row) -> Result<LedgerEntry> {
+    Ok(LedgerEntry {
+        interval: row.interval()?,
+        run: row.parse("run")?,
+        snapshot: row.parse("snapshot")?,
+        rows: row.count("rows")?,
+        digest: row.get_as("digest")?,
+    })
 }
 
 pub(crate) async fn intent_take(db: &Db, token: LeaseToken, request: &IntentRequest, now: Instant) -> Result<Intent> {
@@ -99,7 +97,11 @@ pub(crate) async fn intent_take(db: &Db, token: LeaseToken, request: &IntentRequ
         return Ok(stored);
     }
     refuse_unless_same_views(run, request.views.keys())?;
-    let states = lock_views(&mut tx, run).await?;
+    let states = lock_views(&mut tx, &run.views).await?;
+    // After the views are locked: whoever places a hold with a restore has taken them first.
+    if holds::revision_in_tx(&mut tx).await? != request.holds {
+        return Err(StoreError::Conflict("holds have changed since the run was judged".to_owned()));
+    }
     let mut views = IndexMap::new();
     for (view, judged) in &request.views {
         refuse_unless_passed(run, view, judged)?;
@@ -114,13 +116,7 @@ pub(crate) async fn intent_take(db: &Db, token: LeaseToken, request: &IntentRequ
     }
     let intent = Intent { run: run.id, views };
     views_take(&mut tx, &intent).await?;
-    query("INSERT INTO intents (run, taken_at, views) VALUES ($1, $2, $3)")
-        .bind(run.id.to_string())
-        .bind(micros(now))
-        .bind(codec::json(&intent.views)?)
-        .execute(&mut tx)
-        .await
-        .map_err(on("storing an intent"))?;
+    intent_store(&mut tx, &intent, now).await?;
     query("UPDATE runs SET state = $1 WHERE id = $2")
         .bind(RunState::Publishing.as_str())
         .bind(run.id.to_string())
@@ -131,15 +127,27 @@ pub(crate) async fn intent_take(db: &Db, token: LeaseToken, request: &IntentRequ
     Ok(intent)
 }
 
-/// What is known of the views of a run, locked in an order that all runs share.
-async fn lock_views(tx: &mut Conn, run: &Run) -> Result<HashMap<ViewId, ViewRow>> {
+pub(crate) async fn intent_store(tx: &mut Conn, intent: &Intent, now: Instant) -> Result<()> {
+    query("INSERT INTO intents (run, taken_at, views) VALUES ($1, $2, $3)")
+        .bind(intent.run.to_string())
+        .bind(micros(now))
+        .bind(codec::json(&intent.views)?)
+        .execute(tx)
+        .await
+        .map_err(on("storing an intent"))?;
+    Ok(())
+}
+
+/// What is known of views, locked in an order that all runs share.
+pub(crate) async fn lock_views(tx: &mut Conn, views: &[ViewId]) -> Result<HashMap<ViewId, ViewRow>> {
+    let names = views;
     let mut views = Builder::new(concat!(view_columns!(), " WHERE view IN "));
-    views.push_list(run.views.iter().map(ToString::to_string)).push(" ORDER BY view").push_end(locked!(""));
+    views.push_list(names.iter().map(ToString::to_string)).push(" ORDER BY view").push_end(locked!(""));
     let rows = views.build().fetch_all(tx).await.map_err(on("locking the views of a run"))?;
     rows.iter().map(|row| Ok((row.parse("view")?, view_from(row)?))).collect()
 }
 
-fn known<'a>(states: &'a HashMap<ViewId, ViewRow>, view: &ViewId) -> Result<&'a ViewRow> {
+pub(crate) fn known<'a>(states: &'a HashMap<ViewId, ViewRow>, view: &ViewId) -> Result<&'a ViewRow> {
     states.get(view).ok_or_else(|| StoreError::NotFound { what: "feature view", name: view.to_string() })
 }
 
@@ -165,7 +173,7 @@ async fn published_later(tx: &mut Conn, run: &Run) -> Result<Vec<ViewId>> {
 }
 
 /// Takes the views for the run and notes their publish numbers and verdicts.
-async fn views_take(tx: &mut Conn, intent: &Intent) -> Result<()> {
+pub(crate) async fn views_take(tx: &mut Conn, intent: &Intent) -> Result<()> {
     let mut take = Builder::new("UPDATE view_states SET publish_number = taken.column2, publishing = ");
     take.push_bind(intent.run.to_string()).push(" FROM (VALUES ");
     let mut rows = Vec::with_capacity(intent.views.len());
@@ -188,7 +196,7 @@ fn refuse_unless_publish(task: &Held) -> Result<()> {
     Err(StoreError::Refused(format!("the task `{}` does not publish its run", task.kind)))
 }
 
-fn refuse_unless_same_views<'a>(run: &Run, given: impl ExactSizeIterator<Item = &'a ViewId>) -> Result<()> {
+pub(crate) fn refuse_unless_same_views<'a>(run: &Run, given: impl ExactSizeIterator<Item = &'a ViewId>) -> Result<()> {
     let count = given.len();
     if count == run.views.len() && given.into_iter().all(|view| run.views.contains(view)) {
         return Ok(());
@@ -215,7 +223,7 @@ pub(crate) async fn intent(db: &Db, run: RunId) -> Result<Option<Intent>> {
     intent_in_tx(&mut tx, run).await
 }
 
-async fn intent_in_tx(tx: &mut Conn, run: RunId) -> Result<Option<Intent>> {
+pub(crate) async fn intent_in_tx(tx: &mut Conn, run: RunId) -> Result<Option<Intent>> {
     let row = query("SELECT views FROM intents WHERE run = $1")
         .bind(run.to_string())
         .fetch_optional(tx)
@@ -240,9 +248,9 @@ pub(crate) async fn record(db: &Db, token: LeaseToken, record: &Record, now: Ins
         .await?
         .ok_or_else(|| StoreError::Refused(format!("the run `{}` has not taken its intent", run.id)))?;
     refuse_unless_same_views(run, record.views.keys())?;
-    let states = lock_views(&mut tx, run).await?;
+    let states = lock_views(&mut tx, &run.views).await?;
     for (view, what) in &record.views {
-        refuse_unless_taken(&intent, view, what, known(&states, view)?)?;
+        refuse_unless_taken(&intent, view, what.publish_number, known(&states, view)?)?;
     }
     query("INSERT INTO manifests (run, pins) VALUES ($1, $2)")
         .bind(run.id.to_string())
@@ -262,8 +270,8 @@ pub(crate) async fn record(db: &Db, token: LeaseToken, record: &Record, now: Ins
         "publish_numbers": numbers,
     });
     // Late, since snapshots are numbered by one run at a time: from here on until the commit others wait.
-    snapshots::insert_in_tx(&mut tx, run, record, now).await?;
-    views_record(&mut tx, run, record, &states).await?;
+    let number = snapshots::insert_in_tx(&mut tx, run, record, now).await?;
+    views_record(&mut tx, run, record, &states, number).await?;
     let event = NewAuditEvent::new(now, &record.actor, "publish", run.id.to_string()).with(detail);
     audit::add_in_tx(&mut tx, &event).await?;
     commit(tx).await
@@ -283,15 +291,12 @@ async fn recorded_already(tx: &mut Conn, run: RunId, record: &Record) -> Result<
 }
 
 /// A record is of what the intent took, and of nothing that was overtaken.
-fn refuse_unless_taken(intent: &Intent, view: &ViewId, what: &ViewRecord, known: &ViewRow) -> Result<()> {
+pub(crate) fn refuse_unless_taken(intent: &Intent, view: &ViewId, publish_number: u64, known: &ViewRow) -> Result<()> {
     let given = intent.views.get(view).map(|intent| intent.publish_number);
-    if given != Some(what.publish_number) {
-        return Err(StoreError::Refused(format!(
-            "`{view}` was given another publish number than {}",
-            what.publish_number
-        )));
+    if given != Some(publish_number) {
+        return Err(StoreError::Refused(format!("`{view}` was given another publish number than {publish_number}")));
     }
-    if known.recorded_number > what.publish_number || known.state.publishing != Some(intent.run) {
+    if known.recorded_number > publish_number || known.state.publishing != Some(intent.run) {
         return Err(StoreError::Superseded { view: view.clone() });
     }
     Ok(())
@@ -300,7 +305,13 @@ fn refuse_unless_taken(intent: &Intent, view: &ViewId, what: &ViewRecord, known:
 /// Views in one statement.
 const VIEWS_WRITTEN_MAX: usize = 500;
 
-async fn views_record(tx: &mut Conn, run: &Run, record: &Record, states: &HashMap<ViewId, ViewRow>) -> Result<()> {
+async fn views_record(
+    tx: &mut Conn,
+    run: &Run,
+    record: &Record,
+    states: &HashMap<ViewId, ViewRow>,
+    number_of_snapshot: u64,
+) -> Result<()> {
     let (mut ledger, mut views) = (Vec::new(), Vec::new());
     for (view, what) in &record.views {
         ledger.push([
@@ -333,6 +344,7 @@ async fn views_record(tx: &mut Conn, run: &Run, record: &Record, states: &HashMa
         );
         insert.build().execute(&mut *tx).await.map_err(on("recording an interval"))?;
     }
+    restoring::ledger_log_in_tx(tx, &ledger, number_of_snapshot).await?;
     for rows in views.chunks(VIEWS_WRITTEN_MAX) {
         let mut update = Builder::new(
             "UPDATE view_states SET recorded_number = done.column2, records = records + 1, \

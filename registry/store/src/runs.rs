@@ -117,6 +117,15 @@ pub(crate) async fn lock_in_tx(tx: &mut Conn, id: RunId) -> Result<Run> {
     known(id, row.as_ref())
 }
 
+/// All open runs, for whoever will end some of them, in the order in which runs are locked.
+pub(crate) async fn lock_open_in_tx(tx: &mut Conn) -> Result<Vec<Run>> {
+    let rows = query(locked!(run_columns!(), "WHERE finished_at IS NULL ORDER BY id"))
+        .fetch_all(tx)
+        .await
+        .map_err(on("locking the open runs"))?;
+    rows.iter().map(run_from).collect()
+}
+
 /// The same, unless somebody else holds it now or it does not exist.
 pub(crate) async fn lock_if_free_in_tx(tx: &mut Conn, id: RunId) -> Result<Option<Run>> {
     let row = query(Sql {

@@ -85,6 +85,15 @@ pub(crate) const STEPS: &[Step] = &[
             postgres: include_str!("../migrations/postgres/0007_notices.sql"),
         },
     },
+    Step {
+        name: "0008_restore",
+        // Older programs know neither holds nor restores.
+        compatible_from: 8,
+        text: Sql {
+            sqlite: include_str!("../migrations/sqlite/0008_restore.sql"),
+            postgres: include_str!("../migrations/postgres/0008_restore.sql"),
+        },
+    },
 ];
 
 /// The step that chains the events that are there, which no SQL can do.

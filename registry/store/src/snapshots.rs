@@ -3,22 +3,30 @@
 use tidegate_registry::ids::{DagName, SnapshotId, ViewId};
 use tidegate_registry::run::Run;
 use tidegate_registry::store::{CheckFilter, CheckRow, Record, Result, Snapshot, SnapshotView, StoreError};
-use tidegate_registry::time::Instant;
+use tidegate_registry::time::{Instant, Interval};
 
-use crate::codec::{json, limit_or_all, micros, number, number_option};
+use crate::codec::{internal, json, limit_or_all, micros, number, number_option};
 use crate::db::{Conn, Db, on};
 use crate::sql::{Arg, Builder, Row, query};
 
 /// Live is a snapshot when for each of its views it holds the newest interval, as published last.
 macro_rules! snapshot_columns {
     () => {
-        "SELECT s.id, s.run, s.dag, s.interval_start, s.interval_end, s.created_at, s.expired_at, CASE WHEN EXISTS (\
+        "SELECT s.id, s.run, s.dag, s.interval_start, s.interval_end, s.created_at, s.number, s.expired_at, CASE WHEN EXISTS (\
          SELECT 1 FROM snapshot_views AS v \
          LEFT JOIN ledger AS l ON l.view = v.view AND l.interval_end = s.interval_end \
          AND l.interval_start = s.interval_start AND l.snapshot = s.id \
          LEFT JOIN view_states AS n ON n.view = v.view AND n.newest_end = s.interval_end \
          AND n.newest_start = s.interval_start \
          WHERE v.snapshot = s.id AND (l.view IS NULL OR n.view IS NULL)) THEN CAST(1 AS BIGINT) ELSE 0 END AS superseded, \
+         CASE WHEN EXISTS (SELECT 1 FROM restores AS r WHERE r.run = s.run) THEN CAST(1 AS BIGINT) ELSE 0 END AS restores, \
+         CASE WHEN EXISTS (SELECT 1 FROM snapshot_views AS v JOIN snapshot_views AS w ON w.view = v.view \
+         JOIN snapshots AS t ON t.id = w.snapshot WHERE v.snapshot = s.id AND t.number > s.number) \
+         THEN CAST(1 AS BIGINT) ELSE 0 END AS followed, \
+         CASE WHEN EXISTS (SELECT 1 FROM ledger_log AS g JOIN snapshots AS u ON u.number = g.until \
+         JOIN restores AS r ON r.run = u.run WHERE g.snapshot = s.id AND NOT EXISTS (SELECT 1 FROM ledger_log AS a \
+         WHERE a.view = g.view AND a.snapshot = g.snapshot AND a.until IS NULL)) \
+         THEN CAST(1 AS BIGINT) ELSE 0 END AS restored_away, \
          (SELECT r.overriding FROM runs AS r WHERE r.id = s.run) AS overriding \
          FROM snapshots AS s "
     };
@@ -29,24 +37,10 @@ const VIEWS_MAX: usize = 500;
 
 /// # Errors
 /// [`StoreError::Conflict`] when the id is taken by another run.
-pub(crate) async fn insert_in_tx(tx: &mut Conn, run: &Run, record: &Record, now: Instant) -> Result<()> {
+pub(crate) async fn insert_in_tx(tx: &mut Conn, run: &Run, record: &Record, now: Instant) -> Result<u64> {
     let doing = "recording a snapshot";
     let id = record.snapshot.to_string();
-    // For the number.
-    tx.line_up("tidegate snapshots").await?;
-    query(
-        "INSERT INTO snapshots (id, run, dag, interval_start, interval_end, created_at, number) \
-         VALUES ($1, $2, $3, $4, $5, $6, (SELECT coalesce(max(number), 0) + 1 FROM snapshots))",
-    )
-    .bind(&id)
-    .bind(run.id.to_string())
-    .bind(run.dag.as_str())
-    .bind(micros(run.interval.start()))
-    .bind(micros(run.interval.end()))
-    .bind(micros(now))
-    .execute(&mut *tx)
-    .await
-    .map_err(on(doing))?;
+    let number_given = insert_head_in_tx(tx, run, record.snapshot, now).await?;
     let mut rows = Vec::with_capacity(run.views.len());
     for (position, view) in (0_i64..).zip(&run.views) {
         let Some(what) = record.views.get(view) else { continue };
@@ -63,17 +57,48 @@ pub(crate) async fn insert_in_tx(tx: &mut Conn, run: &Run, record: &Record, now:
             json(&what.profile)?.into(),
             json(&what.summary)?.into(),
             number(what.quarantined)?.into(),
+            number_option(what.quarantine_version)?.into(),
         ]);
     }
     for rows in rows.chunks(VIEWS_MAX) {
         let mut insert = Builder::new(
             "INSERT INTO snapshot_views (snapshot, position, view, fingerprint, delta_version, publish_number, rows, \
-             digest, online_generation, profile, summary, quarantined) VALUES ",
+             digest, online_generation, profile, summary, quarantined, quarantine_version) VALUES ",
         );
         insert.push_rows(rows.iter().cloned());
         insert.build().execute(&mut *tx).await.map_err(on(doing))?;
     }
-    Ok(())
+    query(
+        "UPDATE snapshot_views SET quarantine_version = (SELECT n.quarantine_version FROM view_states AS n \
+         WHERE n.view = snapshot_views.view) WHERE snapshot = $1 AND quarantine_version IS NULL",
+    )
+    .bind(&id)
+    .execute(&mut *tx)
+    .await
+    .map_err(on(doing))?;
+    Ok(number_given)
+}
+
+/// A snapshot without its views; the number that it got.
+pub(crate) async fn insert_head_in_tx(tx: &mut Conn, run: &Run, id: SnapshotId, now: Instant) -> Result<u64> {
+    let doing = "recording a snapshot";
+    // For the number.
+    tx.line_up("tidegate snapshots").await?;
+    query(
+        "INSERT INTO snapshots (id, run, dag, interval_start, interval_end, created_at, number) \
+         VALUES ($1, $2, $3, $4, $5, $6, (SELECT coalesce(max(number), 0) + 1 FROM snapshots))",
+    )
+    .bind(id.to_string())
+    .bind(run.id.to_string())
+    .bind(run.dag.as_str())
+    .bind(micros(run.interval.start()))
+    .bind(micros(run.interval.end()))
+    .bind(micros(now))
+    .execute(&mut *tx)
+    .await
+    .map_err(on(doing))?;
+    let row = query("SELECT number FROM snapshots WHERE id = $1").bind(id.to_string()).fetch_one(tx).await;
+    row.map_err(on(doing))?.count("number")
 }
 
 pub(crate) async fn list(db: &Db, dag: Option<&DagName>, view: Option<&ViewId>, limit: u32) -> Result<Vec<Snapshot>> {
@@ -111,8 +136,8 @@ pub(crate) async fn get(db: &Db, id: SnapshotId) -> Result<Snapshot> {
 
 async fn snapshot_from(tx: &mut Conn, row: &Row) -> Result<Snapshot> {
     let views = query(
-        "SELECT view, fingerprint, delta_version, publish_number, rows, digest, online_generation, quarantined \
-         FROM snapshot_views WHERE snapshot = $1 ORDER BY position",
+        "SELECT view, fingerprint, delta_version, publish_number, rows, digest, online_generation, quarantined, \
+         quarantine_version, newest_start, newest_end FROM snapshot_views WHERE snapshot = $1 ORDER BY position",
     )
     .bind(row.get_as::<&str>("id")?)
     .fetch_all(tx)
@@ -124,18 +149,32 @@ async fn snapshot_from(tx: &mut Conn, row: &Row) -> Result<Snapshot> {
         run: row.parse("run")?,
         interval: row.interval()?,
         created_at: row.instant("created_at")?,
-        status: match (row.instant_option("expired_at")?, row.get_as::<bool>("superseded")?) {
-            (Some(_), _) => "expired",
-            (None, true) => "superseded",
-            (None, false) => "live",
-        }
-        .to_owned(),
-        views: views.iter().map(snapshot_view_from).collect::<Result<_>>()?,
+        number: row.count("number")?,
+        status: status(row)?.to_owned(),
+        views: views.iter().map(|view| snapshot_view_from(row, view)).collect::<Result<_>>()?,
         decision: row.json_option("overriding")?,
     })
 }
 
-fn snapshot_view_from(row: &Row) -> Result<SnapshotView> {
+fn status(row: &Row) -> Result<&'static str> {
+    let is = |column| row.get_as::<bool>(column);
+    let superseded = if is("restores")? { is("followed")? } else { is("superseded")? };
+    Ok(match row.instant_option("expired_at")? {
+        Some(_) => "expired",
+        None if is("restored_away")? => "restored_away",
+        None if superseded => "superseded",
+        None => "live",
+    })
+}
+
+fn snapshot_view_from(snapshot: &Row, row: &Row) -> Result<SnapshotView> {
+    let newest = match (row.instant_option("newest_start")?, row.instant_option("newest_end")?) {
+        (Some(start), Some(end)) => {
+            Some(Interval::new(start, end).map_err(|error| internal("reading an interval", error))?)
+        }
+        _ if snapshot.get_as::<bool>("restores")? => None,
+        _ => Some(snapshot.interval()?),
+    };
     Ok(SnapshotView {
         view: row.parse("view")?,
         fingerprint: row.get_as("fingerprint")?,
@@ -145,6 +184,8 @@ fn snapshot_view_from(row: &Row) -> Result<SnapshotView> {
         digest: row.get_as("digest")?,
         online_generation: row.count_option("online_generation")?,
         quarantined: row.count("quarantined")?,
+        quarantine_version: row.count_option("quarantine_version")?,
+        interval: newest,
     })
 }
 

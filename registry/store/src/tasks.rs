@@ -97,6 +97,11 @@ async fn end_in_tx(tx: &mut Conn, task: &Held, end: &TaskEnd, now: Instant) -> R
             }
             restart(tx, task, reason).await
         }
+        TaskEnd::Held { reason } => {
+            refuse_if_committed(task, "be held")?;
+            moves::task_end(tx, task, TaskState::Skipped, None, None, None, now).await?;
+            moves::run_end(tx, task.run.id, RunState::Held, reason, now).await
+        }
         TaskEnd::Superseded { reason } => {
             moves::task_end(tx, task, TaskState::Failed, Some(reason), None, None, now).await?;
             moves::run_end(tx, task.run.id, RunState::Superseded, reason, now).await

@@ -74,7 +74,7 @@ impl Sorted {
             return Ok(());
         }
         let rows = converter.convert_columns(&arrays).map_err(|error| broken(&error))?;
-        let nulls: Vec<_> = arrays.iter().filter_map(|array| array.logical_nulls()).collect();
+        let nulls: Vec<_> = arrays.iter().filter_map(Array::logical_nulls).collect();
         let mut last = self.last.as_ref().map(OwnedRow::row);
         for (position, row) in rows.iter().enumerate() {
             if nulls.iter().any(|nulls| nulls.is_null(position)) {

@@ -10,7 +10,11 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::rows::{Failing, RowRule, Unjudgeable, column, recast};
 
-fn failing_texts(batch: &RecordBatch, name: &str, mut passes: impl FnMut(&str) -> bool) -> Result<Failing, Unjudgeable> {
+fn failing_texts(
+    batch: &RecordBatch,
+    name: &str,
+    mut passes: impl FnMut(&str) -> bool,
+) -> Result<Failing, Unjudgeable> {
     let texts = recast(column(batch, name)?, name, &DataType::Utf8)?;
     let mut failing = Failing::default();
     for (row, text) in texts.as_string::<i32>().iter().enumerate() {

@@ -56,14 +56,23 @@ pub struct CommitRequest<'a> {
     /// The highest publish number that the registry has given out for the view: a higher mark means that the registry is
     /// older than the lake.
     pub publish_number_max: u64,
-    /// The slice that is replaced.
-    pub interval: Interval,
-    /// The new content of the slice.
+    /// What is replaced.
+    pub replaces: Replaces,
+    /// Its new content, whole.
     pub adds: &'a [Add],
     /// The run, noted in the commit.
     pub run: RunId,
     /// What else is noted there, so that a registry that is lost can be made anew from the lake.
     pub note: Option<&'a CommitNote>,
+}
+
+/// What a commit replaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replaces {
+    /// The slice of an interval.
+    Slice(Interval),
+    /// The whole table: files that it has already stay as they are.
+    Table,
 }
 
 /// What a publication writes into its commit beside the run and the publish number. Stored in the lake for good: keys are
@@ -121,7 +130,7 @@ pub struct Committed {
 const HARMLESS: [&str; 3] = ["timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"];
 
 /// Refuses a table whose rows are no longer what its files hold: deletion vectors, mapped columns and what may come.
-fn require_plain(table: &DeltaTable) -> anyhow::Result<()> {
+pub(super) fn require_plain(table: &DeltaTable) -> anyhow::Result<()> {
     let protocol = serde_json::to_value(table.snapshot()?.protocol()).context("reading the protocol")?;
     let features = protocol["readerFeatures"].as_array().into_iter().flatten().filter_map(|name| name.as_str());
     let mut foreign: Vec<&str> = features.filter(|name| !HARMLESS.contains(name)).collect();
@@ -234,7 +243,7 @@ impl Lake {
                 return Ok(Committed { version, before: !tried });
             }
             if !complete {
-                match self.require_staged(request).await {
+                match self.require_files(&table, request).await {
                     Err(CommitError::Store { source, .. }) => {
                         last_error = Some(source);
                         continue;
@@ -311,9 +320,23 @@ impl Lake {
         mark.map(|mark| u64::try_from(mark).context("the mark is negative")).transpose()
     }
 
-    async fn require_staged(&self, request: &CommitRequest<'_>) -> Result<(), CommitError> {
-        let prefix = self.table_prefix(request.view);
-        let looks: Vec<_> = request.adds.iter().map(|add| self.require_file(request.view, &prefix, add)).collect();
+    async fn require_files(&self, table: &DeltaTable, request: &CommitRequest<'_>) -> Result<(), CommitError> {
+        let failed = |source: anyhow::Error| CommitError::Store { view: request.view.clone(), source };
+        let known = match request.replaces {
+            Replaces::Slice(_) => HashSet::new(),
+            Replaces::Table => paths_of(table).map_err(failed)?,
+        };
+        let new: Vec<&Add> = request.adds.iter().filter(|add| !known.contains(&add.path)).collect();
+        self.require_there(request.view, &new).await
+    }
+
+    /// Makes sure that files of a view's table are there, whole.
+    ///
+    /// # Errors
+    /// [`CommitError::StagedMissing`] when one is not.
+    pub(crate) async fn require_there(&self, view: &ViewId, files: &[&Add]) -> Result<(), CommitError> {
+        let prefix = self.table_prefix(view);
+        let looks: Vec<_> = files.iter().map(|add| self.require_file(view, &prefix, add)).collect();
         futures::stream::iter(looks).buffer_unordered(32).try_collect().await
     }
 
@@ -401,7 +424,10 @@ impl Lake {
             partition_by: Some(vec![self.partition_column().to_owned()]),
             predicate: None,
         };
-        let actions = replace_slice(table, request.interval, request.adds)?;
+        let actions = match request.replaces {
+            Replaces::Slice(interval) => replace_slice(table, interval, request.adds)?,
+            Replaces::Table => replace_table(table, request.adds)?,
+        };
         let done = CommitBuilder::from(properties)
             .with_actions(actions)
             .build(Some(state), table.log_store(), operation)
@@ -423,16 +449,42 @@ pub(super) fn replace_slice(table: &DeltaTable, interval: Interval, adds: &[Add]
     let mut actions = Vec::with_capacity(adds.len() + 1);
     for file in table.snapshot()?.log_data().iter() {
         if slice_of(&file)? == interval.start().timestamp_micros() && !added.contains(file.path().as_ref()) {
-            anyhow::ensure!(
-                file.deletion_vector_descriptor().is_none(),
-                "`{}` has a deletion vector, which Tidegate never writes: another program has changed this table",
-                file.path()
-            );
+            refuse_deletion_vector(&file)?;
             actions.push(Action::Remove(file.remove_action(true)));
         }
     }
     actions.extend(adds.iter().cloned().map(Action::Add));
     Ok(actions)
+}
+
+/// The actions that make `table` hold exactly `adds`.
+fn replace_table(table: &DeltaTable, adds: &[Add]) -> anyhow::Result<Vec<Action>> {
+    let wanted: HashSet<&str> = adds.iter().map(|add| add.path.as_str()).collect();
+    let (mut actions, mut known) = (Vec::new(), HashSet::new());
+    for file in table.snapshot()?.log_data().iter() {
+        refuse_deletion_vector(&file)?;
+        if wanted.contains(file.path().as_ref()) {
+            known.insert(file.path().into_owned());
+        } else {
+            actions.push(Action::Remove(file.remove_action(true)));
+        }
+    }
+    actions.extend(adds.iter().filter(|add| !known.contains(&add.path)).cloned().map(Action::Add));
+    Ok(actions)
+}
+
+pub(super) fn refuse_deletion_vector(file: &deltalake::kernel::LogicalFileView) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        file.deletion_vector_descriptor().is_none(),
+        "`{}` has a deletion vector, which Tidegate never writes: another program has changed this table",
+        file.path()
+    );
+    Ok(())
+}
+
+/// The files that a table names.
+pub(super) fn paths_of(table: &DeltaTable) -> anyhow::Result<HashSet<String>> {
+    Ok(table.snapshot()?.log_data().iter().map(|file| file.path().into_owned()).collect())
 }
 
 /// The interval start of a file, in microseconds since 1970.

@@ -15,6 +15,7 @@ pub(crate) mod care;
 mod commit;
 mod overlay;
 mod table;
+mod target;
 #[cfg(test)]
 mod tests;
 
@@ -35,8 +36,9 @@ use tidegate_registry::ids::{RegistryId, RunId, ViewId};
 use url::Url;
 
 pub(crate) use commit::{COMPACTION, CompactionRequest};
-pub use commit::{CommitError, CommitNote, CommitRequest, Committed};
+pub use commit::{CommitError, CommitNote, CommitRequest, Committed, Replaces};
 pub use table::TableSchema;
+pub use target::TableChange;
 
 use crate::objects::{Stores, probe};
 

@@ -16,7 +16,7 @@ use super::Serving;
 use super::content::Content;
 use super::fill::{encoded, fill};
 use super::publication::tag;
-use crate::online::{Begun, Changes, CutOver, EncodedRow, Expected, OnlineRow, Standing, defaults};
+use crate::online::{Begun, Changes, CutOver, EncodedRow, Expected, OnlineRow, Standing, defaults, encode};
 
 /// Entities that are compared at once.
 const ENTITIES_PER_STEP: usize = 1_000;
@@ -86,6 +86,15 @@ impl Audit {
     }
 }
 
+/// What [`Serving::compare_some`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Compared {
+    /// Entities compared.
+    pub(crate) compared: u64,
+    /// Those that differ: the key and how.
+    pub(crate) differing: Vec<String>,
+}
+
 /// What should be live of a view, by the registry.
 #[derive(Debug)]
 pub(super) struct Recorded {
@@ -123,14 +132,20 @@ impl Serving {
         if definition.online.is_none() {
             return Ok(None);
         }
-        let tag = tag(definition, snapshot.id);
-        let at = state.newest.map_or(snapshot.interval.end(), |newest| newest.end().max(snapshot.interval.end()));
+        // Nothing is published any more.
+        let Some(interval) = of_view.interval else { return Ok(None) };
+        let tag = match self.online.live(view).await? {
+            // After a restore it names the snapshot that the content comes from.
+            Some(live) if live.publish_number == of_view.publish_number => live.tag,
+            _ => tag(definition, snapshot.id),
+        };
+        let at = state.newest.map_or(interval.end(), |newest| newest.end().max(interval.end()));
         Ok(Some(Recorded {
             content: Content {
                 project: Arc::new(project),
                 view: view.clone(),
                 version: of_view.delta_version,
-                interval: snapshot.interval,
+                interval,
                 at,
             },
             expected: Expected { generation, publish_number: of_view.publish_number },
@@ -243,6 +258,33 @@ impl Serving {
             bail!("`{view}` was published anew while it was compared: try again");
         }
         Ok(audit)
+    }
+
+    /// Compares up to `limit` entities of a content with a generation.
+    pub(crate) async fn compare_some(&self, content: &Content, generation: u64, limit: usize) -> Result<Compared> {
+        let (serving, content) = (self.clone(), content.clone());
+        let comparing = async move {
+            let rows = content.some_rows(&serving.engine, &serving.lake, limit).await?;
+            let mut compared = Compared::default();
+            let now = serving.clock.now();
+            for batch in rows {
+                let mut rows = encode(content.view()?, content.keys()?, &batch)?;
+                rows.retain(|row| row.expires_at.is_none_or(|expires_at| expires_at > now));
+                let keys: Vec<String> = rows.iter().map(|row| row.entity_key.clone()).collect();
+                let found = serving.online.rows(&content.view, generation, &keys).await?;
+                compared.compared += rows.len() as u64;
+                for (row, found) in rows.iter().zip(found) {
+                    let problem = match found {
+                        None => "is missing",
+                        Some(found) if !is_same(row, &found, content.interval.end()) => "has other features",
+                        Some(_) => continue,
+                    };
+                    compared.differing.push(format!("`{}` {problem}", row.entity_key));
+                }
+            }
+            anyhow::Ok(compared)
+        };
+        self.engine.run(comparing).await?
     }
 
     async fn compare(&self, recorded: &Recorded, options: AuditOptions) -> Result<Audit> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use datafusion::arrow::record_batch::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::prelude::{DataFrame, SessionContext};
 use tidegate_registry::ids::ViewId;
@@ -48,6 +49,12 @@ impl Content {
     pub(crate) async fn rows(&self, engine: &Engine, lake: &Lake) -> Result<SendableRecordBatchStream> {
         let frame = self.frame(&engine.context(Joins::Hash)?, lake).await?;
         frame.execute_stream().await.with_context(|| format!("reading the rows of `{}`", self.view))
+    }
+
+    /// Up to `limit` of its rows.
+    pub(crate) async fn some_rows(&self, engine: &Engine, lake: &Lake, limit: usize) -> Result<Vec<RecordBatch>> {
+        let frame = self.frame(&engine.context(Joins::Hash)?, lake).await?.limit(0, Some(limit))?;
+        frame.collect().await.with_context(|| format!("reading rows of `{}`", self.view))
     }
 
     /// Its rows one after the other in the order of their entities, which [`Order::AsStored`] only hopes for.

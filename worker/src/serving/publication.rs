@@ -3,13 +3,17 @@
 use anyhow::Result;
 use tidegate_registry::ids::{SnapshotId, ViewId};
 use tidegate_registry::model::{FeatureView, Output, Strategy};
-use tidegate_registry::store::{SnapshotView, StoreError};
+use tidegate_registry::restore;
+use tidegate_registry::store::SnapshotView;
 
 use super::Serving;
 use super::content::Content;
 use super::difference::upsert;
 use super::fill::fill;
 use crate::online::{Begun, InPlace, Live};
+
+/// Snapshots that are looked through for what is live.
+const SNAPSHOTS_LOOKED_AT: u32 = 20;
 
 /// A view that is ready to be cut over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,12 +26,7 @@ pub(crate) struct Published {
 
 /// What readers are told the content of a view is: which definition, and which snapshot.
 pub(crate) fn tag(view: &FeatureView, snapshot: SnapshotId) -> String {
-    format!("{}#{}@{snapshot}", view.id, view.fingerprint)
-}
-
-/// The snapshot that a tag names.
-fn snapshot_of(tag: &str) -> Option<SnapshotId> {
-    tag.rsplit_once('@')?.1.parse().ok()
+    restore::plan::tag(&view.id, &view.fingerprint, snapshot)
 }
 
 impl Serving {
@@ -83,24 +82,19 @@ impl Serving {
     /// What is live, as a content of the lake; `None` when the registry does not know, or it was made by another
     /// definition.
     async fn content_of(&self, content: &Content, live: &Live) -> Result<Option<Content>> {
-        let Some(snapshot) = snapshot_of(&live.tag) else { return Ok(None) };
-        let snapshot = match self.store.snapshot(snapshot).await {
-            Ok(snapshot) => snapshot,
-            Err(StoreError::NotFound { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let Some(of_view) = snapshot.views.iter().find(|of_view| of_view.view == content.view) else {
+        // Not by the tag, which after a restore names the snapshot that the content comes from. It is nearly always the
+        // newest.
+        let snapshots = self.store.snapshots(None, Some(&content.view), SNAPSHOTS_LOOKED_AT).await?;
+        let mut of_views = snapshots.iter().flat_map(|snapshot| &snapshot.views);
+        let of_view = of_views.find(|of_view| of_view.view == content.view && is_of(of_view, live));
+        let Some((of_view, interval)) = of_view.and_then(|of_view| Some((of_view, of_view.interval?))) else {
             return Ok(None);
         };
-        if !is_of(of_view, live, content.view()?) || !self.is_there(&content.view, of_view.delta_version).await {
+        let is_ours = of_view.fingerprint == content.view()?.fingerprint;
+        if !is_ours || !self.is_there(&content.view, of_view.delta_version).await {
             return Ok(None);
         }
-        let from = Content {
-            version: of_view.delta_version,
-            interval: snapshot.interval,
-            at: snapshot.interval.end(),
-            ..content.clone()
-        };
+        let from = Content { version: of_view.delta_version, interval, at: interval.end(), ..content.clone() };
         Ok(Some(from))
     }
 
@@ -110,8 +104,6 @@ impl Serving {
     }
 }
 
-fn is_of(of_view: &SnapshotView, live: &Live, view: &FeatureView) -> bool {
-    of_view.online_generation == Some(live.generation)
-        && of_view.publish_number == live.publish_number
-        && of_view.fingerprint == view.fingerprint
+fn is_of(of_view: &SnapshotView, live: &Live) -> bool {
+    of_view.online_generation == Some(live.generation) && of_view.publish_number == live.publish_number
 }

@@ -41,6 +41,7 @@ impl Executor for Model {
             TaskKind::Pin => self.pin(claim).await,
             TaskKind::View(view) => self.stage(claim, view).await,
             TaskKind::Publish => self.publish(claim).await,
+            TaskKind::Restore => Err(anyhow::anyhow!("nothing is restored here")),
         };
         match done {
             Ok(outcome) => Ok(outcome),
@@ -210,7 +211,7 @@ impl Model {
             let request = |(view, staged): (&ViewId, &StagedView)| {
                 (view.clone(), ViewIntentRequest { records: states[view].records, checks: staged.checks.clone() })
             };
-            let request = IntentRequest { views: staged.iter().map(request).collect() };
+            let request = IntentRequest { views: staged.iter().map(request).collect(), holds: 0 };
             match self.store.intent_take(claim.token, request, self.clock.now()).await {
                 Ok(intent) => return Ok(Ok(intent)),
                 Err(StoreError::Conflict(_)) => {}

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use tidegate_registry::care::{Care, Pin, TableRows};
 use tidegate_registry::ids::SnapshotId;
 use tidegate_registry::notice::Subscription;
+use tidegate_registry::restore::BadMark;
+use tidegate_registry::restore::plan::Target;
 use tidegate_registry::run::{RunState, Verdict};
 use tidegate_registry::store::{PlanStep, RunFilter, Store, TaskEnd};
 use tidegate_servers::Postgres;
 
 use super::{OF_PROCESSES, TABLES};
+use crate::conformance::restoring::restored;
 use crate::conformance::world::{
     LONG, World, beat, check, dag, day, failed, pins, placed, pool_row, staged, succeeded, view_row,
 };
@@ -49,6 +52,7 @@ async fn fill(store: Arc<dyn Store>) {
     world.publish(world.admitted("daily", 1).await).await;
     let pin = Pin { pinned_at: day(3), actor: "ana".to_owned(), reason: "audit".to_owned(), files: BTreeMap::new() };
     world.store.snapshot_pin(snapshot, pin).await.unwrap();
+    restored(&world, Target::To(snapshot)).await;
     let retried = world.claim(world.admitted("daily", 2).await).await;
     world.store.task_log(retried.token, &[("warn".to_owned(), "slow\nday".to_owned())], day(3)).await.unwrap();
     world.end(retried.token, failed(Some(LONG))).await;
@@ -61,6 +65,8 @@ async fn fill(store: Arc<dyn Store>) {
     let view = world.claim(run).await;
     world.end(view.token, succeeded(staged(9, vec![check("row_count", Verdict::Skipped)]))).await;
     world.create(World::new_run("other", 1)).await;
+    let bad = BadMark { marked_at: day(3), actor: "ana".to_owned(), reason: "odd".to_owned() };
+    world.store.snapshot_mark(snapshot, Some(bad), "ana", day(3)).await.unwrap();
     let all = [Subscription { webhook: "oncall".to_owned(), events: Vec::new() }];
     assert!(world.store.notices_route(&all, LONG).await.unwrap() > 0);
     world.store.worker_heartbeat(&beat("w1", &["slow"])).await.unwrap();

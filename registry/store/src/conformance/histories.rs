@@ -109,7 +109,7 @@ impl History {
             (7, TaskKind::Publish) => TaskEnd::Superseded { reason: "overtaken".to_owned() },
             (_, TaskKind::Pin) => succeeded(pins()),
             (_, TaskKind::View(_)) => succeeded(staged(7, vec![check("not_null", Verdict::Passed)])),
-            (_, TaskKind::Publish) => return self.publish(world, &claim).await,
+            (_, TaskKind::Publish | TaskKind::Restore) => return self.publish(world, &claim).await,
         };
         match world.store.task_end(claim.token, end.clone(), day(10)).await {
             Ok(()) => {

@@ -22,6 +22,7 @@ pub mod planning;
 pub mod processes;
 pub mod publishing;
 pub mod recording;
+pub mod restoring;
 pub mod runs;
 pub mod tasks;
 pub(crate) mod world;
@@ -47,6 +48,16 @@ impl fmt::Debug for Fixture {
 macro_rules! conformance {
     ($fixture:path) => {
         $crate::conformance! { @each $fixture;
+            restoring {
+                what_a_view_was_is_known_of_every_moment,
+                a_restore_moves_ledger_and_states_and_can_be_undone,
+                one_run_is_taken_back_and_its_interval_returns_to_the_run_before,
+                a_restore_stops_what_writes_or_reads_its_views,
+                a_plan_that_is_outdated_begins_nothing,
+                nothing_of_a_held_view_gets_an_intent_until_it_is_resumed,
+                a_hold_stays_while_its_restore_is_under_way,
+                the_last_good_snapshot_is_no_restore_and_not_bad,
+            }
             definitions {
                 before_the_first_apply_the_project_is_empty,
                 an_apply_on_an_outdated_plan_changes_nothing,

@@ -273,7 +273,7 @@ impl World {
                     let checks = vec![check("not_null", Verdict::Passed), check("row_count", Verdict::Pending)];
                     self.end(claim.token, succeeded(staged(7, checks))).await;
                 }
-                TaskKind::Publish => return claim,
+                TaskKind::Publish | TaskKind::Restore => return claim,
             }
         }
     }
@@ -285,7 +285,8 @@ impl World {
             records: states[view].records,
             checks: vec![check("not_null", Verdict::Passed), check("row_count", Verdict::Passed)],
         };
-        IntentRequest { views: run.views.iter().map(|view| (view.clone(), judged(view))).collect() }
+        let holds = self.store.holds().await.unwrap().revision;
+        IntentRequest { views: run.views.iter().map(|view| (view.clone(), judged(view))).collect(), holds }
     }
 
     pub(crate) async fn take(&self, claim: &Claim) -> Intent {

@@ -25,6 +25,7 @@ use url::Url;
 
 use super::{CommitError, CommitRequest, Committed, Lake};
 use crate::engine::Engine;
+use crate::lake::Replaces;
 use crate::objects::{Patience, testing};
 use crate::reads::{RunReads, column, scan};
 use crate::sources::Sources;
@@ -193,7 +194,8 @@ impl World {
 async fn commit(lake: &Lake, number: u64, interval: Interval, adds: &[Add]) -> Result<Committed, CommitError> {
     let (view, run) = (view(), publisher(number));
     let (publish_number, publish_number_max, note) = (number, 9, None);
-    lake.commit(&CommitRequest { view: &view, publish_number, publish_number_max, interval, adds, run, note }).await
+    let replaces = Replaces::Slice(interval);
+    lake.commit(&CommitRequest { view: &view, publish_number, publish_number_max, replaces, adds, run, note }).await
 }
 
 /// The run whose publication has `number`.

@@ -6,6 +6,7 @@ use tidegate_registry::ids::RunId;
 
 use super::faulty::{Fault, FaultyLog};
 use super::{On, World, commit, day, project, publisher, read, rows, view};
+use crate::lake::Replaces;
 use crate::lake::{CommitError, CommitRequest};
 use crate::reads::{slice, state_schema};
 
@@ -154,7 +155,7 @@ async fn a_registry_that_is_older_than_the_lake_writes_nothing(on: On) {
         view: &view,
         publish_number: 3,
         publish_number_max: 3,
-        interval: day(8),
+        replaces: Replaces::Slice(day(8)),
         adds: &adds,
         run,
         note: None,
