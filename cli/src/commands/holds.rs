@@ -19,15 +19,22 @@ pub struct Arguments {}
 /// # Errors
 /// When the registry cannot be read.
 pub async fn run(_: Arguments, context: &Context) -> anyhow::Result<Exit> {
-    let registry = context.registry().await?;
+    list(&context.registry().await?, context).await?;
+    Ok(Exit::Done)
+}
+
+/// Prints the holds in force.
+///
+/// # Errors
+/// When the registry cannot be read.
+pub(super) async fn list(registry: &Registry, context: &Context) -> anyhow::Result<()> {
     let holds = registry.store.holds().await?.holds;
     if holds.is_empty() && !context.output.is_json() {
         note("nothing is held");
-        return Ok(Exit::Done);
+        return Ok(());
     }
-    let lines: Vec<Line> = holds.iter().map(|hold| Line::of(hold, &registry)).collect();
-    context.output.list(&lines)?;
-    Ok(Exit::Done)
+    let lines: Vec<Line> = holds.iter().map(|hold| Line::of(hold, registry)).collect();
+    context.output.list(&lines)
 }
 
 #[derive(Debug, Serialize)]

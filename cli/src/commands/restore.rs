@@ -232,8 +232,47 @@ async fn prepare(asked: &Asked, registry: &Registry) -> anyhow::Result<Planned> 
     })
 }
 
-/// Carries a restore out in this process, beside any worker that is about: whoever claims it first.
+/// Does what is asked for without asking anybody, and nothing when it is so already.
+///
+/// # Errors
+/// As the command.
+pub(super) async fn perform(
+    asked: &Asked,
+    reason: &str,
+    registry: &Registry,
+    context: &Context,
+) -> anyhow::Result<Option<Restore>> {
+    let settings = context.settings()?;
+    let lake = engine::claimed_lake(&settings, registry).await?;
+    let online = engine::online(&settings).await?;
+    let mut planned = prepare(asked, registry).await?;
+    if planned.is_nothing() {
+        return Ok(None);
+    }
+    check(&*registry.store, &lake, online.as_deref(), &planned).await?;
+    planned.request.actor = context.actor();
+    reason.clone_into(&mut planned.request.reason);
+    let id = planned.request.id;
+    registry.store.restore_begin(planned.request).await.context("beginning the restore")?;
+    carry_out(id, registry, context).await.map(Some)
+}
+
+/// Carries a restore out and shows what came of it.
 async fn see_through(id: RunId, registry: &Registry, context: &Context) -> anyhow::Result<Exit> {
+    let restore = carry_out(id, registry, context).await?;
+    let report = Report::of_done(&restore);
+    context.output.one(&report, &report.lines())?;
+    if let Some(view) = restore.plan.holds.first() {
+        note(format!("held until `tidegate resume --view {view}` (`tidegate holds` lists all)"));
+    }
+    Ok(match &restore.validation {
+        Some(validation) if !validation.passed => Exit::Wrong,
+        _ => Exit::Done,
+    })
+}
+
+/// Carries a restore out in this process, beside any worker that is about: whoever claims it first.
+async fn carry_out(id: RunId, registry: &Registry, context: &Context) -> anyhow::Result<Restore> {
     let settings = context.settings()?;
     let slots = Slots::default();
     let worker = engine::worker(&settings, registry, slots, Serving::default(), &Bells::default()).await?;
@@ -275,16 +314,7 @@ async fn see_through(id: RunId, registry: &Registry, context: &Context) -> anyho
         let why = run.reason.unwrap_or_default();
         return Err(UserError::new(format!("restore {id} is {}: {why}", run.state)).into());
     }
-    let restore = registry.store.restore_of(id).await?;
-    let report = Report::of_done(&restore);
-    context.output.one(&report, &report.lines())?;
-    if let Some(view) = restore.plan.holds.first() {
-        note(format!("held until `tidegate resume --view {view}` (`tidegate holds` lists all)"));
-    }
-    Ok(match &restore.validation {
-        Some(validation) if !validation.passed => Exit::Wrong,
-        _ => Exit::Done,
-    })
+    Ok(registry.store.restore_of(id).await?)
 }
 
 /// What a restore does, or did.

@@ -97,6 +97,29 @@ fn held_of(asked: &[ViewId], holds: &Holds, registry: &Registry) -> anyhow::Resu
     })
 }
 
+/// Lifts the holds on `views`, whatever the definitions are; the runs that compute what was missed.
+///
+/// # Errors
+/// As the command.
+pub(super) async fn perform(
+    views: &[ViewId],
+    reason: &str,
+    registry: &Registry,
+    context: &Context,
+) -> anyhow::Result<Vec<RunId>> {
+    let holds = registry.store.holds().await?;
+    let missed = what_was_missed(views, &holds, registry).await?;
+    let request = ResumeRequest {
+        views: views.to_vec(),
+        revision: holds.revision,
+        runs: missed.into_iter().map(|missed| missed.run).collect(),
+        actor: context.actor(),
+        reason: reason.to_owned(),
+        now: registry.clock.now(),
+    };
+    registry.store.resume(request).await.context("lifting the holds")
+}
+
 /// A run that makes up for what a hold kept from being computed.
 struct Missed {
     run: NewRun,
