@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod data_faults;
+mod incident;
 mod world;
 
 use std::io::{Read as _, Write as _};
@@ -721,6 +722,8 @@ fn the_demo_shows_what_it_says_in_any_folder() {
         "passed all checks",
         "blocked.html",
         "all other routes are live; what was set aside",
+        "in the lake and online together, after",
+        "computed again from the right file",
     ] {
         assert!(told.contains(claim), "{claim} is missing in\n{told}");
     }

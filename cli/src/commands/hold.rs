@@ -2,6 +2,7 @@
 
 use tidegate_registry::restore::HoldPolicy;
 
+use crate::commands::backfill::counted;
 use crate::commands::restore::What;
 use crate::context::Context;
 use crate::error::{Exit, UserError};
@@ -32,6 +33,6 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     }
     let policy = if arguments.stage_only { HoldPolicy::StageOnly } else { HoldPolicy::SkipRuns };
     registry.store.hold(&views, policy, &context.actor(), &arguments.reason, registry.clock.now()).await?;
-    note(format!("{} views are held; `tidegate holds` lists all holds", views.len()));
+    note(format!("{} held; `tidegate holds` lists all holds", counted(views.len(), "view")));
     Ok(Exit::Done)
 }
