@@ -95,6 +95,7 @@ commands! {
     Hold => hold,
     Holds => holds,
     Resume => resume,
+    Feature => feature,
     Status => status,
     Checks => checks,
     AuditLog => audit_log,

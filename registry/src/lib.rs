@@ -23,5 +23,6 @@ pub mod restore;
 pub mod retry;
 pub mod run;
 pub mod store;
+pub mod switches;
 pub mod text;
 pub mod time;

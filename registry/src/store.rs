@@ -28,6 +28,7 @@ use crate::restore::Restoring;
 use crate::run::{
     CheckResult, Claim, Intent, NewRun, Override, Pins, Run, RunState, Task, TaskKind, TaskOutput, Verdict,
 };
+use crate::switches::Switching;
 use crate::time::{Instant, Interval};
 
 /// Why a store did not do what was asked: one variant per reaction.
@@ -467,7 +468,7 @@ pub struct CheckFilter {
 
 /// The registry.
 #[async_trait]
-pub trait Store: Care + Outbox + Restoring + Send + Sync + Debug {
+pub trait Store: Care + Outbox + Restoring + Switching + Send + Sync + Debug {
     // --- definitions -------------------------------------------------------------------------------------------------
 
     /// What this registry is.

@@ -71,6 +71,17 @@ CREATE TABLE duties (
     owner TEXT NOT NULL,
     until INTEGER NOT NULL
 ) STRICT;
+CREATE TABLE feature_switches (
+    view       TEXT NOT NULL,
+    feature    TEXT NOT NULL,
+    serve      TEXT,
+    below      INTEGER NOT NULL,
+    actor      TEXT NOT NULL,
+    reason     TEXT NOT NULL,
+    changed_at INTEGER NOT NULL,
+    revision   INTEGER NOT NULL,
+    PRIMARY KEY (view, feature)
+) STRICT;
 CREATE TABLE holds (
     id          TEXT NOT NULL PRIMARY KEY,
     view        TEXT NOT NULL,

@@ -19,6 +19,7 @@ use futures::future::join_all;
 use tidegate_registry::ids::{ProjectName, RegistryId, RunId, ViewId};
 use tidegate_registry::run::RunState;
 use tidegate_registry::store::Store as _;
+use tidegate_registry::switches::ViewSwitches;
 use tidegate_registry::time::Instant;
 use tidegate_servers::{Fault, Mode, S3Endpoint, S3Fake};
 use tidegate_store::SqliteStore;
@@ -364,6 +365,8 @@ faulty_calls! {
     finish_upsert(view: &ViewId, generation: u64, publish_number: u64, rows: u64) -> ();
     repair(view: &ViewId, live: Expected, changes: &Changes) -> ();
     check(view: &ViewId, expected: Expected) -> Standing;
+    set_switches(view: &ViewId, switches: &ViewSwitches) -> u64;
+    switches(view: &ViewId) -> ViewSwitches;
     live(view: &ViewId) -> Option<Live>;
     get_many(keys: &[(ViewId, String)], now: Instant) -> Vec<Option<OnlineRow>>;
     discard(view: &ViewId, generation: u64) -> ();

@@ -26,7 +26,7 @@ use crate::executor::Outcome;
 use crate::lake::{CommitError, CommitNote, CommitRequest, Replaces};
 use crate::online::{CutOver, OnlineError, SUPERSEDED_AGE_MIN, defaults};
 use crate::reads::{slice, state_schema};
-use crate::serving::{Content, tag};
+use crate::serving::{Content, bring_switches, tag};
 
 /// How long to wait for another run that publishes one of our views.
 const BUSY_RETRY: Duration = Duration::from_millis(200);
@@ -406,6 +406,8 @@ async fn publish_online(
     if moves.is_empty() {
         return Ok(Ok(generations));
     }
+    let going_live: Vec<_> = moves.iter().map(|step| step.view.clone()).collect();
+    bring_switches(&*serving.store, &*serving.online, &going_live).await?;
     fail::fail_point!("cutover.before");
     if let Err(error) = serving.online.cut_over(&moves).await {
         return overtaken(error.into()).map(Err);

@@ -7,6 +7,7 @@ pub mod checks;
 pub mod dags;
 pub mod demo;
 pub mod entities;
+pub mod feature;
 pub mod features;
 pub mod hold;
 pub mod holds;

@@ -75,6 +75,7 @@ async fn rows(registry: &Registry, only: Option<&Dag>, selection: &Selection) ->
     let now = registry.clock.now();
     let paused: BTreeMap<_, _> =
         registry.store.dags().await?.into_iter().map(|state| (state.dag, state.paused)).collect();
+    let switches = registry.store.switches().await?;
     let mut lines = Vec::new();
     for dag in registry.project.dags.values().filter(|dag| only.is_none_or(|only| only.name == dag.name)) {
         let views: Vec<&FeatureView> = dag
@@ -93,7 +94,9 @@ async fn rows(registry: &Registry, only: Option<&Dag>, selection: &Selection) ->
         for view in views {
             let state = states.get(&view.id).cloned().unwrap_or_default();
             let paused = paused.get(&dag.name).copied().unwrap_or(false);
-            lines.push(Line::new(dag, view, &state, &latest, paused, now));
+            let off = switches.of(&view.id).off;
+            let off = off.into_iter().map(|(feature, off)| (feature, off.to_string())).collect();
+            lines.push(Line { switches: off, ..Line::new(dag, view, &state, &latest, paused, now) });
         }
     }
     Ok(lines)
@@ -140,6 +143,9 @@ struct Line {
     online_generation: Option<u64>,
     paused: bool,
     decision: Option<Decision>,
+    /// Features that are switched off, and what readers get.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    switches: BTreeMap<String, String>,
     #[serde(skip)]
     age: String,
 }
@@ -173,6 +179,7 @@ impl Line {
             online_generation: state.online_generation,
             paused,
             decision: newest.and_then(|run| run.overriding.as_ref()).map(Into::into),
+            switches: BTreeMap::new(),
             age: age.map_or_else(|| "-".to_owned(), short),
         }
     }
@@ -197,7 +204,11 @@ impl Row for Line {
             self.open_runs.to_string(),
             self.blocked_runs.to_string(),
             self.failed_runs.to_string(),
-            self.online_generation.map_or_else(|| "-".to_owned(), |generation| format!("generation {generation}")),
+            match (self.online_generation, self.switches.len()) {
+                (None, _) => "-".to_owned(),
+                (Some(generation), 0) => format!("generation {generation}"),
+                (Some(generation), off) => format!("generation {generation}, {off} switched off"),
+            },
         ]
     }
 }

@@ -32,6 +32,7 @@ use tidegate_registry::store::{
     IntentRequest, LedgerEntry, Listener, LogLine, PlanStep, PoolState, QueueState, Record, Recorded, RegistryInfo,
     Result, RunFilter, Snapshot, Store, StoreError, TaskEnd, ViewState, WaitingTask, WorkerBeat, WorkerRow,
 };
+use tidegate_registry::switches::{SwitchChange, Switches, Switching, ViewSwitches};
 use tidegate_registry::time::Instant;
 use tokio::task::JoinSet;
 
@@ -291,6 +292,13 @@ pass_on! {
         restore(file: &Path, replace: bool, actor: &str, now: Instant) -> Vec<TableRows> => (&file, replace, &actor, now);
         adopt_id(id: RegistryId) -> () => (id);
         rebuild(rebuild: &Rebuild, now: Instant) -> () => (&rebuild, now);
+    }
+}
+
+pass_on! {
+    Switching {
+        switches() -> Switches => ();
+        switch_set(change: &SwitchChange) -> ViewSwitches => (&change);
     }
 }
 

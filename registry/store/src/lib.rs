@@ -36,6 +36,7 @@ mod runs;
 mod schema;
 mod snapshots;
 mod sql;
+mod switches;
 mod tasks;
 mod wakes;
 mod workers;

@@ -94,6 +94,15 @@ pub(crate) const STEPS: &[Step] = &[
             postgres: include_str!("../migrations/postgres/0008_restore.sql"),
         },
     },
+    Step {
+        name: "0009_switches",
+        // Older programs bring no switches to a store that lost them; they take none away.
+        compatible_from: 8,
+        text: Sql {
+            sqlite: include_str!("../migrations/sqlite/0009_switches.sql"),
+            postgres: include_str!("../migrations/postgres/0009_switches.sql"),
+        },
+    },
 ];
 
 /// The step that chains the events that are there, which no SQL can do.

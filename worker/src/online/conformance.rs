@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use chrono::DateTime;
 use tidegate_registry::ids::{ProjectName, RegistryId, ViewId};
+use tidegate_registry::switches::{Off, Serve, ViewSwitches};
 use tidegate_registry::time::Instant;
 use tokio::task::JoinSet;
 
@@ -65,6 +66,8 @@ macro_rules! online_conformance {
             what_is_not_live_is_noticed,
             one_at_a_time_takes_care_of_a_view,
             keys_and_rows_of_any_generation_can_be_read,
+            switches_outlive_publications_and_only_grow,
+            an_older_switch_changes_nothing,
             readers_never_see_half_or_a_mix,
         }
     };
@@ -478,6 +481,51 @@ pub async fn keys_and_rows_of_any_generation_can_be_read(fixture: &Fixture) {
     assert_eq!(keys.len(), rows.len());
     let read = store.rows(&view, 1, &["k7".to_owned(), "none".to_owned()]).await.unwrap();
     assert_eq!(read.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false]);
+}
+
+fn switches(revision: u64, off: &[(&str, Serve, u16)]) -> ViewSwitches {
+    let off = off.iter().map(|(feature, serve, below)| ((*feature).to_owned(), Off { serve: *serve, below: *below }));
+    ViewSwitches { revision, off: off.collect() }
+}
+
+/// Also when they were set before anything was live, and until they are lifted; each view by itself.
+pub async fn switches_outlive_publications_and_only_grow(fixture: &Fixture) {
+    let (store, twin, view) = (&*fixture.store, &*fixture.twin, view("a"));
+    assert_eq!(store.switches(&view).await.unwrap(), ViewSwitches::default());
+    let off = switches(3, &[("value", Serve::Null, 10_000), ("other", Serve::Default, 25)]);
+    assert_eq!(store.set_switches(&view, &off).await.unwrap(), 3);
+    publish(store, &view, 1, &[row("x", "1")]).await;
+    publish(store, &view, 2, &[row("x", "2")]).await;
+    store.cut_over(&[step(&view, 1, 3)]).await.unwrap();
+    store.prune(&view, 0, Duration::ZERO, 4).await.unwrap();
+    assert_eq!(twin.switches(&view).await.unwrap(), off);
+    assert_eq!(twin.switches(&super::conformance::view("b")).await.unwrap(), ViewSwitches::default());
+    assert_eq!(value(store, &view, "x").await.as_deref(), Some("1"), "rows stay as they are");
+    assert_eq!(store.set_switches(&view, &switches(4, &[])).await.unwrap(), 4);
+    assert_eq!(twin.switches(&view).await.unwrap(), switches(4, &[]));
+}
+
+/// Whoever was held up tells what is there by now.
+pub async fn an_older_switch_changes_nothing(fixture: &Fixture) {
+    let (store, twin, view) = (&*fixture.store, &*fixture.twin, view("a"));
+    let newer = switches(10, &[("value", Serve::Default, 10_000)]);
+    assert_eq!(store.set_switches(&view, &newer).await.unwrap(), 10);
+    assert_eq!(twin.set_switches(&view, &switches(9, &[])).await.unwrap(), 10);
+    assert_eq!(twin.set_switches(&view, &newer).await.unwrap(), 10, "twice is harmless");
+    assert_eq!(store.switches(&view).await.unwrap(), newer);
+    // All at once: the highest wins, and its features with it.
+    let mut writers = JoinSet::new();
+    for revision in 11..=20 {
+        let (store, view) = (Arc::clone(if revision % 2 == 0 { &fixture.store } else { &fixture.twin }), view.clone());
+        let below = u16::try_from(revision).unwrap();
+        writers.spawn(async move {
+            store.set_switches(&view, &switches(revision, &[("value", Serve::Null, below)])).await.unwrap()
+        });
+    }
+    while let Some(written) = writers.join_next().await {
+        assert!(written.unwrap() >= 11);
+    }
+    assert_eq!(store.switches(&view).await.unwrap(), switches(20, &[("value", Serve::Null, 20)]));
 }
 
 /// While generations are written, cut over and pruned, a reader of two views sees both from one run, whole.

@@ -120,13 +120,13 @@ fn text_column<'a>(batch: &RecordBatch, name: &'a str) -> Result<(&'a str, TextC
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use datafusion::arrow::array::{ArrayRef, Float64Array, Int64Array, StringArray, TimestampMicrosecondArray};
     use std::sync::Arc;
     use tidegate_registry::model::{Feature, SqlText};
 
-    fn view(output: Output) -> FeatureView {
+    pub(in crate::online) fn view(output: Output) -> FeatureView {
         let feature = |name: &str, kind| Feature {
             name: name.to_owned(),
             kind,

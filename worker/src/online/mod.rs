@@ -14,6 +14,7 @@
 
 mod encode;
 mod redis;
+mod serve;
 mod several;
 mod sqlite;
 
@@ -26,10 +27,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tidegate_registry::definitions::settings::{OnlineLocation, OnlineTarget};
 use tidegate_registry::ids::{ProjectName, RegistryId, ViewId};
+use tidegate_registry::switches::ViewSwitches;
 use tidegate_registry::time::Instant;
 
 pub use self::encode::{EncodeError, defaults, encode, encode_keys};
 pub use self::redis::RedisOnline;
+pub use self::serve::{Given, Served, bucket, serve};
 pub use self::several::SeveralOnline;
 pub use self::sqlite::SqliteOnline;
 
@@ -332,6 +335,13 @@ pub trait OnlineStore: Debug + Display + Send + Sync {
     /// Looks whether what should be live is so: cheap enough to be asked every minute, so a few lost rows of many may go
     /// unnoticed until an audit.
     async fn check(&self, view: &ViewId, expected: Expected) -> Result<Standing>;
+
+    /// Makes these the switches of `view` that readers honour, unless the store was given some of a higher revision; returns
+    /// the revision that it has now. Publishing, restoring and removing generations leave them as they are.
+    async fn set_switches(&self, view: &ViewId, switches: &ViewSwitches) -> Result<u64>;
+
+    /// The switches of `view` that readers honour; none, of revision 0, before they were first set.
+    async fn switches(&self, view: &ViewId) -> Result<ViewSwitches>;
 
     /// What is live; `None` before the first cut-over.
     async fn live(&self, view: &ViewId) -> Result<Option<Live>>;

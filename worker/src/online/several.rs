@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::future::join_all;
 use tidegate_registry::ids::{ProjectName, RegistryId, ViewId};
+use tidegate_registry::switches::ViewSwitches;
 use tidegate_registry::time::Instant;
 
 use super::{
@@ -207,6 +208,31 @@ impl OnlineStore for SeveralOnline {
 
     async fn check(&self, view: &ViewId, expected: Expected) -> Result<Standing> {
         self.first()?.check(view, expected).await
+    }
+
+    async fn set_switches(&self, view: &ViewId, switches: &ViewSwitches) -> Result<u64> {
+        // All of them hear of it, also when one that is required does not answer.
+        let said = join_all(self.members.iter().map(|store| store.set_switches(view, switches))).await;
+        let mut newest = 0;
+        let mut done = Ok(());
+        for (member, said) in said.into_iter().enumerate() {
+            match self.heed(member, "switching features", said) {
+                Ok(revision) => newest = revision.unwrap_or(0).max(newest),
+                Err(error) => done = Err(error),
+            }
+        }
+        done.map(|()| newest)
+    }
+
+    async fn switches(&self, view: &ViewId) -> Result<ViewSwitches> {
+        let mut refused = OnlineError::Unavailable("there is no online store".into());
+        for store in &self.members {
+            match store.switches(view).await {
+                Err(error @ OnlineError::Unavailable(_)) => refused = error,
+                said => return said,
+            }
+        }
+        Err(refused)
     }
 
     async fn live(&self, view: &ViewId) -> Result<Option<Live>> {

@@ -25,7 +25,7 @@ use crate::executor::Outcome;
 use crate::lake::{CommitError, CommitRequest, Lake, Replaces, TableChange};
 use crate::online::{Begun, CutOver, OnlineError, OnlineStore, defaults};
 use crate::publish::{overtaken, refused, view_of};
-use crate::serving::Content;
+use crate::serving::{Content, bring_switches};
 
 /// How a view would go back online.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,6 +240,8 @@ async fn go_online(
         if moves.is_empty() {
             return Ok(Ok(()));
         }
+        let going_live: Vec<_> = moves.iter().map(|step| step.view.clone()).collect();
+        bring_switches(&*serving.store, &*serving.online, &going_live).await?;
         fail::fail_point!("restore.cutover.before");
         match serving.online.cut_over(&moves).await {
             Ok(()) => break,

@@ -165,6 +165,8 @@ impl Serving {
     }
 
     async fn rebuild_here(&self, view: &ViewId) -> Result<Rebuilt> {
+        // First, so that nothing goes live without them.
+        self.bring_switches(view).await?;
         let Some(recorded) = self.recorded(view).await? else { return Ok(Rebuilt::NeverPublished) };
         let standing = self.online.check(view, recorded.expected).await?;
         let lost = match standing {

@@ -10,6 +10,7 @@ mod difference;
 mod fill;
 mod publication;
 mod reconcile;
+mod switching;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ pub use self::care::{Audit, AuditOptions, Rebuilt};
 pub(crate) use self::content::Content;
 pub(crate) use self::publication::tag;
 pub(crate) use self::reconcile::reconcile;
+pub(crate) use self::switching::bring as bring_switches;
 use crate::engine::Engine;
 use crate::lake::Lake;
 use crate::online::OnlineStore;

@@ -7,8 +7,10 @@ use serde_json::Value;
 use tidegate_registry::definitions::Settings;
 use tidegate_registry::ids::SnapshotId;
 use tidegate_registry::model::{ColumnType, FeatureView, Key};
+use tidegate_registry::switches::Serve;
 use tidegate_registry::time::format_instant;
 use tidegate_worker::entity_key;
+use tidegate_worker::online::{Given, Served, serve};
 
 use super::{no_store, not_online};
 use crate::commands::preview::plain;
@@ -45,6 +47,9 @@ pub struct Answer {
     /// The features, in the order of their definition.
     pub features: IndexMap<String, Value>,
     snapshot: Option<String>,
+    /// Features that are switched off for this entity, and what is given instead; absent when none is.
+    #[serde(skip_serializing_if = "IndexMap::is_empty")]
+    pub switched: IndexMap<String, Serve>,
 }
 
 impl Answer {
@@ -53,14 +58,19 @@ impl Answer {
         let joined = |values: &IndexMap<String, Value>, sign| {
             values.iter().map(|(name, value)| format!("{name}{sign}{}", plain(value))).collect::<Vec<_>>()
         };
-        vec![
+        let mut lines = vec![
             ("view", self.view.clone()),
             ("entity", joined(&self.entity, "=").join(", ")),
             ("found", if self.found { "yes".to_owned() } else { "no, so these are defaults".to_owned() }),
             ("event timestamp", self.event_timestamp.clone().unwrap_or_default()),
             ("features", joined(&self.features, " = ").join("\n")),
             ("snapshot", self.snapshot.clone().unwrap_or_default()),
-        ]
+        ];
+        if !self.switched.is_empty() {
+            let switched = self.switched.iter().map(|(name, serve)| format!("{name}: {serve}"));
+            lines.push(("switched off", switched.collect::<Vec<_>>().join("\n")));
+        }
+        lines
     }
 }
 
@@ -76,17 +86,18 @@ pub async fn get(view: &str, keys: &[String], settings: &Settings, registry: &Re
     }
     let entity = entity(registry.project.keys_of(view), keys)?;
     let texts: Vec<String> = entity.values().map(plain).collect();
-    let row = store.get(&view.id, &entity_key::join(&texts), registry.clock.now()).await.context("reading features")?;
-    let live = store.live(&view.id).await.context("reading what is live")?;
-    let features = features(view, row.as_ref().map_or(&[], |row| row.features.as_slice()))?;
+    let served = serve(&*store, view, &entity_key::join(&texts), registry.clock.now()).await;
+    let served = served.context("reading features")?;
+    let features = features(view, &served)?;
     store.close().await;
     Ok(Answer {
         view: view.id.to_string(),
         entity,
-        found: row.is_some(),
-        event_timestamp: row.map(|row| format_instant(row.event_timestamp)),
+        found: served.row.is_some(),
+        event_timestamp: served.row.map(|row| format_instant(row.event_timestamp)),
         features,
-        snapshot: live.map(|live| snapshot_of(&live.tag)),
+        snapshot: served.live.map(|live| snapshot_of(&live.tag)),
+        switched: served.switched,
     })
 }
 
@@ -143,16 +154,16 @@ fn typed(key: &Key, text: &str) -> anyhow::Result<Value> {
     })
 }
 
-/// Every feature of the view: as stored, else its default, else null.
-fn features(view: &FeatureView, stored: &[(String, String)]) -> anyhow::Result<IndexMap<String, Value>> {
+/// Every feature of the view as a value of its type.
+fn features(view: &FeatureView, served: &Served) -> anyhow::Result<IndexMap<String, Value>> {
     view.features
         .iter()
         .map(|feature| {
-            let text = stored.iter().find(|(name, _)| *name == feature.name).map(|(_, text)| text);
-            let value = match text {
-                Some(text) => value_of(&feature.kind, text)
+            let value = match served.features.get(&feature.name) {
+                Some(Given::Stored(text)) => value_of(&feature.kind, text)
                     .with_context(|| format!("`{}` of `{}` holds `{text}`", feature.name, view.id))?,
-                None => feature.default.clone().unwrap_or(Value::Null),
+                Some(Given::Default) => feature.default.clone().unwrap_or(Value::Null),
+                Some(Given::Null) | None => Value::Null,
             };
             Ok((feature.name.clone(), value))
         })

@@ -74,12 +74,14 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     }
 }
 
-fn no_store() -> UserError {
+/// The project has no online store.
+pub(super) fn no_store() -> UserError {
     UserError::new("the project has no online store")
         .hint("name one in tidegate.yaml, as in `online: sqlite://.tidegate/online.db`")
 }
 
-fn not_online(view: &FeatureView) -> UserError {
+/// The view is not published online.
+pub(super) fn not_online(view: &FeatureView) -> UserError {
     UserError::new(format!("`{}` is not published online", view.id))
         .hint("give it `online: {strategy: swap}`, or read its table in the lake")
 }

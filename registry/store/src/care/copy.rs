@@ -41,6 +41,7 @@ pub(super) const TABLES: &[(&str, &str)] = &[
     ("restores", "run"),
     ("holds", "id"),
     ("bad_snapshots", "snapshot"),
+    ("feature_switches", "view, feature"),
     ("checks", "run, seq, position"),
     ("notices", "id"),
     ("notice_deliveries", "notice, webhook"),

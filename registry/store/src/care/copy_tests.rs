@@ -11,6 +11,7 @@ use tidegate_registry::restore::BadMark;
 use tidegate_registry::restore::plan::Target;
 use tidegate_registry::run::{RunState, Verdict};
 use tidegate_registry::store::{PlanStep, RunFilter, Store, TaskEnd};
+use tidegate_registry::switches::{Off, Serve, SwitchChange};
 use tidegate_servers::Postgres;
 
 use super::{OF_PROCESSES, TABLES};
@@ -67,6 +68,16 @@ async fn fill(store: Arc<dyn Store>) {
     world.create(World::new_run("other", 1)).await;
     let bad = BadMark { marked_at: day(3), actor: "ana".to_owned(), reason: "odd".to_owned() };
     world.store.snapshot_mark(snapshot, Some(bad), "ana", day(3)).await.unwrap();
+    let off = SwitchChange {
+        view: "a@v1".parse().unwrap(),
+        feature: "x".to_owned(),
+        off: Some(Off { serve: Serve::Null, below: 10_000 }),
+        above: 0,
+        actor: "ana".to_owned(),
+        reason: "odd".to_owned(),
+        now: day(3),
+    };
+    world.store.switch_set(&off).await.unwrap();
     let all = [Subscription { webhook: "oncall".to_owned(), events: Vec::new() }];
     assert!(world.store.notices_route(&all, LONG).await.unwrap() > 0);
     world.store.worker_heartbeat(&beat("w1", &["slow"])).await.unwrap();

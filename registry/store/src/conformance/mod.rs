@@ -24,6 +24,7 @@ pub mod publishing;
 pub mod recording;
 pub mod restoring;
 pub mod runs;
+pub mod switches;
 pub mod tasks;
 pub(crate) mod world;
 
@@ -184,6 +185,10 @@ macro_rules! conformance {
                 a_failed_delivery_is_tried_again_until_it_is_given_up,
                 old_notices_are_removed,
             }
+            switches {
+                a_switch_stays_until_it_is_lifted,
+                a_switch_is_later_than_every_store,
+            }
             processes {
                 two_processes_work_on_one_registry,
                 a_worker_is_alive_while_it_is_heard_of,
@@ -220,6 +225,7 @@ mod tests {
             include_str!("publishing.rs"),
             include_str!("recording.rs"),
             include_str!("runs.rs"),
+            include_str!("switches.rs"),
             include_str!("tasks.rs"),
         ] {
             let mut promises = text.lines().filter_map(|line| line.strip_prefix("pub async fn ")?.split('(').next());

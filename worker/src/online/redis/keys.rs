@@ -102,6 +102,16 @@ pub(super) fn tag_field(view: &ViewId) -> String {
     format!("{view}:tag")
 }
 
+/// The features that are switched off.
+pub(super) fn switches_field(view: &ViewId) -> String {
+    format!("{view}:switches")
+}
+
+/// The revision of the switches.
+pub(super) fn switched_field(view: &ViewId) -> String {
+    format!("{view}:switched")
+}
+
 /// The slot of a key in a cluster.
 pub(super) fn slot(key: &[u8]) -> u16 {
     let tag = key.iter().position(|&byte| byte == b'{').and_then(|open| {

@@ -47,18 +47,21 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use indexmap::IndexMap;
 use redis::Value;
 use tidegate_registry::definitions::settings::RedisLocation;
 use tidegate_registry::ids::{ProjectName, RegistryId, ViewId};
+use tidegate_registry::switches::ViewSwitches;
 use tidegate_registry::time::Instant;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use self::connection::{Connections, info_field};
 use self::errors::strange;
-use self::keys::{Keys, decode_row, publish_field, tag_field, text, writer_field};
+use self::keys::{Keys, decode_row, publish_field, switched_field, switches_field, tag_field, text, writer_field};
 use self::rows::Target;
 use self::scripts::{BeginAnswer, Entry, UpsertAnswer};
+use super::serve::parse_switches;
 use super::{
     Begun, Changes, CutOver, EncodedRow, Expected, InPlace, Live, OnlineError, OnlineRow, OnlineStore, Result,
     Standing, stands,
@@ -420,6 +423,27 @@ impl OnlineStore for RedisOnline {
         // So that the next look is a short one again.
         scripts::finish(&self.connections, &self.keys, view, &Entry { servers, ..entry }).await?;
         Ok(Standing::Whole)
+    }
+
+    async fn set_switches(&self, view: &ViewId, switches: &ViewSwitches) -> Result<u64> {
+        scripts::switch(&self.connections, &self.keys, view, switches).await
+    }
+
+    async fn switches(&self, view: &ViewId) -> Result<ViewSwitches> {
+        let mut cmd = redis::cmd("HMGET");
+        cmd.arg(self.keys.live()).arg(switches_field(view)).arg(switched_field(view));
+        let Value::Array(answers) = self.connections.query("reading", &cmd).await? else {
+            return Err(strange("`HMGET` answered no list"));
+        };
+        let [features, revision] =
+            <[Value; 2]>::try_from(answers).map_err(|_| strange("`HMGET` answered another number of values"))?;
+        let Some(revision) = optional_number(revision)? else { return Ok(ViewSwitches::default()) };
+        let off = if features == Value::Nil {
+            IndexMap::new()
+        } else {
+            parse_switches(&text(features).map_err(strange)?).map_err(|error| strange(error.to_string()))?
+        };
+        Ok(ViewSwitches { revision, off })
     }
 
     async fn live(&self, view: &ViewId) -> Result<Option<Live>> {

@@ -14,6 +14,7 @@
 
 use redis::{Cmd, Value};
 use tidegate_registry::ids::ViewId;
+use tidegate_registry::switches::ViewSwitches;
 
 use super::connection::Connections;
 use super::errors::strange;
@@ -190,6 +191,15 @@ redis.call('HSET', live, view .. ':writer', number)
 return {'begun'}
 ";
 
+/// view, revision, switches → the revision that is there now.
+const SWITCH: &str = r"
+local view, revision = ARGV[1], ARGV[2]
+local at = redis.call('HGET', live, view .. ':switched')
+if at and tonumber(at) >= tonumber(revision) then return {at} end
+redis.call('HSET', live, view .. ':switches', ARGV[3], view .. ':switched', revision)
+return {revision}
+";
+
 /// Writes a whole row in place: the publish number, the generation, the row's expiry in ms (0 for never; -1 to delete the
 /// row), its fields. Keys: the row, its fence. Answers 1 when a later publication wrote it already, else 0.
 ///
@@ -361,6 +371,17 @@ pub(super) async fn cut_over(connections: &Connections, keys: &Keys, steps: &[Cu
         }
         _ => Err(not_foreseen(&answer)),
     }
+}
+
+/// The revision that is there now.
+pub(super) async fn switch(
+    connections: &Connections,
+    keys: &Keys,
+    view: &ViewId,
+    switches: &ViewSwitches,
+) -> Result<u64> {
+    let arguments = [view.to_string(), switches.revision.to_string(), switches.to_json()];
+    number(&run(connections, keys, "switching features in", SWITCH, &arguments).await?, 0)
 }
 
 /// A generation to remove.

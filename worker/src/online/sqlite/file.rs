@@ -24,6 +24,15 @@ const SCHEMA: &str = "
         publish_number INTEGER NOT NULL,
         tag TEXT NOT NULL
     ) STRICT;
+    CREATE TABLE IF NOT EXISTS defaults (
+        view TEXT NOT NULL PRIMARY KEY,
+        features TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS switches (
+        view TEXT NOT NULL PRIMARY KEY,
+        revision INTEGER NOT NULL,
+        features TEXT NOT NULL
+    ) STRICT;
     CREATE TABLE IF NOT EXISTS generations (
         view TEXT NOT NULL,
         generation INTEGER NOT NULL,

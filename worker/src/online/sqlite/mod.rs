@@ -14,6 +14,7 @@ mod file;
 mod in_place;
 mod rows;
 mod swap;
+mod switches;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::SqlitePool;
 use tidegate_registry::ids::{ProjectName, RegistryId, ViewId};
+use tidegate_registry::switches::ViewSwitches;
 use tidegate_registry::time::Instant;
 
 use self::file::{commit, on};
@@ -115,6 +117,14 @@ impl OnlineStore for SqliteOnline {
     async fn check(&self, view: &ViewId, expected: Expected) -> Result<Standing> {
         // One file holds all of it: where the right generation is live, its rows are.
         Ok(stands(self.live(view).await?.as_ref(), expected).unwrap_or(Standing::Whole))
+    }
+
+    async fn set_switches(&self, view: &ViewId, switches: &ViewSwitches) -> Result<u64> {
+        switches::set(self, view, switches).await
+    }
+
+    async fn switches(&self, view: &ViewId) -> Result<ViewSwitches> {
+        switches::read(self, view).await
     }
 
     async fn live(&self, view: &ViewId) -> Result<Option<Live>> {

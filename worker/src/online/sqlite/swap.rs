@@ -220,6 +220,14 @@ async fn switch(tx: &mut Transaction<'static, Sqlite>, view: &str, generation: i
         .bind(publish_number)
         .bind(&step.tag)
         .execute(&mut **tx)
+        .await?;
+        sqlx::query(
+            "INSERT INTO defaults (view, features) VALUES ($1, $2)
+             ON CONFLICT (view) DO UPDATE SET features = excluded.features",
+        )
+        .bind(view)
+        .bind(&step.defaults)
+        .execute(&mut **tx)
         .await
     };
     switched.await.map_err(failed)?;
