@@ -95,6 +95,8 @@ commands! {
     Hold => hold,
     Holds => holds,
     Resume => resume,
+    Approve => approve,
+    Approvals => approvals,
     Feature => feature,
     Status => status,
     Checks => checks,

@@ -16,6 +16,7 @@ pub mod health;
 pub mod logging;
 pub mod notices;
 pub mod output;
+pub mod policy;
 pub mod process;
 pub mod progress;
 pub mod report;

@@ -122,6 +122,16 @@ name!(
     "pool name"
 );
 name!(
+    /// A rule of the restore policy.
+    RuleName,
+    "restore rule name"
+);
+name!(
+    /// A recipe: a named way back.
+    RecipeName,
+    "recipe name"
+);
+name!(
     /// A queue: tasks for workers that say they serve it.
     QueueName,
     "queue name"
@@ -246,6 +256,10 @@ id!(
 id!(
     /// A notice: something that happened, told to whoever asked for it.
     NoticeId
+);
+id!(
+    /// A request for a second person's approval.
+    ApprovalId
 );
 id!(
     /// A lease token: proves to the registry that the caller still holds what it claimed.

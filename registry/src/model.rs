@@ -5,6 +5,7 @@
 
 mod checks;
 mod definition_tests;
+mod recovery;
 mod source_checks;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -16,7 +17,10 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Origin;
-use crate::ids::{DagName, EntityName, OwnerName, PoolName, ProjectName, QueueName, SourceName, ViewId, ViewName};
+use crate::ids::{
+    DagName, EntityName, OwnerName, PoolName, ProjectName, QueueName, RecipeName, RuleName, SourceName, ViewId,
+    ViewName,
+};
 use crate::time::Instant;
 
 pub use self::checks::{
@@ -24,6 +28,7 @@ pub use self::checks::{
     TextFormat, Tolerance, Total, Within,
 };
 pub use self::definition_tests::{DefinitionTest, ExpectedVerdict, GivenTable, TestRow, TestValue};
+pub use self::recovery::{Hours, Matching, PolicyRule, Recipe, RecipeStep, glob};
 pub use self::source_checks::{OnDifference, SourceCheck, SourceRule, Volume};
 
 /// Everything a project defines.
@@ -43,6 +48,12 @@ pub struct Project {
     pub views: IndexMap<ViewId, FeatureView>,
     /// Schedules and the views that they run.
     pub dags: IndexMap<DagName, Dag>,
+    /// Who may take what back.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub restore_policy: IndexMap<RuleName, PolicyRule>,
+    /// Named ways back.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub recipes: IndexMap<RecipeName, Recipe>,
 }
 
 impl Project {
@@ -56,6 +67,8 @@ impl Project {
             pools: IndexMap::new(),
             views: IndexMap::new(),
             dags: IndexMap::new(),
+            restore_policy: IndexMap::new(),
+            recipes: IndexMap::new(),
         }
     }
 

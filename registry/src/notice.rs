@@ -63,6 +63,10 @@ events! {
     ApprovalRequested = "approval.requested",
     /// A second person said yes.
     ApprovalGranted = "approval.granted",
+    /// A person went ahead against the restore policy.
+    PolicyOverridden = "policy.overridden",
+    /// A recipe says so.
+    RecipeNotified = "recipe.notified",
     /// A feature was switched off or on.
     SwitchChanged = "switch.changed",
     /// Somebody tries a webhook.

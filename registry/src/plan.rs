@@ -160,6 +160,12 @@ fn rows(project: &Project) -> Vec<DefinitionRow> {
     for (name, dag) in &project.dags {
         add(DefinitionKind::Dag, name.to_string(), serde_json::to_value(dag).ok(), None);
     }
+    for (name, rule) in &project.restore_policy {
+        add(DefinitionKind::RestoreRule, name.to_string(), serde_json::to_value(rule).ok(), None);
+    }
+    for (name, recipe) in &project.recipes {
+        add(DefinitionKind::Recipe, name.to_string(), serde_json::to_value(recipe).ok(), None);
+    }
     rows
 }
 
@@ -347,6 +353,10 @@ pub enum DefinitionKind {
     FeatureView,
     /// [`crate::model::Dag`].
     Dag,
+    /// [`crate::model::PolicyRule`].
+    RestoreRule,
+    /// [`crate::model::Recipe`].
+    Recipe,
 }
 
 impl DefinitionKind {
@@ -359,6 +369,8 @@ impl DefinitionKind {
             Self::Pool => "pool",
             Self::FeatureView => "feature_view",
             Self::Dag => "dag",
+            Self::RestoreRule => "restore_rule",
+            Self::Recipe => "recipe",
         }
     }
 }
@@ -379,6 +391,8 @@ impl FromStr for DefinitionKind {
             "pool" => Self::Pool,
             "feature_view" => Self::FeatureView,
             "dag" => Self::Dag,
+            "restore_rule" => Self::RestoreRule,
+            "recipe" => Self::Recipe,
             _ => return Err(format!("`{text}` is not a kind of definition")),
         })
     }

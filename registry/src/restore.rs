@@ -20,6 +20,7 @@ use crate::store::{LedgerEntry, Result};
 use crate::time::{Instant, Interval};
 
 pub mod plan;
+pub mod policy;
 
 /// What a view was right after a snapshot was recorded (of any view: snapshots are numbered across all of them).
 #[derive(Debug, Clone, PartialEq)]

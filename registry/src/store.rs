@@ -25,6 +25,7 @@ use crate::notice::Outbox;
 use crate::plan::DefinitionKind;
 use crate::profile::{ColumnProfile, ViewProfile};
 use crate::restore::Restoring;
+use crate::restore::policy::Approving;
 use crate::run::{
     CheckResult, Claim, Intent, NewRun, Override, Pins, Run, RunState, Task, TaskKind, TaskOutput, Verdict,
 };
@@ -468,7 +469,7 @@ pub struct CheckFilter {
 
 /// The registry.
 #[async_trait]
-pub trait Store: Care + Outbox + Restoring + Switching + Send + Sync + Debug {
+pub trait Store: Approving + Care + Outbox + Restoring + Switching + Send + Sync + Debug {
     // --- definitions -------------------------------------------------------------------------------------------------
 
     /// What this registry is.

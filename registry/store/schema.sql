@@ -4,6 +4,19 @@ CREATE TABLE applies (
     actor      TEXT NOT NULL,
     message    TEXT
 ) STRICT;
+CREATE TABLE approvals (
+    id           TEXT NOT NULL PRIMARY KEY,
+    ask          TEXT NOT NULL,
+    summary      TEXT NOT NULL,
+    views        TEXT NOT NULL,
+    approvers    TEXT NOT NULL,
+    requester    TEXT NOT NULL,
+    reason       TEXT NOT NULL,
+    requested_at INTEGER NOT NULL,
+    approved_by  TEXT,
+    approved_at  INTEGER,
+    used_for     TEXT
+) STRICT;
 CREATE TRIGGER audit_events_chained BEFORE INSERT ON audit_events WHEN NEW.hash = ''
 BEGIN SELECT RAISE(ABORT, 'audit events are chained: use a newer version of Tidegate'); END;
 CREATE TRIGGER audit_events_keep BEFORE UPDATE ON audit_events

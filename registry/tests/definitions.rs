@@ -6,6 +6,9 @@ use std::path::Path;
 
 use tidegate_registry::definitions::{LoadOptions, load, load_files};
 use tidegate_registry::diagnostics::{RenderStyle, render};
+use tidegate_registry::model::{Project, RecipeStep};
+use tidegate_registry::restore::HoldPolicy;
+use tidegate_registry::switches::Serve;
 
 fn here() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests"))
@@ -75,6 +78,62 @@ fn a_good_project_has_no_findings() {
     assert_eq!(render(&loaded.diagnostics, &loaded.files, RenderStyle::default()), "");
     let project = loaded.project.unwrap();
     insta::assert_json_snapshot!("good_project", project);
+}
+
+const RECOVERY: &str = r#"
+restore_policy:
+  - name: by_day
+    description: With somebody about
+    match: {views: ["carrier_*"], owners: [delays]}
+    actors: [ana, "oncall-*"]
+    max_age: 7d
+    hours: {from: "22:00", to: "06:30", timezone: Europe/Berlin}
+    approval: required
+recipes:
+  - name: delays_look_wrong
+    description: Delays drift after a deploy
+    match: {checks: ["range(*)"]}
+    steps:
+      - disable: {feature: avg_dep_delay_7d, serve: default, percent: 2.5}
+      - disable: {feature: flights_7d, serve: null}
+      - require_approval: {by: [ben]}
+      - restore: {to: last_good, cascade: with, while_held: stage_only}
+      - hold: {}
+      - validate: {sample: 100}
+      - notify: {message: delays were taken back}
+"#;
+
+#[test]
+fn rules_and_recipes_mean_views_and_say_what_is_done() {
+    let text = format!("{GOOD}{RECOVERY}");
+    let files = [("tidegate.yaml", SETTINGS.as_bytes()), ("flights.yaml", text.as_bytes())];
+    let loaded = load_files(Path::new("/flights"), &files, &LoadOptions::default());
+    assert_eq!(render(&loaded.diagnostics, &loaded.files, RenderStyle::default()), "");
+    let project = loaded.project.unwrap();
+    let view = project.views.values().next().unwrap();
+    let (rule, recipe) = (&project.restore_policy[0], &project.recipes[0]);
+    assert!(rule.matching.means(view) && recipe.matching.means(view));
+    let hours = rule.hours.unwrap();
+    assert_eq!((rule.max_age_secs, rule.second_person), (Some(7 * 86_400), true));
+    assert_eq!((hours.from_minutes, hours.to_minutes, hours.timezone.name()), (1_320, 390, "Europe/Berlin"));
+    let while_held = HoldPolicy::StageOnly;
+    let disable = |feature: &str, serve, below| RecipeStep::Disable { feature: feature.to_owned(), serve, below };
+    assert_eq!(
+        recipe.steps,
+        [
+            disable("avg_dep_delay_7d", Serve::Default, 250),
+            disable("flights_7d", Serve::Null, 10_000),
+            RecipeStep::RequireApproval { by: vec!["ben".to_owned()] },
+            RecipeStep::Restore { cascade: true, while_held },
+            RecipeStep::Hold { while_held: HoldPolicy::SkipRuns },
+            RecipeStep::Validate { sample: Some(100) },
+            RecipeStep::Notify { message: "delays were taken back".to_owned() },
+        ]
+    );
+    // As the registry keeps it.
+    let kept = serde_json::from_value::<Project>(serde_json::to_value(&project).unwrap()).unwrap();
+    assert_eq!(kept.recipes[0].steps, recipe.steps);
+    assert_eq!(kept.restore_policy[0].hours, rule.hours);
 }
 
 #[test]

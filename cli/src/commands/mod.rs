@@ -1,6 +1,8 @@
 //! The commands, one file each: its arguments, and what it does with them.
 
 pub mod apply;
+pub mod approvals;
+pub mod approve;
 pub mod audit_log;
 pub mod backfill;
 pub mod checks;

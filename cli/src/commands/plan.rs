@@ -320,6 +320,7 @@ fn word(kind: DefinitionKind) -> &'static str {
     match kind {
         DefinitionKind::FeatureView => "feature view",
         DefinitionKind::Dag => "DAG",
+        DefinitionKind::RestoreRule => "restore rule",
         other => other.as_str(),
     }
 }

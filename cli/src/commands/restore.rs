@@ -7,6 +7,7 @@ use indexmap::IndexMap;
 use serde::Serialize;
 use tidegate_registry::ids::{RunId, ViewId};
 use tidegate_registry::restore::plan::{self, Asked, Definitions, PlanError, Planned, Target};
+use tidegate_registry::restore::policy::Ask;
 use tidegate_registry::restore::{HoldPolicy, Restore, Slice, Validation};
 use tidegate_registry::run::{Run, RunState};
 use tidegate_registry::store::StoreError;
@@ -21,6 +22,7 @@ use crate::context::{Context, Registry, release_dead_leases};
 use crate::engine::{self, Bells};
 use crate::error::{Exit, UserError};
 use crate::output::{grid, labelled};
+use crate::policy;
 use crate::progress::{self, note};
 use crate::select;
 use crate::shutdown::Stopped;
@@ -50,6 +52,9 @@ pub struct Arguments {
     /// What becomes of runs while the views are held
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     while_held: WhileHeld,
+    /// Go ahead whatever the restore policy says; it is written down and told
+    #[arg(long, requires = "reason")]
+    break_glass: bool,
     /// Show the plan and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -129,7 +134,6 @@ enum WhileHeld {
 /// # Errors
 /// When it cannot be done, with every reason; nothing was changed then.
 pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
-    let settings = context.settings()?;
     let registry = context.registry().await?;
     let target = arguments.target.read(&registry).await?;
     let views = arguments.what.views(&registry)?;
@@ -141,23 +145,61 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
         WhileHeld::StageOnly => HoldPolicy::StageOnly,
     };
     let asked = Asked { views, target, cascade: arguments.cascade, hold_policy };
+    let how = How {
+        reason: arguments.reason.as_deref().unwrap_or_default(),
+        dry_run: arguments.dry_run,
+        yes: arguments.yes,
+        break_glass: arguments.break_glass,
+        approved: false,
+    };
+    restore_as_asked(&asked, how, &registry, context).await
+}
+
+/// How a restore is gone about.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct How<'a> {
+    pub(super) reason: &'a str,
+    /// Show the plan and change nothing.
+    pub(super) dry_run: bool,
+    /// Do not ask.
+    pub(super) yes: bool,
+    /// Whatever the policy says.
+    pub(super) break_glass: bool,
+    /// A second person has approved what this is a part of.
+    pub(super) approved: bool,
+}
+
+/// Plans, asks, and sees it through: the way of every restore that a person wants.
+///
+/// # Errors
+/// As [`run`].
+pub(super) async fn restore_as_asked(
+    asked: &Asked,
+    how: How<'_>,
+    registry: &Registry,
+    context: &Context,
+) -> anyhow::Result<Exit> {
+    let settings = context.settings()?;
+    if how.break_glass && how.reason.trim().is_empty() {
+        return Err(UserError::new("breaking the glass needs a reason").hint("say `--reason TEXT`").into());
+    }
     release_dead_leases(&*registry.store).await?;
-    if !arguments.dry_run
-        && let Some(begun) = under_way(&asked, &registry).await?
+    if !how.dry_run
+        && let Some(begun) = under_way(asked, registry).await?
     {
         note(format!("restore {} of the same is under way: seeing it through", begun.id));
-        return see_through(begun.id, &registry, context).await;
+        return see_through(begun.id, registry, context).await;
     }
     let online = engine::online(&settings).await?;
-    let lake = engine::claimed_lake(&settings, &registry).await?;
-    let reason = arguments.reason.clone().unwrap_or_default();
+    let lake = engine::claimed_lake(&settings, registry).await?;
+    let actor = context.actor();
     let mut shown = false;
     for _ in 0..PLANS_MAX {
-        let mut planned = prepare(&asked, &registry).await?;
+        let mut planned = prepare(asked, registry).await?;
         if planned.is_nothing() {
             context
                 .output
-                .one(&Report::nothing(&asked), &[("restore", "nothing to do: it is so already".to_owned())])?;
+                .one(&Report::nothing(asked), &[("restore", "nothing to do: it is so already".to_owned())])?;
             return Ok(Exit::Done);
         }
         let effects = check(&*registry.store, &lake, online.as_deref(), &planned).await;
@@ -165,26 +207,37 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
             UserError::new(format!("nothing was changed: {error:#}"))
                 .hint("`tidegate snapshots list` shows what else there is")
         })?;
-        let report = Report::of_plan(&planned, &effects, arguments.dry_run);
-        if arguments.dry_run {
+        let report = Report::of_plan(&planned, &effects, how.dry_run);
+        let ask = Ask {
+            break_glass: how.break_glass,
+            approved: how.approved,
+            ..Ask::of(&planned, asked.cascade, &actor, how.reason, registry.clock.now())?
+        };
+        if how.dry_run {
             context.output.one(&report, &report.lines())?;
+            policy::tell(&ask, registry).await?;
             return Ok(Exit::Done);
         }
         if !shown {
             note(labelled(&report.lines()));
-            if !arguments.yes && !progress::agreed("restore")? {
+            if !how.yes && !progress::agreed("restore")? {
                 note("nothing was changed");
                 return Ok(Exit::Wrong);
             }
             shown = true;
         }
-        planned.request.actor = context.actor();
-        planned.request.reason.clone_from(&reason);
+        let approval = policy::admitted(&ask, registry).await?;
+        planned.request.actor.clone_from(&actor);
+        how.reason.clone_into(&mut planned.request.reason);
         let id = planned.request.id;
         match registry.store.restore_begin(planned.request).await {
             Ok(()) => {
+                if let Some(approval) = approval {
+                    let used = registry.store.approval_use(approval, &id.to_string()).await;
+                    used.context("noting that the approval was used")?;
+                }
                 fail::fail_point!("restore.begun");
-                return see_through(id, &registry, context).await;
+                return see_through(id, registry, context).await;
             }
             Err(StoreError::Conflict(what)) => note(format!("{what}: planning again")),
             Err(error) => return Err(error).context("beginning the restore"),
@@ -250,10 +303,17 @@ pub(super) async fn perform(
         return Ok(None);
     }
     check(&*registry.store, &lake, online.as_deref(), &planned).await?;
-    planned.request.actor = context.actor();
+    let actor = context.actor();
+    let ask = Ask::of(&planned, asked.cascade, &actor, reason, registry.clock.now())?;
+    let approval = policy::admitted(&ask, registry).await?;
+    planned.request.actor.clone_from(&actor);
     reason.clone_into(&mut planned.request.reason);
     let id = planned.request.id;
     registry.store.restore_begin(planned.request).await.context("beginning the restore")?;
+    if let Some(approval) = approval {
+        let used = registry.store.approval_use(approval, &id.to_string()).await;
+        used.context("noting that the approval was used")?;
+    }
     carry_out(id, registry, context).await.map(Some)
 }
 

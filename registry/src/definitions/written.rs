@@ -1,6 +1,7 @@
 //! What authors write, key by key: the one place that says which keys exist. The JSON Schema for editors comes from here.
 
 mod checks;
+mod recovery;
 mod source_checks;
 mod tests;
 
@@ -9,6 +10,7 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 pub(super) use self::checks::*;
+pub(super) use self::recovery::*;
 pub(super) use self::source_checks::*;
 pub(super) use self::tests::*;
 use super::read::{
@@ -35,6 +37,10 @@ record! {
         feature_views: optional Vec<At<ViewFile>>,
         /// Schedules and the views that they run.
         dags: optional Vec<At<DagFile>>,
+        /// Who may take what back: a restore must keep every rule that means one of its views.
+        restore_policy: optional Vec<At<RestoreRuleFile>>,
+        /// Named ways back, for `tidegate recipe run`.
+        recipes: optional Vec<At<RecipeFile>>,
         /// A few rows in, and the rows that a view shall make of them; run by `tidegate test`.
         tests: optional Vec<At<TestFile>>,
     }

@@ -87,6 +87,8 @@ ids! {
     DAG_CYCLE = "dag-cycle",
     // Tests of definitions
     BAD_TEST = "bad-test",
+    // Recipes
+    BAD_RECIPE = "bad-recipe",
     // Found by planning the SQL against the sources' schemas
     UNKNOWN_COLUMN = "unknown-column",
     AMBIGUOUS_COLUMN = "ambiguous-column",

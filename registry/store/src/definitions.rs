@@ -76,7 +76,11 @@ pub(crate) async fn apply(db: &Db, request: &ApplyRequest) -> Result<i64> {
             DefinitionKind::Dag => dag_due(&mut tx, &row.name, revision, request.now).await?,
             DefinitionKind::FeatureView => view_state_ensure(&mut tx, &row.name, request).await?,
             DefinitionKind::Pool => pools::upsert_in_tx(&mut tx, row).await?,
-            DefinitionKind::Owner | DefinitionKind::Entity | DefinitionKind::Source => {}
+            DefinitionKind::Owner
+            | DefinitionKind::Entity
+            | DefinitionKind::Source
+            | DefinitionKind::RestoreRule
+            | DefinitionKind::Recipe => {}
         }
     }
     for dag in dags_touched(&mut tx, request, &before).await? {
@@ -358,6 +362,10 @@ pub(crate) async fn project_in_tx(tx: &mut Conn, revision: Option<i64>) -> Resul
             DefinitionKind::Pool => _ = project.pools.insert(row.parse("name")?, row.json("body")?),
             DefinitionKind::FeatureView => _ = project.views.insert(row.parse("name")?, row.json("body")?),
             DefinitionKind::Dag => _ = project.dags.insert(row.parse("name")?, row.json("body")?),
+            DefinitionKind::RestoreRule => {
+                _ = project.restore_policy.insert(row.parse("name")?, row.json("body")?);
+            }
+            DefinitionKind::Recipe => _ = project.recipes.insert(row.parse("name")?, row.json("body")?),
         }
     }
     Ok((revision, project))

@@ -17,12 +17,13 @@ use async_trait::async_trait;
 use indexmap::IndexMap;
 use tidegate_registry::audit::{AuditEvent, AuditFilter, AuditVerdict, NewAuditEvent};
 use tidegate_registry::care::{self, Care, PrunedRows, Rebuild, TableRows, ViewKeep};
-use tidegate_registry::ids::{DagName, LeaseToken, NoticeId, RegistryId, RunId, SnapshotId, ViewId};
+use tidegate_registry::ids::{ApprovalId, DagName, LeaseToken, NoticeId, RegistryId, RunId, SnapshotId, ViewId};
 use tidegate_registry::model::{Alike, Project};
 use tidegate_registry::notice::{
     Delivery, DeliveryClaim, DeliveryEnd, NewNotice, Notice, NoticeFilter, Outbox, Subscription,
 };
 use tidegate_registry::plan::DefinitionKind;
+use tidegate_registry::restore::policy::{Approval, Approving};
 use tidegate_registry::restore::{
     AsOf, BadMark, HoldPolicy, Holds, Restore, RestoreRecord, RestoreRequest, Restoring, ResumeRequest, Validation,
 };
@@ -292,6 +293,16 @@ pass_on! {
         restore(file: &Path, replace: bool, actor: &str, now: Instant) -> Vec<TableRows> => (&file, replace, &actor, now);
         adopt_id(id: RegistryId) -> () => (id);
         rebuild(rebuild: &Rebuild, now: Instant) -> () => (&rebuild, now);
+    }
+}
+
+pass_on! {
+    Approving {
+        approval_request(request: &Approval) -> Approval => (&request);
+        approvals(limit: u32) -> Vec<Approval> => (limit);
+        approve(id: ApprovalId, actor: &str, now: Instant) -> () => (id, &actor, now);
+        approval_use(id: ApprovalId, used_for: &str) -> () => (id, &used_for);
+        oldest_recorded(snapshots: &[SnapshotId]) -> Option<Instant> => (&snapshots);
     }
 }
 

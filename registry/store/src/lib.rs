@@ -9,6 +9,7 @@
 //!
 //! May not know: what a definition means beyond the tables it reads, the lake, HTTP.
 
+mod approvals;
 mod audit;
 mod care;
 mod claims;

@@ -103,6 +103,15 @@ pub(crate) const STEPS: &[Step] = &[
             postgres: include_str!("../migrations/postgres/0009_switches.sql"),
         },
     },
+    Step {
+        name: "0010_approvals",
+        // Older programs would restore against the policy, and cannot read projects that have one.
+        compatible_from: 10,
+        text: Sql {
+            sqlite: include_str!("../migrations/sqlite/0010_approvals.sql"),
+            postgres: include_str!("../migrations/postgres/0010_approvals.sql"),
+        },
+    },
 ];
 
 /// The step that chains the events that are there, which no SQL can do.

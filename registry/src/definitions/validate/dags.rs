@@ -243,7 +243,7 @@ fn cron(field: &Field<String>, out: &mut Vec<Diagnostic>) -> Option<String> {
     }
 }
 
-fn timezone(field: &Field<String>, out: &mut Vec<Diagnostic>) -> Option<Tz> {
+pub(super) fn timezone(field: &Field<String>, out: &mut Vec<Diagnostic>) -> Option<Tz> {
     let name = match field {
         Field::Missing => return Some(Tz::UTC),
         Field::Bad => return None,

@@ -7,6 +7,7 @@ mod checks;
 mod dags;
 mod graph;
 mod paths;
+mod recovery;
 mod source_checks;
 mod tables;
 mod tests;
@@ -20,7 +21,10 @@ use indexmap::IndexMap;
 use super::files::Files;
 use super::read::{At, Field, nearest};
 use super::rules::Rules;
-use super::written::{DagFile, DefinitionFile, EntityFile, OwnerFile, PoolFile, SourceFile, TestFile, ViewFile};
+use super::written::{
+    DagFile, DefinitionFile, EntityFile, OwnerFile, PoolFile, RecipeFile, RestoreRuleFile, SourceFile, TestFile,
+    ViewFile,
+};
 use crate::diagnostics::{Diagnostic, Origin, SourceMap, ids};
 use crate::ids::{InvalidName, OwnerName, ProjectName, ViewId, ViewName};
 use crate::model::{DefinitionTest, Project};
@@ -43,6 +47,8 @@ pub(super) struct Written {
     views: Vec<At<ViewFile>>,
     dags: Vec<At<DagFile>>,
     tests: Vec<At<TestFile>>,
+    restore_policy: Vec<At<RestoreRuleFile>>,
+    recipes: Vec<At<RecipeFile>>,
 }
 
 impl Written {
@@ -60,6 +66,8 @@ impl Written {
         self.views.extend(items(file.feature_views));
         self.dags.extend(items(file.dags));
         self.tests.extend(items(file.tests));
+        self.restore_policy.extend(items(file.restore_policy));
+        self.recipes.extend(items(file.recipes));
     }
 }
 
@@ -105,6 +113,7 @@ pub(super) fn validate(
     let parsed = views::views(written, context, &catalog, &mut project, sources, out);
     let dags = dags::dags(written, context, &catalog, out);
     graph::finish(&mut project, &parsed, dags, &catalog, out);
+    recovery::recovery(written, &mut project, &catalog, out);
     let tests = tests::tests(written, &project, &catalog, out);
     (project, tests)
 }

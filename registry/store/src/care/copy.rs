@@ -42,6 +42,7 @@ pub(super) const TABLES: &[(&str, &str)] = &[
     ("holds", "id"),
     ("bad_snapshots", "snapshot"),
     ("feature_switches", "view, feature"),
+    ("approvals", "id"),
     ("checks", "run, seq, position"),
     ("notices", "id"),
     ("notice_deliveries", "notice, webhook"),

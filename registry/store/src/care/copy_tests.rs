@@ -15,6 +15,7 @@ use tidegate_registry::switches::{Off, Serve, SwitchChange};
 use tidegate_servers::Postgres;
 
 use super::{OF_PROCESSES, TABLES};
+use crate::conformance::approvals::approval;
 use crate::conformance::restoring::restored;
 use crate::conformance::world::{
     LONG, World, beat, check, dag, day, failed, pins, placed, pool_row, staged, succeeded, view_row,
@@ -78,6 +79,7 @@ async fn fill(store: Arc<dyn Store>) {
         now: day(3),
     };
     world.store.switch_set(&off).await.unwrap();
+    world.store.approval_request(&approval("restore a@v1")).await.unwrap();
     let all = [Subscription { webhook: "oncall".to_owned(), events: Vec::new() }];
     assert!(world.store.notices_route(&all, LONG).await.unwrap() > 0);
     world.store.worker_heartbeat(&beat("w1", &["slow"])).await.unwrap();

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use tidegate_registry::store::Store;
 
+pub mod approvals;
 pub mod audit;
 pub mod care;
 pub mod decisions;
@@ -189,6 +190,10 @@ macro_rules! conformance {
                 a_switch_stays_until_it_is_lifted,
                 a_switch_is_later_than_every_store,
             }
+            approvals {
+                a_request_waits_for_one_approval_and_is_used_once,
+                the_age_of_what_is_taken_back_is_that_of_its_oldest_snapshot,
+            }
             processes {
                 two_processes_work_on_one_registry,
                 a_worker_is_alive_while_it_is_heard_of,
@@ -214,6 +219,7 @@ mod tests {
     fn every_promise_is_stamped() {
         let list = include_str!("mod.rs");
         for text in [
+            include_str!("approvals.rs"),
             include_str!("audit.rs"),
             include_str!("care.rs"),
             include_str!("definitions.rs"),

@@ -1,0 +1,178 @@
+//! What is agreed beforehand about taking data back: who may ([`PolicyRule`]), and what is done step by step ([`Recipe`]).
+
+use chrono_tz::Tz;
+use serde::{Deserialize, Serialize};
+
+use super::FeatureView;
+use crate::diagnostics::Origin;
+use crate::ids::{OwnerName, RecipeName, RuleName};
+use crate::restore::HoldPolicy;
+use crate::switches::Serve;
+
+/// Which views are meant. Every list that says something must mean the view; an empty one says nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Matching {
+    /// Names, as `name` or `name@vN`; a `*` stands for any text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub views: Vec<String>,
+    /// Their owners.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owners: Vec<OwnerName>,
+    /// Tags, one of which the view or one of its features has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Names of checks, one of which the view has; a `*` stands for any text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<String>,
+}
+
+impl Matching {
+    /// Whether `view` is meant.
+    pub fn means(&self, view: &FeatureView) -> bool {
+        let id = view.id.to_string();
+        let named = |pattern: &String| glob(pattern, view.id.name.as_str()) || glob(pattern, &id);
+        let tagged =
+            |tag: &String| view.tags.contains(tag) || view.features.iter().any(|feature| feature.tags.contains(tag));
+        let checked = |pattern: &String| view.checks.iter().any(|check| glob(pattern, &check.name));
+        (self.views.is_empty() || self.views.iter().any(named))
+            && (self.owners.is_empty() || self.owners.contains(&view.owner))
+            && (self.tags.is_empty() || self.tags.iter().any(tagged))
+            && (self.checks.is_empty() || self.checks.iter().any(checked))
+    }
+}
+
+/// Whether `text` is what `pattern` says, in which every `*` stands for any text, also none.
+pub fn glob(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = text.strip_prefix(first) else { return false };
+    let mut parts: Vec<&str> = parts.collect();
+    let Some(last) = parts.pop() else { return rest.is_empty() };
+    for part in parts {
+        match rest.split_once(part) {
+            Some((_, after)) => rest = after,
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+/// Who may take what back. A restore must keep every rule that means one of its views.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PolicyRule {
+    /// Its name, by which a refusal calls it.
+    pub name: RuleName,
+    /// Free text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// The views.
+    pub matching: Matching,
+    /// Who may restore and approve: patterns of `user` or `user@host`; empty for anybody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub actors: Vec<String>,
+    /// What is taken back may have been published so many seconds ago at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age_secs: Option<u64>,
+    /// When it may be done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hours: Option<Hours>,
+    /// Whether a second person must approve.
+    #[serde(default)]
+    pub second_person: bool,
+    /// Where it is defined.
+    #[serde(skip)]
+    pub origin: Origin,
+}
+
+/// Hours of the day on a zone's wall clock: from `from` until before `to`; over midnight when `to` is not later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hours {
+    /// Minutes after midnight.
+    pub from_minutes: u32,
+    /// Minutes after midnight.
+    pub to_minutes: u32,
+    /// Whose wall clock.
+    pub timezone: Tz,
+}
+
+/// A named way back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Its name.
+    pub name: RecipeName,
+    /// When to use it.
+    pub description: String,
+    /// The views that it is for.
+    pub matching: Matching,
+    /// What is done, in this order.
+    pub steps: Vec<RecipeStep>,
+    /// Where it is defined.
+    #[serde(skip)]
+    pub origin: Origin,
+}
+
+/// One step of a recipe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecipeStep {
+    /// Switches a feature off, in every view that has it.
+    Disable {
+        /// The feature.
+        feature: String,
+        /// What readers get.
+        serve: Serve,
+        /// For entities in buckets below this: see [`crate::switches::Off`].
+        below: u16,
+    },
+    /// Takes the views back to what was live before.
+    Restore {
+        /// Whether views that were computed from it go back with it.
+        cascade: bool,
+        /// What becomes of runs afterwards.
+        while_held: HoldPolicy,
+    },
+    /// Holds the views.
+    Hold {
+        /// What becomes of runs meanwhile.
+        while_held: HoldPolicy,
+    },
+    /// Compares what is online with the lake; a difference ends the recipe.
+    Validate {
+        /// About so many entities of each view; `None` for all.
+        sample: Option<u64>,
+    },
+    /// Tells whoever listens.
+    Notify {
+        /// The sentence.
+        message: String,
+    },
+    /// Goes on only when a second person has approved.
+    RequireApproval {
+        /// Who may: patterns of `user` or `user@host`; empty for anybody else.
+        by: Vec<String>,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_any_text() {
+        for (pattern, text) in [
+            ("*", ""),
+            ("*", "a"),
+            ("a*", "a"),
+            ("a*c", "abc"),
+            ("a*b*c", "a1b2c"),
+            ("*@host", "ana@host"),
+            ("ab", "ab"),
+        ] {
+            assert!(glob(pattern, text), "{pattern} {text}");
+        }
+        for (pattern, text) in [("", "a"), ("a", "ab"), ("a*c", "ab"), ("ab*b", "ab"), ("a*bc*c", "abc"), ("*x", "xa")]
+        {
+            assert!(!glob(pattern, text), "{pattern} {text}");
+        }
+    }
+}
