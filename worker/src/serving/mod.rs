@@ -21,6 +21,7 @@ use tidegate_registry::time::Clock;
 
 pub use self::care::{Audit, AuditOptions, Rebuilt};
 pub(crate) use self::content::Content;
+pub use self::difference::{Example, FeatureDiff, Mixed, Moved, StateDiff, ViewState, compare_states};
 pub(crate) use self::publication::tag;
 pub(crate) use self::reconcile::reconcile;
 pub(crate) use self::switching::bring as bring_switches;

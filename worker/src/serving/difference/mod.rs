@@ -10,6 +10,9 @@
 //! late, so keys that are gone wait until all was read. When the order does not hold, or too many keys would wait, all is
 //! compared anew with the engine sorting both, which spills to disk.
 
+mod features;
+#[cfg(test)]
+mod features_tests;
 mod hashing;
 mod keys;
 mod merging;
@@ -26,6 +29,7 @@ use datafusion::arrow::record_batch::RecordBatch;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+pub use self::features::{Example, FeatureDiff, Mixed, Moved, StateDiff, ViewState, compare_states};
 use self::merging::{Was, merge};
 use self::reading::{Order, Reading};
 use super::Serving;
@@ -107,8 +111,8 @@ async fn send_differences(
     order: Order,
     sink: &mut Sink,
 ) -> Result<Differences> {
-    let mut old = Reading::begin(serving, from, order).await?;
-    let mut new = Reading::begin(serving, to, order).await?;
+    let mut old = Reading::begin(&serving.engine, &serving.lake, from, order).await?;
+    let mut new = Reading::begin(&serving.engine, &serving.lake, to, order).await?;
     let (mut before, mut now) = (old.next().await?, new.next().await?);
     let mut found = Differences::default();
     let mut gone_waiting = Vec::new();

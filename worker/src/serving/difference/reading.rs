@@ -10,12 +10,13 @@ use tidegate_registry::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::super::Serving;
 use super::super::content::Content;
 use super::Unfit;
 use super::hashing::hash_rows;
 use super::keys::{KeyMaker, Keys, LastKey};
 use super::merging::Batch;
+use crate::engine::Engine;
+use crate::lake::Lake;
 pub(super) use crate::serving::content::Order;
 use crate::types::{EVENT_TIMESTAMP, timestamp};
 
@@ -29,8 +30,8 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    pub(super) async fn begin(serving: &Serving, content: &Content, order: Order) -> Result<Self> {
-        let mut rows = content.rows_by_entity(&serving.engine, &serving.lake, order).await?;
+    pub(super) async fn begin(engine: &Engine, lake: &Lake, content: &Content, order: Order) -> Result<Self> {
+        let mut rows = content.rows_by_entity(engine, lake, order).await?;
         let mut preparing = Preparing::new(content.clone(), order)?;
         let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
         let mut task = JoinSet::new();
@@ -106,11 +107,11 @@ fn values(content: &Content, batch: &RecordBatch) -> Result<Vec<ArrayRef>> {
     Ok(values)
 }
 
-fn named(batch: &RecordBatch, name: &str) -> Result<ArrayRef> {
+pub(super) fn named(batch: &RecordBatch, name: &str) -> Result<ArrayRef> {
     batch.column_by_name(name).cloned().with_context(|| format!("the rows have no column `{name}`"))
 }
 
-fn own_times(times: &ArrayRef, interval_end: Instant) -> Result<ArrayRef> {
+pub(super) fn own_times(times: &ArrayRef, interval_end: Instant) -> Result<ArrayRef> {
     let times = cast(times, &timestamp()).context("reading the times of rows")?;
     let end = interval_end.timestamp_micros();
     let own = times.as_primitive::<TimestampMicrosecondType>().unary_opt::<_, TimestampMicrosecondType>(|time| {

@@ -165,7 +165,7 @@ async fn a_table_that_is_not_sorted_is_compared_all_the_same() {
         interval: second.interval,
         at: second.interval.end(),
     };
-    let mut as_stored = Reading::begin(&serving, &content, Order::AsStored).await.unwrap();
+    let mut as_stored = Reading::begin(&serving.engine, &serving.lake, &content, Order::AsStored).await.unwrap();
     let error = as_stored.next().await.unwrap_err();
     assert_eq!(error.downcast_ref(), Some(&Unfit::Order), "{error:#}");
     // Another process than the one that has read the file before.
