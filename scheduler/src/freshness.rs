@@ -19,6 +19,8 @@ pub enum FreshnessState {
     Warn,
     /// Above `max_age`.
     Breached,
+    /// A person keeps it from being published: its age says nothing about the pipeline.
+    Held,
 }
 
 impl FreshnessState {
@@ -29,6 +31,7 @@ impl FreshnessState {
             Self::Fresh => "fresh",
             Self::Warn => "warn",
             Self::Breached => "breached",
+            Self::Held => "held",
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use tidegate_registry::ids::ViewId;
 use tidegate_registry::model::{Dag, FeatureView};
+use tidegate_registry::restore::{AsOf, Hold};
 use tidegate_registry::run::{Run, RunState};
 use tidegate_registry::store::{RunFilter, ViewState};
 use tidegate_registry::time::{Instant, Interval, format_instant};
@@ -17,7 +18,7 @@ use crate::output::Row;
 use crate::progress::note;
 use crate::roles;
 use crate::select::{self, Selection};
-use crate::times::short;
+use crate::times::{TimeArgument, short};
 
 /// Show per view the newest interval, its age, open and blocked runs, and what is live online
 #[derive(Debug, clap::Args)]
@@ -27,6 +28,9 @@ pub struct Arguments {
     dag: Option<String>,
     #[command(flatten)]
     selection: Selection,
+    /// Instead, what was live at that time, by when it was recorded (without offset: UTC)
+    #[arg(long, value_name = "TIME")]
+    at: Option<TimeArgument>,
 }
 
 /// Runs the command.
@@ -36,7 +40,10 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit> {
     let registry = context.registry().await?;
     let dag = arguments.dag.as_deref().map(|name| select::dag(&registry.project, name)).transpose()?;
-    report(&registry, dag, &arguments.selection, context).await?;
+    match arguments.at {
+        Some(at) => look_back(&registry, dag, &arguments.selection, at.in_zone(chrono_tz::UTC), context).await?,
+        None => report(&registry, dag, &arguments.selection, context).await?,
+    }
     Ok(Exit::Done)
 }
 
@@ -71,11 +78,34 @@ async fn report(
     context.output.list(&rows)
 }
 
+/// Prints what was live at `at`.
+async fn look_back(
+    registry: &Registry,
+    only: Option<&Dag>,
+    selection: &Selection,
+    at: Instant,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let number = registry.store.number_at(at).await?;
+    let mut lines = Vec::new();
+    for dag in registry.project.dags.values().filter(|dag| only.is_none_or(|only| only.name == dag.name)) {
+        let views = dag.views.iter().filter_map(|id| registry.project.views.get(id));
+        for view in views.filter(|view| chosen(view, selection)) {
+            lines.push(PastLine::new(dag, view, &registry.store.as_of(&view.id, number).await?));
+        }
+    }
+    if !context.output.is_json() {
+        note(format!("as of {}, by when it was recorded; {number} snapshots by then", format_instant(at)));
+    }
+    context.output.list(&lines)
+}
+
 async fn rows(registry: &Registry, only: Option<&Dag>, selection: &Selection) -> anyhow::Result<Vec<Line>> {
     let now = registry.clock.now();
     let paused: BTreeMap<_, _> =
         registry.store.dags().await?.into_iter().map(|state| (state.dag, state.paused)).collect();
     let switches = registry.store.switches().await?;
+    let holds = registry.store.holds().await?;
     let mut lines = Vec::new();
     for dag in registry.project.dags.values().filter(|dag| only.is_none_or(|only| only.name == dag.name)) {
         let views: Vec<&FeatureView> = dag
@@ -96,7 +126,8 @@ async fn rows(registry: &Registry, only: Option<&Dag>, selection: &Selection) ->
             let paused = paused.get(&dag.name).copied().unwrap_or(false);
             let off = switches.of(&view.id).off;
             let off = off.into_iter().map(|(feature, off)| (feature, off.to_string())).collect();
-            lines.push(Line { switches: off, ..Line::new(dag, view, &state, &latest, paused, now) });
+            let line = Line { switches: off, ..Line::new(dag, view, &state, &latest, paused, now) };
+            lines.push(line.held_by(holds.on(&registry.project, &view.id)));
         }
     }
     Ok(lines)
@@ -146,8 +177,19 @@ struct Line {
     /// Features that are switched off, and what readers get.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     switches: BTreeMap<String, String>,
+    held: Option<Held>,
     #[serde(skip)]
     age: String,
+}
+
+/// Why a view is not published.
+#[derive(Debug, Serialize)]
+struct Held {
+    /// The view that the hold is on: this one, or one that it is computed from.
+    view: String,
+    reason: String,
+    actor: String,
+    since: String,
 }
 
 impl Line {
@@ -180,8 +222,20 @@ impl Line {
             paused,
             decision: newest.and_then(|run| run.overriding.as_ref()).map(Into::into),
             switches: BTreeMap::new(),
+            held: None,
             age: age.map_or_else(|| "-".to_owned(), short),
         }
+    }
+
+    fn held_by(self, hold: Option<&Hold>) -> Self {
+        let Some(hold) = hold else { return self };
+        let held = Held {
+            view: hold.view.to_string(),
+            reason: hold.reason.clone(),
+            actor: hold.actor.clone(),
+            since: format_instant(hold.placed_at),
+        };
+        Self { freshness: Some(FreshnessState::Held), held: Some(held), ..self }
     }
 }
 
@@ -209,6 +263,61 @@ impl Row for Line {
                 (Some(generation), 0) => format!("generation {generation}"),
                 (Some(generation), off) => format!("generation {generation}, {off} switched off"),
             },
+        ]
+    }
+}
+
+/// What was live of a view at some time.
+#[derive(Debug, Serialize)]
+struct PastLine {
+    dag: String,
+    view: String,
+    owner: String,
+    newest_start: Option<String>,
+    newest_end: Option<String>,
+    run: Option<String>,
+    rows: Option<u64>,
+    snapshot: Option<String>,
+    expired: bool,
+    delta_version: Option<u64>,
+    online_generation: Option<u64>,
+}
+
+impl PastLine {
+    fn new(dag: &Dag, view: &FeatureView, then: &AsOf) -> Self {
+        let newest = then.ledger.first();
+        Self {
+            dag: dag.name.to_string(),
+            view: view.id.to_string(),
+            owner: view.owner.to_string(),
+            newest_start: newest.map(|newest| format_instant(newest.interval.start())),
+            newest_end: newest.map(|newest| format_instant(newest.interval.end())),
+            run: newest.map(|newest| newest.run.to_string()),
+            rows: newest.map(|newest| newest.rows),
+            snapshot: then.snapshot.map(|snapshot| snapshot.to_string()),
+            expired: then.expired,
+            delta_version: then.delta_version,
+            online_generation: then.online.map(|online| online.generation),
+        }
+    }
+}
+
+impl Row for PastLine {
+    const HEADINGS: &'static [&'static str] = &["DAG", "VIEW", "NEWEST UNTIL", "RUN", "ROWS", "SNAPSHOT", "ONLINE"];
+
+    fn cells(&self) -> Vec<String> {
+        let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        vec![
+            self.dag.clone(),
+            self.view.clone(),
+            or_none(&self.newest_end),
+            or_none(&self.run),
+            self.rows.map_or_else(|| "-".to_owned(), |rows| rows.to_string()),
+            match &self.snapshot {
+                Some(snapshot) if self.expired => format!("{snapshot} (expired)"),
+                snapshot => or_none(snapshot),
+            },
+            self.online_generation.map_or_else(|| "-".to_owned(), |generation| format!("generation {generation}")),
         ]
     }
 }
