@@ -17,6 +17,7 @@ fn what_a_bad_deploy_let_through_is_taken_back() {
     let wrong = world.json("online get carrier_delays carrier=UA");
     world.run("checks --failed");
     world.run("snapshots --limit 2");
+    world.run(&format!("snapshots diff {good} {bad} --view carrier_delays --limit 1"));
     world.run("restore --dag flights_daily --last-good --dry-run");
     world.run("restore --dag flights_daily --last-good --reason INC-1");
     world.run("restore --dag flights_daily --last-good --reason INC-1 --yes");

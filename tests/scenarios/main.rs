@@ -222,6 +222,40 @@ fn a_run_is_computed_published_and_found_again() {
 }
 
 #[test]
+fn snapshots_are_compared_marked_and_seen_beside_what_became_of_them() {
+    let mut world = World::applied();
+    let night = |night: u32| format!("2013-01-{night:02}T07:15:00Z/2013-01-{:02}T07:15:00Z", night + 1);
+    let mut ids = Vec::new();
+    for start in [8, 9, 10] {
+        world.quietly(&format!("run flights_daily --interval {}", night(start)));
+        ids.push(world.json("snapshots --limit 1")[0]["id"].as_str().unwrap().to_owned());
+    }
+    let [first, second, third] = ids.as_slice() else { unreachable!("three nights") };
+    world.run(&format!("snapshots diff {first} {second} --view carrier_delays --limit 2"));
+    world.run(&format!("snapshots diff {second} {third} --view carrier_trend --limit 1 --format json"));
+    world.run(&format!("snapshots diff {third} {third} --view airport_day"));
+    world.run(&format!("snapshots mark {third} --bad"));
+    world.run(&format!("snapshots mark {third} --bad --reason wrong-delays"));
+    world.run(&format!("snapshots mark {second} --bad --reason=too"));
+    world.run(&format!("snapshots mark {second} --good"));
+    world.run(&format!("snapshots pin {first} --reason the-last-week"));
+    world.run("restore --view carrier_delays --last-good --dry-run");
+    world.quietly("restore --view carrier_delays --last-good --reason wrong-delays --yes");
+    world.run("snapshots");
+    world.run("snapshots --limit 2 --format json");
+    world.run(&format!("snapshots show {third}"));
+    let restore = world.json("snapshots --limit 1")[0]["id"].as_str().unwrap().to_owned();
+    world.run(&format!("snapshots show {restore}"));
+    world.run(&format!("snapshots diff {third} {restore} --limit 1"));
+    world.run(&format!("snapshots diff {second} {restore}"));
+    world.run("status --dag flights_daily");
+    world.run("status --search carrier_delays --format json");
+    world.run("status --at 2013-01-01 --search carrier_delays");
+    world.run("status --at 2013-03-10 --search carrier_delays --format json");
+    insta::assert_snapshot!(world.transcript());
+}
+
+#[test]
 fn only_intervals_of_the_grid_are_run() {
     let mut world = World::applied();
     world.run("run flights_daily --interval 2013-01-08/2013-01-09");

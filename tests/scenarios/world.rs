@@ -173,6 +173,8 @@ fn without_chance(text: &str) -> String {
             rule(r"\d+\.\d\d s {2,}", "[n] s  "),
             rule(r#""(took_ms)": ?\d+"#, r#""$1": [n]"#),
             rule(r#""duration_seconds": ?[0-9.e-]+"#, r#""duration_seconds":[n]"#),
+            rule(r"\bin \d+\.\d\d s\b", "in [n] s"),
+            rule(r#"("(?:before|after|(?:mean|max)_(?:absolute|relative))": -?\d+\.\d{1,4})\d*"#, "$1"),
             rule(r#""digest": "[0-9a-f]{32}""#, r#""digest": "[digest]""#),
             rule(r"(?m)  [0-9a-f]{32}$", "  [digest]"),
             rule(r"\d+ bytes", "[n] bytes"),

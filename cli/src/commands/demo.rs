@@ -328,7 +328,7 @@ impl<'a> Demo<'a> {
         );
         let recorded = self.registry.store.snapshots(None, None, 0).await?;
         ensure!(recorded.len() == SNAPSHOTS, "there are {} snapshots instead of {SNAPSHOTS}", recorded.len());
-        snapshots::list(recorded.into_iter().take(5).collect(), self.context)?;
+        snapshots::list(recorded.into_iter().take(5).collect(), &self.registry, self.context).await?;
         note(format!("… and {} older ones. How all views stand (`tidegate status`):", SNAPSHOTS - 5));
         status::show(&self.registry, self.context).await
     }

@@ -1,5 +1,6 @@
 //! `tidegate restore`: take views back to what they were, offline and online together.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,10 +13,13 @@ use tidegate_registry::restore::{HoldPolicy, Restore, Slice, Validation};
 use tidegate_registry::run::{Run, RunState};
 use tidegate_registry::store::StoreError;
 use tidegate_registry::time::format_instant;
+use tidegate_worker::engine::Engine;
 use tidegate_worker::restore::{Effect, WayOnline, check};
+use tidegate_worker::serving::{ViewState, compare_states};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::commands::preview::Scratch;
 use crate::commands::snapshots;
 use crate::commands::up::{Serving, Slots};
 use crate::context::{Context, Registry, release_dead_leases};
@@ -207,13 +211,14 @@ pub(super) async fn restore_as_asked(
             UserError::new(format!("nothing was changed: {error:#}"))
                 .hint("`tidegate snapshots list` shows what else there is")
         })?;
-        let report = Report::of_plan(&planned, &effects, how.dry_run);
+        let mut report = Report::of_plan(&planned, &effects, how.dry_run);
         let ask = Ask {
             break_glass: how.break_glass,
             approved: how.approved,
             ..Ask::of(&planned, asked.cascade, &actor, how.reason, registry.clock.now())?
         };
         if how.dry_run {
+            report.count_entities(&planned, registry, context).await?;
             context.output.one(&report, &report.lines())?;
             policy::tell(&ask, registry).await?;
             return Ok(Exit::Done);
@@ -408,6 +413,10 @@ struct ViewReport {
     files_removed: Option<u64>,
     rows_added: Option<u64>,
     rows_removed: Option<u64>,
+    /// Of a dry run: how many entities readers would find added, removed and changed. `null` where it was not looked.
+    entities_added: Option<u64>,
+    entities_removed: Option<u64>,
+    entities_changed: Option<u64>,
     online: Option<String>,
     only_unfinished: bool,
 }
@@ -494,6 +503,32 @@ impl Report {
         }
     }
 
+    /// Adds how many entities would change, by reading what they are and what they would be.
+    async fn count_entities(
+        &mut self,
+        planned: &Planned,
+        registry: &Registry,
+        context: &Context,
+    ) -> anyhow::Result<()> {
+        let settings = context.settings()?;
+        let scratch = Scratch::new();
+        let engine = Arc::new(Engine::new(settings.memory_bytes, &scratch.0)?);
+        let (lake, project) = (engine::lake(&settings)?, Arc::new(registry.project.clone()));
+        for (report, (view, what)) in self.views.iter_mut().zip(&planned.request.plan.views) {
+            let definition = project.views.get(view).with_context(|| format!("`{view}` is not defined"))?;
+            let number = registry.store.snapshots(None, Some(view), 1).await?.first().map_or(0, |newest| newest.number);
+            let now = ViewState::of(&registry.store.as_of(view, number).await?);
+            // A state that is put together from several versions is not read beforehand.
+            let Ok(then) = ViewState::after(what, definition.output) else { continue };
+            let found = compare_states(&engine, &lake, &project, view, [now, then], 0).await;
+            let found = found.with_context(|| format!("looking at what would change in `{view}`"))?;
+            report.entities_added = Some(found.added);
+            report.entities_removed = Some(found.removed);
+            report.entities_changed = Some(found.changed);
+        }
+        Ok(())
+    }
+
     /// A restore that was begun.
     pub(super) fn of_done(restore: &Restore) -> Self {
         let views = restore.plan.views.iter().map(|(view, what)| ViewReport::of(view, what));
@@ -528,6 +563,8 @@ impl Report {
         ];
         let views = self.views.iter().map(ViewReport::cells);
         lines.push(("views", grid(&["VIEW", "LEAVE", "COME BACK", "ROWS", "NEWEST UNTIL", "ONLINE"], views)));
+        let changing = self.views.iter().filter_map(ViewReport::entities);
+        lines.push(("entities", changing.collect::<Vec<_>>().join("\n")));
         let leaving = self.views.iter().flat_map(|view| {
             view.leaves.iter().map(|slice| {
                 vec![
@@ -593,9 +630,17 @@ impl ViewReport {
             files_removed: None,
             rows_added: None,
             rows_removed: None,
+            entities_added: None,
+            entities_removed: None,
+            entities_changed: None,
             online: None,
             only_unfinished: what.only_unfinished,
         }
+    }
+
+    fn entities(&self) -> Option<String> {
+        let (added, removed, changed) = (self.entities_added?, self.entities_removed?, self.entities_changed?);
+        Some(format!("{}: {added} added, {removed} removed, {changed} changed", self.view))
     }
 
     fn cells(&self) -> Vec<String> {

@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
 use tidegate_registry::care::Pin;
 use tidegate_registry::ids::SnapshotId;
+use tidegate_registry::restore::BadMark;
 use tidegate_registry::store::{Snapshot, Store};
-use tidegate_registry::time::format_instant;
 
+use self::report::{Report, Since};
 use crate::context::{Context, Registry};
-use crate::decision::Decision;
 use crate::engine;
 use crate::error::{Exit, UserError};
-use crate::output::{Row, grid};
 use crate::progress::note;
 use crate::select;
+
+mod diff;
+mod report;
 
 /// List snapshots, or show one
 #[derive(Debug, clap::Args)]
@@ -30,10 +31,22 @@ pub struct Arguments {
 enum Action {
     /// List snapshots, the newest first (what `tidegate snapshots` alone does)
     List(Filter),
-    /// Show one snapshot with its views
+    /// Show one snapshot with its views, what their run had read, and what became of it
     Show {
         /// The snapshot's id, or its beginning
         snapshot: String,
+    },
+    /// Show which entities differ between what two snapshots left, and how far their features moved
+    Diff(diff::Arguments),
+    /// Say that a snapshot is bad, so that `restore --last-good` passes it over, or that it is good after all
+    Mark {
+        /// The snapshot's id, or its beginning
+        snapshot: String,
+        #[command(flatten)]
+        mark: MarkArguments,
+        /// Why, for the audit trail and for whoever looks for a good one
+        #[arg(long, value_name = "TEXT", required_unless_present = "good")]
+        reason: Option<String>,
     },
     /// Keep a snapshot, whatever retention says
     Pin {
@@ -48,6 +61,17 @@ enum Action {
         /// The snapshot's id, or its beginning
         snapshot: String,
     },
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct MarkArguments {
+    /// It is bad
+    #[arg(long)]
+    bad: bool,
+    /// It is good after all
+    #[arg(long, conflicts_with = "reason")]
+    good: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -71,13 +95,15 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     let registry = context.registry().await?;
     let filter = match arguments.action {
         Some(Action::Show { snapshot }) => {
-            let report = Report::from(find(&*registry.store, &snapshot).await?);
-            let mut lines = report.lines();
-            if let Some(pin) = registry.store.pins().await?.get(&report.id.parse()?) {
-                let at = format_instant(pin.pinned_at);
-                lines.push(("pinned", format!("{} (by {}, {at})", pin.reason, pin.actor)));
-            }
-            context.output.one(&report, &lines)?;
+            let snapshot = find(&*registry.store, &snapshot).await?;
+            let report = Report::whole(snapshot, &Since::read(&registry).await?, &*registry.store).await?;
+            context.output.one(&report, &report.lines())?;
+            return Ok(Exit::Done);
+        }
+        Some(Action::Diff(arguments)) => return diff::run(&arguments, &registry, context).await,
+        Some(Action::Mark { snapshot, reason, .. }) => {
+            let snapshot = find(&*registry.store, &snapshot).await?;
+            mark(&snapshot, reason, &registry, context).await?;
             return Ok(Exit::Done);
         }
         Some(Action::Pin { snapshot, reason }) => {
@@ -97,8 +123,29 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     let dag = filter.dag.as_deref().map(|name| select::dag(&registry.project, name)).transpose()?;
     let view = filter.view.as_deref().map(|name| select::view(&registry.project, name)).transpose()?;
     let snapshots = registry.store.snapshots(dag.map(|dag| &dag.name), view.map(|view| &view.id), filter.limit).await?;
-    list(snapshots, context)?;
+    list(snapshots, &registry, context).await?;
     Ok(Exit::Done)
+}
+
+/// Marks a snapshot as bad, for a reason, or else as good again.
+async fn mark(
+    snapshot: &Snapshot,
+    reason: Option<String>,
+    registry: &Registry,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let (actor, now) = (context.actor(), registry.clock.now());
+    if reason.as_ref().is_some_and(|reason| reason.trim().is_empty()) {
+        return Err(UserError::new("the reason is empty").hint("say what is wrong with the snapshot").into());
+    }
+    let bad = reason.map(|reason| BadMark { marked_at: now, actor: actor.clone(), reason });
+    let is_bad = bad.is_some();
+    registry.store.snapshot_mark(snapshot.id, bad, &actor, now).await?;
+    note(match is_bad {
+        true => format!("snapshot {} is marked as bad: `restore --last-good` passes it over", snapshot.id),
+        false => format!("snapshot {} is not marked as bad", snapshot.id),
+    });
+    Ok(())
 }
 
 /// Pins a snapshot with the list of the files that make it up.
@@ -118,9 +165,17 @@ async fn pin(snapshot: &Snapshot, reason: String, registry: &Registry, context: 
 /// Prints `snapshots`.
 ///
 /// # Errors
-/// When standard output fails.
-pub fn list(snapshots: Vec<Snapshot>, context: &Context) -> anyhow::Result<()> {
-    let reports: Vec<_> = snapshots.into_iter().map(Report::from).collect();
+/// When the registry cannot be read, or standard output fails.
+pub async fn list(snapshots: Vec<Snapshot>, registry: &Registry, context: &Context) -> anyhow::Result<()> {
+    let since = Since::read(registry).await?;
+    let mut reports = Vec::with_capacity(snapshots.len());
+    for snapshot in snapshots {
+        reports.push(match context.output.is_json() {
+            true => Report::of(snapshot, &since, &*registry.store).await?,
+            // A table does not show verdicts.
+            false => Report::new(&snapshot, &since, &[]),
+        });
+    }
     if reports.is_empty() && !context.output.is_json() {
         note("no run has been recorded yet");
         return Ok(());
@@ -143,104 +198,5 @@ pub(super) async fn find(store: &dyn Store, asked: &str) -> anyhow::Result<Snaps
         _ => Err(UserError::new(format!("`{asked}` begins the ids of {} snapshots", found.len()))
             .hint("say more of it")
             .into()),
-    }
-}
-
-#[derive(Debug, Serialize)]
-struct Report {
-    id: String,
-    dag: String,
-    run: String,
-    interval_start: String,
-    interval_end: String,
-    created_at: String,
-    status: String,
-    decision: Option<Decision>,
-    views: Vec<View>,
-}
-
-#[derive(Debug, Serialize)]
-struct View {
-    view: String,
-    delta_version: u64,
-    rows: u64,
-    digest: String,
-    online_generation: Option<u64>,
-    publish_number: u64,
-    fingerprint: String,
-    quarantined: u64,
-}
-
-impl From<Snapshot> for Report {
-    fn from(snapshot: Snapshot) -> Self {
-        let views = snapshot.views.into_iter().map(|view| View {
-            view: view.view.to_string(),
-            delta_version: view.delta_version,
-            rows: view.rows,
-            digest: view.digest,
-            online_generation: view.online_generation,
-            publish_number: view.publish_number,
-            fingerprint: view.fingerprint,
-            quarantined: view.quarantined,
-        });
-        Self {
-            id: snapshot.id.to_string(),
-            dag: snapshot.dag.to_string(),
-            run: snapshot.run.to_string(),
-            interval_start: format_instant(snapshot.interval.start()),
-            interval_end: format_instant(snapshot.interval.end()),
-            created_at: format_instant(snapshot.created_at),
-            status: snapshot.status,
-            decision: snapshot.decision.as_ref().map(Into::into),
-            views: views.collect(),
-        }
-    }
-}
-
-impl Report {
-    fn lines(&self) -> Vec<(&'static str, String)> {
-        let views = self.views.iter().map(|view| {
-            vec![
-                view.view.clone(),
-                view.delta_version.to_string(),
-                view.rows.to_string(),
-                view.quarantined.to_string(),
-                view.online_generation.map_or_else(|| "-".to_owned(), |generation| generation.to_string()),
-                view.digest.clone(),
-            ]
-        });
-        let decided = self.decision.as_ref().map(Decision::sentence).unwrap_or_default();
-        vec![
-            ("snapshot", self.id.clone()),
-            ("dag", self.dag.clone()),
-            ("run", self.run.clone()),
-            ("interval", format!("{}/{}", self.interval_start, self.interval_end)),
-            ("recorded", self.created_at.clone()),
-            ("status", self.status.clone()),
-            (self.decision.as_ref().map_or("override", |decision| decision.word()), decided),
-            ("views", grid(&["VIEW", "DELTA VERSION", "ROWS", "SET ASIDE", "GENERATION", "DIGEST"], views)),
-        ]
-    }
-}
-
-impl Row for Report {
-    const HEADINGS: &'static [&'static str] =
-        &["SNAPSHOT", "DAG", "INTERVAL START", "INTERVAL END", "RECORDED", "STATUS", "VIEWS", "ROWS", "SET ASIDE"];
-
-    fn cells(&self) -> Vec<String> {
-        vec![
-            self.id.clone(),
-            self.dag.clone(),
-            self.interval_start.clone(),
-            self.interval_end.clone(),
-            self.created_at.clone(),
-            match &self.decision {
-                None => self.status.clone(),
-                Some(decision) => format!("{} ({})", self.status, decision.word()),
-            },
-            self.views.len().to_string(),
-            self.views.iter().map(|view| view.rows).sum::<u64>().to_string(),
-            self.views.iter().map(|view| view.quarantined).sum::<u64>().to_string(),
-        ]
     }
 }
