@@ -318,6 +318,8 @@ pub struct Restore {
     pub recorded_at: Option<Instant>,
     /// How long that took, in milliseconds of the database's clock.
     pub took_ms: Option<u64>,
+    /// How long it has been under way, in milliseconds of the database's clock; `None` when its run has ended.
+    pub under_way_ms: Option<u64>,
     /// What was found afterwards.
     pub validation: Option<Validation>,
 }

@@ -17,3 +17,4 @@ pub mod resume;
 pub mod service;
 #[cfg(test)]
 mod testing;
+pub mod watch;

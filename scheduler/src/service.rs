@@ -26,6 +26,13 @@ use crate::backfill::{BackfillPlan, Reprocess, plan_backfill};
 use crate::facts::Facts;
 use crate::grid::Grid;
 use crate::planning;
+use crate::watch::{nagging, stalled};
+
+/// How often holds and restores are looked at, in real time.
+const WATCH_EVERY: Duration = Duration::from_secs(60);
+
+/// Restores that are looked at: those under way are among the newest.
+const RESTORES_WATCHED: u32 = 50;
 
 /// How the loop behaves.
 #[derive(Debug, Clone, Copy)]
@@ -109,6 +116,8 @@ struct Memory {
     turns: Turns,
     /// DAGs that could not be planned, by the revision at which that was said.
     complained: BTreeMap<DagName, i64>,
+    /// When holds and restores were looked at last.
+    watched: Option<tokio::time::Instant>,
 }
 
 impl Memory {
@@ -233,6 +242,10 @@ impl Scheduler {
         let mut summary = StepSummary::default();
         self.plan_due(&mut memory, now, &mut summary).await?;
         self.admit(&mut memory, None, &mut summary).await?;
+        if memory.watched.is_none_or(|at| at.elapsed() >= WATCH_EVERY) {
+            memory.watched = Some(tokio::time::Instant::now());
+            self.watch(now).await?;
+        }
         if summary.did_anything() {
             info!(
                 ticks = summary.ticks,
@@ -244,6 +257,16 @@ impl Scheduler {
             );
         }
         Ok(summary)
+    }
+
+    /// Tells of what must not be forgotten.
+    async fn watch(&self, now: Instant) -> anyhow::Result<()> {
+        let holds = self.store.holds().await.context("reading what is held")?;
+        let restores = self.store.restores(RESTORES_WATCHED).await.context("reading the restores")?;
+        for notice in nagging(&holds, now).into_iter().chain(stalled(&restores, now)) {
+            self.store.notify(notice).await.context("writing a notice")?;
+        }
+        Ok(())
     }
 
     /// Lets in those of `only` that may start, and plans nothing: for a process that computes a few runs by itself, while no

@@ -554,7 +554,11 @@ pub(crate) async fn validated(db: &Db, id: RunId, validation: &Validation, now: 
 
 macro_rules! restore_columns {
     () => {
-        "SELECT run, plan, actor, reason, begun_at, recorded_at, took, validation FROM restores "
+        concat!(
+            "SELECT run, plan, actor, reason, begun_at, recorded_at, took, validation, (SELECT ",
+            db_now!(),
+            " - begun_real FROM runs WHERE runs.id = run AND runs.finished_at IS NULL) AS under_way FROM restores "
+        )
     };
 }
 
@@ -592,6 +596,7 @@ fn restore_from(row: &Row) -> Result<Restore> {
         begun_at: row.instant("begun_at")?,
         recorded_at: row.instant_option("recorded_at")?,
         took_ms: row.count_option::<u64>("took")?.map(|micros| micros / 1_000),
+        under_way_ms: row.count_option::<u64>("under_way")?.map(|micros| micros / 1_000),
         validation: row.json_option("validation")?,
     })
 }

@@ -134,6 +134,7 @@ pub async fn a_restore_moves_ledger_and_states_and_can_be_undone(fixture: &Fixtu
     let listed = world.store.restores(0).await.unwrap();
     assert_eq!(listed.len(), 3);
     assert!(listed.iter().all(|restore| restore.recorded_at == Some(day(10)) && restore.took_ms.is_some()));
+    assert!(listed.iter().all(|restore| restore.under_way_ms.is_none()));
     let found = Validation { passed: false, findings: vec!["a row is missing".to_owned()], took_ms: 3 };
     world.store.restore_validated(request.id, &found, day(10)).await.unwrap();
     assert_eq!(world.store.restore_of(request.id).await.unwrap().validation, Some(found));
@@ -245,6 +246,7 @@ pub async fn a_hold_stays_while_its_restore_is_under_way(fixture: &Fixture) {
     let world = World::new(fixture.store.clone()).await;
     let days = three_days(&world).await;
     let request = begun(&world, Target::To(days[0])).await;
+    assert!(world.store.restore_of(request.id).await.unwrap().under_way_ms.is_some());
     let holds = world.store.holds().await.unwrap();
     assert_eq!(holds.holds.iter().map(|hold| hold.restore).collect::<Vec<_>>(), vec![Some(request.id); 2]);
     let resume = ResumeRequest {
