@@ -95,6 +95,7 @@ commands! {
     Hold => hold,
     Holds => holds,
     Resume => resume,
+    Recipe => recipe,
     Approve => approve,
     Approvals => approvals,
     Feature => feature,

@@ -7,6 +7,7 @@
 
 mod data_faults;
 mod incident;
+mod recovery;
 mod world;
 
 use std::io::{Read as _, Write as _};

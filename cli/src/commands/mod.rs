@@ -24,6 +24,7 @@ pub mod preview;
 pub mod profile;
 pub mod quarantine;
 pub mod queue;
+pub mod recipe;
 pub mod registry;
 pub mod restore;
 pub mod restores;

@@ -74,6 +74,14 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     }
 }
 
+/// Compares `views` with the lake, and repairs nothing; exit code 1 when they differ.
+///
+/// # Errors
+/// As [`run`].
+pub(super) async fn validate(views: &[String], sample: Option<u64>, context: &Context) -> anyhow::Result<Exit> {
+    audit::run(views, sample, false, context).await
+}
+
 /// The project has no online store.
 pub(super) fn no_store() -> UserError {
     UserError::new("the project has no online store")

@@ -1,0 +1,143 @@
+//! Taking things back by agreement: features switched off, a policy that says who may restore, a recipe that does it all.
+
+use std::process::Output;
+
+use serde_json::json;
+
+use crate::world::World;
+
+const GET: &str = "online get carrier_delays carrier=UA";
+
+const AGREED: &str = r#"
+restore_policy:
+  - name: two_of_us
+    match: {views: [carrier_delays]}
+    actors: [ana, ben]
+    approval: required
+recipes:
+  - name: delays_look_wrong
+    description: Delays drift after a deploy
+    match: {views: [carrier_delays]}
+    steps:
+      - disable: {feature: avg_dep_delay_7d, serve: default}
+      - require_approval: {by: [ben]}
+      - restore: {to: last_good}
+      - validate: {}
+      - notify: {message: taken back}
+"#;
+
+/// As `user`, with a reason of several words.
+fn said(world: &mut World, user: &'static str, line: &str) -> Output {
+    world.variables = vec![("USER", user)];
+    let mut arguments: Vec<&str> = line.split_whitespace().collect();
+    arguments.extend(["--reason", "it drifts"]);
+    world.command(&arguments).output().unwrap()
+}
+
+fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_feature_is_switched_off_for_readers_and_on_again() {
+    let mut world = World::applied();
+    world.quietly("backfill flights_daily --from 2013-01-08 --to 2013-01-10");
+    let before = world.json(GET);
+    assert_eq!(before.get("switched"), None);
+    let missing = said(&mut world, "ana", "feature disable carrier_delays.avg_dep_delay --serve null");
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(told(&missing).contains("did you mean `avg_dep_delay_7d`"), "{}", told(&missing));
+    let off = said(&mut world, "ana", "feature disable carrier_delays.avg_dep_delay_7d --serve null");
+    assert!(off.status.success(), "{}", told(&off));
+    let during = world.json(GET);
+    assert_eq!(during["features"]["avg_dep_delay_7d"], json!(null));
+    assert_eq!(during["features"]["flights_7d"], before["features"]["flights_7d"]);
+    assert_eq!(during["switched"], json!({ "avg_dep_delay_7d": "null" }));
+    let listed = world.json("feature list");
+    assert_eq!((&listed[0]["percent"], &listed[0]["reason"]), (&json!(100.0), &json!("it drifts")));
+    let status = world.json("status");
+    let line = status.as_array().unwrap().iter().find(|line| line["view"] == "carrier_delays@v1").unwrap();
+    assert_eq!(line["switches"], json!({ "avg_dep_delay_7d": "null" }));
+    // Neither a run nor a lost store lets it be forgotten.
+    world.quietly("run flights_daily");
+    assert_eq!(world.json(GET)["features"]["avg_dep_delay_7d"], json!(null));
+    for file in ["online.db", "online.db-wal", "online.db-shm"] {
+        let _ = std::fs::remove_file(world.folder.join(".tidegate").join(file));
+    }
+    world.quietly("online rebuild");
+    assert_eq!(world.json(GET)["switched"], json!({ "avg_dep_delay_7d": "null" }));
+    world.quietly("feature enable carrier_delays.avg_dep_delay_7d");
+    let after = world.json(GET);
+    assert_eq!(after.get("switched"), None);
+    assert!(after["features"]["avg_dep_delay_7d"].is_number());
+    assert_eq!(world.json("feature list"), json!([]));
+}
+
+#[test]
+fn a_restore_keeps_the_policy_or_breaks_the_glass() {
+    let mut world = World::applied();
+    world.quietly("backfill flights_daily --from 2013-01-08 --to 2013-01-11");
+    world.edit("flights_daily.yaml", |text| text + AGREED);
+    world.quietly("apply --yes");
+    let restore = "restore --view carrier_delays --last-good --yes";
+    let live = world.json(GET)["snapshot"].clone();
+    let refused = said(&mut world, "eve", restore);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(told(&refused).contains("the rule `two_of_us` stands against it"), "{}", told(&refused));
+    let waiting = said(&mut world, "ana", restore);
+    assert_eq!(waiting.status.code(), Some(1));
+    assert_eq!(world.json(GET)["snapshot"], live, "nothing was changed");
+    let asked = world.json("approvals");
+    assert_eq!((asked.as_array().unwrap().len(), &asked[0]["state"]), (1, &json!("waiting")));
+    let id = asked[0]["id"].as_str().unwrap().to_owned();
+    for (user, code) in [("ana", 1), ("eve", 1), ("ben", 0)] {
+        world.variables = vec![("USER", user)];
+        let approved = world.command(&["approve", &id]).output().unwrap();
+        assert_eq!(approved.status.code(), Some(code), "{user}: {}", told(&approved));
+    }
+    let done = said(&mut world, "ana", restore);
+    assert!(done.status.success(), "{}", told(&done));
+    let restored = world.json(GET)["snapshot"].clone();
+    assert_ne!(restored, live);
+    assert_eq!(world.json("approvals --all")[0]["state"], json!("used"));
+    // An approval holds once; in an emergency there is another way, which is told.
+    let again =
+        said(&mut world, "ana", &format!("restore --view carrier_delays --to {} --yes", live.as_str().unwrap()));
+    assert_eq!(again.status.code(), Some(1), "{}", told(&again));
+    let glass = format!("restore --view carrier_delays --to {} --yes --break-glass", live.as_str().unwrap());
+    let glass = said(&mut world, "eve", &glass);
+    assert!(glass.status.success(), "{}", told(&glass));
+    let broken = world.json("audit-log --action restore_break_glass");
+    assert_eq!(broken[0]["detail"]["rules"], json!(["two_of_us"]));
+    let notices = world.json("notices list --event policy.overridden");
+    assert_eq!(notices.as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_recipe_does_what_it_says_once_somebody_has_approved() {
+    let mut world = World::applied();
+    world.quietly("backfill flights_daily --from 2013-01-08 --to 2013-01-11");
+    world.edit("flights_daily.yaml", |text| text + AGREED);
+    world.quietly("apply --yes");
+    let live = world.json(GET)["snapshot"].clone();
+    assert_eq!(world.json("recipe list")[0]["views"], json!(["carrier_delays@v1"]));
+    let dry = world.quietly("recipe run delays_look_wrong --dry-run");
+    assert!(dry.contains("--last-good"), "{dry}");
+    assert_eq!(world.json(GET).get("switched"), None, "nothing was changed");
+    let recipe = "recipe run delays_look_wrong --yes";
+    let waiting = said(&mut world, "ana", recipe);
+    assert_eq!(waiting.status.code(), Some(1), "{}", told(&waiting));
+    let during = world.json(GET);
+    assert_eq!((&during["switched"], &during["snapshot"]), (&json!({ "avg_dep_delay_7d": "default" }), &live));
+    let id = world.json("approvals")[0]["id"].as_str().unwrap().to_owned();
+    world.variables = vec![("USER", "ben")];
+    world.quietly(&format!("approve {id}"));
+    let done = said(&mut world, "ana", recipe);
+    assert!(done.status.success(), "{}", told(&done));
+    assert_ne!(world.json(GET)["snapshot"], live);
+    let notices = world.json("notices list --event recipe.notified");
+    assert_eq!(notices.as_array().unwrap().len(), 1);
+    let ran = world.json("audit-log --action recipe_run");
+    let whole: Vec<_> = ran.as_array().unwrap().iter().map(|event| event["detail"]["whole"].clone()).collect();
+    assert_eq!(whole, [json!(true), json!(false)]);
+}
