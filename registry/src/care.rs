@@ -4,7 +4,7 @@
 //! [`Care`] stands beside [`crate::store::Store`], whose semantics hold here too: one method, one transaction; doing twice
 //! is harmless. `janitor` and `rebuild` of the worker decide; here is only what they decide by.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,6 +30,10 @@ pub struct ViewKeep {
     pub snapshots: Vec<KeptSnapshot>,
     /// Versions that open runs are bound to.
     pub pinned_versions: BTreeMap<RunId, u64>,
+    /// Versions of its table that open restores take files from.
+    pub targets: BTreeSet<(RunId, u64)>,
+    /// The same of its quarantine table.
+    pub quarantine_targets: BTreeSet<(RunId, u64)>,
 }
 
 /// One snapshot of a view that may still be asked for.
@@ -43,6 +47,8 @@ pub struct KeptSnapshot {
     pub interval: Interval,
     /// The Delta version that holds it.
     pub delta_version: u64,
+    /// The version of the quarantine table that goes with it; `None` when nothing had been set aside by then.
+    pub quarantine_version: Option<u64>,
     /// Whether the newest interval of the view, or a live generation, comes from it.
     pub live: bool,
     /// Why it is pinned, when it is.
@@ -108,6 +114,9 @@ pub struct ViewRebuild {
     pub table_lost: bool,
     /// Intervals that leave the ledger, whatever was found of them: the table does not hold them as one run made them.
     pub lost: Vec<Interval>,
+    /// Intervals that restores took out of the ledger, each with the restore, in their order. Those that were not published
+    /// since are in `lost`, too.
+    pub left: Vec<(Interval, RunId)>,
     /// Publications as the table holds them, in the order in which they landed: the last one of an interval is what the
     /// ledger says.
     pub found: Vec<FoundInterval>,
@@ -132,6 +141,10 @@ pub struct FoundInterval {
     pub digest: String,
     /// Rows that its run set aside, where the lake tells.
     pub quarantined: u64,
+    /// The version of the quarantine table that goes with it.
+    pub quarantine_version: Option<u64>,
+    /// The run by which it came into the ledger: `run`, or a restore that brought it back.
+    pub by: RunId,
 }
 
 /// A run as the lake tells of it.
@@ -180,8 +193,8 @@ pub trait Care {
     /// The open runs, whose staged files belong to them. Unlike [`crate::store::Store::runs_open`], ids only.
     async fn open_run_ids(&self) -> Result<Vec<RunId>>;
 
-    /// Marks snapshots as expired, with an audit event: nobody may ask for them any more. Those that are pinned, or live now, are left as they
-    /// are. Returns those that are expired.
+    /// Marks snapshots as expired, with an audit event: nobody may ask for them any more. Those that are pinned, or live now, and
+    /// those that a restore under way goes back to, are left as they are. Returns those that are expired.
     async fn snapshots_expire(&self, ids: &[SnapshotId], now: Instant) -> Result<Vec<SnapshotId>>;
 
     /// Pins a snapshot; a pin that exists is replaced.

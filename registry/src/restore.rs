@@ -82,6 +82,13 @@ pub struct TableTarget {
     pub slices: Vec<(Interval, Option<u64>)>,
 }
 
+impl TableTarget {
+    /// The versions whose files it takes.
+    pub fn versions(&self) -> impl Iterator<Item = u64> {
+        self.version.into_iter().chain(self.slices.iter().filter_map(|(_, version)| *version))
+    }
+}
+
 /// How a view gets its old content back online.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OnlineTarget {

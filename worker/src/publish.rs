@@ -272,6 +272,7 @@ async fn commit_all(
             adds: &adds,
             run: claim.run.id,
             note: Some(&note),
+            restored: None,
         };
         // First what is kept out, so that rows are never in neither table.
         let aside = match commit_aside(parts, run, &request, state).await {

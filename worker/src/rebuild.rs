@@ -4,6 +4,9 @@
 //! definition; where the log was shortened, a slice's own rows tell. First a [`RebuildPlan`] is made, which changes nothing
 //! and can be shown; [`RebuildPlan::perform`] then writes it. Both may be repeated.
 //!
+//! A restore notes which intervals left the ledger and which came back, each with the run that it is from. The log is
+//! followed in the order in which it was written, so an interval that was taken back does not come back by this.
+//!
 //! A run counts when all its tables have its commit. One that committed some of its tables only, and is known to no
 //! registry that could finish it, leaves its interval out of the ledger of all its views: it is missing, and computing it
 //! again makes it whole.
@@ -13,20 +16,22 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use chrono::DateTime;
+use deltalake::DeltaTable;
 use futures::StreamExt;
 use indexmap::IndexMap;
 use serde::Serialize;
 use tidegate_registry::care::{FoundInterval, FoundRun, Rebuild, ViewRebuild};
 use tidegate_registry::ids::{DagName, RunId, SnapshotId, ViewId};
 use tidegate_registry::model::{FeatureView, Project};
+use tidegate_registry::restore::Slice;
 use tidegate_registry::run::{Cause, RunState};
 use tidegate_registry::store::{LedgerEntry, RunFilter, Store};
 use tidegate_registry::time::{Instant, Interval};
 
 use crate::digest::Digester;
 use crate::engine::{Engine, Joins};
-use crate::lake::Lake;
 use crate::lake::care::{LogEntry, LogListing, TableFile};
+use crate::lake::{Lake, RestoreNote};
 use crate::online::OnlineStore;
 use crate::reads::{column, instant_literal, scan};
 use crate::stage::digest_columns;
@@ -141,6 +146,8 @@ struct Table {
     slices: BTreeMap<i64, Vec<TableFile>>,
     /// Publications that the log tells of, in the order in which they landed.
     commits: Vec<Commit>,
+    /// Restores that it tells of, in the same order.
+    restores: Vec<RestoreCommit>,
     /// Versions all of whose files are there.
     whole: BTreeSet<u64>,
     ledger: BTreeMap<i64, LedgerEntry>,
@@ -148,6 +155,31 @@ struct Table {
 
 struct Commit {
     found: FoundInterval,
+}
+
+/// What the log tells of a restore.
+struct RestoreCommit {
+    run: RunId,
+    version: u64,
+    publish_number: u64,
+    note: RestoreNote,
+}
+
+impl Table {
+    /// Whether a run's commit is in the log.
+    fn has(&self, run: RunId) -> bool {
+        self.commits.iter().any(|commit| commit.found.run == run)
+            || self.restores.iter().any(|commit| commit.run == run)
+    }
+
+    /// Every publication and restore that the log tells of: its version, its publish number and its run; in order.
+    fn all(&self) -> Vec<(u64, u64, RunId)> {
+        let runs = self.commits.iter().map(|Commit { found }| (found.delta_version, found.publish_number, found.run));
+        let restores = self.restores.iter().map(|restore| (restore.version, restore.publish_number, restore.run));
+        let mut all: Vec<_> = runs.chain(restores).collect();
+        all.sort_unstable();
+        all
+    }
 }
 
 /// Looks at every view of the project and decides what the registry must say.
@@ -168,8 +200,10 @@ pub async fn plan(parts: &RebuildParts) -> Result<RebuildPlan> {
         view(parts, id, table.as_ref(), &fates, &mut plan).await.with_context(|| format!("looking at `{id}`"))?;
     }
     settle_half_published(&fates, &tables, &mut plan);
-    let named: HashSet<RunId> =
-        plan.rebuild.views.values().flat_map(|view| view.found.iter().map(|found| found.run)).collect();
+    let of_view = |view: &ViewRebuild| -> Vec<RunId> {
+        view.found.iter().map(|found| found.run).chain(view.left.iter().map(|(_, restore)| *restore)).collect()
+    };
+    let named: HashSet<RunId> = plan.rebuild.views.values().flat_map(of_view).collect();
     plan.rebuild.runs.retain(|run, _| named.contains(run));
     Ok(plan)
 }
@@ -207,16 +241,23 @@ fn fates(
 ) -> BTreeMap<RunId, Fate> {
     let landed = |run: RunId, view: &ViewId| {
         let table = tables.get(view).and_then(Option::as_ref);
-        table.is_some_and(|table| table.commits.iter().any(|commit| commit.found.run == run))
+        table.is_some_and(|table| table.has(run))
+    };
+    // One that is under way goes on by itself, wherever it is: what it will record is not only in the lake.
+    let is_restore = |run: RunId| {
+        let mut restores = tables.values().flatten().flat_map(|table| &table.restores);
+        restores.any(|restore| restore.run == run)
     };
     let mut fates = BTreeMap::new();
     for (run, numbers) in open {
         let whole = numbers.keys().all(|view| landed(*run, view));
-        let overtaken = numbers.iter().any(|(view, number)| {
-            let mark = tables.get(view).and_then(Option::as_ref).and_then(|table| table.mark);
-            !landed(*run, view) && mark.is_some_and(|mark| mark >= *number)
-        });
+        let mark = |view: &ViewId| tables.get(view).and_then(Option::as_ref).and_then(|table| table.mark);
+        let overtaken =
+            numbers.iter().any(|(view, number)| !landed(*run, view) && mark(view).is_some_and(|mark| mark >= *number));
         let fate = match (whole, overtaken) {
+            (true, _) if is_restore(*run) && numbers.iter().all(|(view, number)| mark(view) == Some(*number)) => {
+                Fate::InFlight
+            }
             (true, _) => Fate::Whole,
             (false, true) => Fate::Overtaken,
             (false, false) => Fate::InFlight,
@@ -242,22 +283,30 @@ async fn read(parts: &RebuildParts, id: &ViewId, runs: &mut BTreeMap<RunId, Foun
     let Some(head) = log.head() else { return Ok(None) };
     parts.lake.forget(id);
     let table = parts.lake.load(id, None).await?;
-    let mut slices: BTreeMap<i64, Vec<TableFile>> = BTreeMap::new();
-    for file in Lake::files_of(&table)? {
-        slices.entry(file.slice).or_default().push(file);
-    }
+    let slices = by_slice(&table)?;
     let entries = parts.lake.log_entries(id, log.entries.keys().copied().collect()).await?;
-    let mut commits = Vec::new();
+    let (mut commits, mut restores) = (Vec::new(), Vec::new());
     for (version, entry) in &entries {
-        if let Some(commit) = commit_of(*version, entry, &log, runs) {
-            commits.push(commit);
-        }
+        commits.extend(commit_of(*version, entry, &log, runs));
+        restores.extend(restore_of(*version, entry, &log, runs));
     }
     let ledger = parts.store.ledger(id, None, 0).await?;
     let ledger = ledger.into_iter().map(|entry| (entry.interval.start().timestamp_micros(), entry)).collect();
     let mark = parts.lake.mark_of(&table, id).await?;
     let whole = whole_versions(parts, id, &log, &entries).await?;
-    Ok(Some(Table { head, mark, log, slices, commits, whole, ledger }))
+    Ok(Some(Table { head, mark, log, slices, commits, restores, whole, ledger }))
+}
+
+fn by_slice(table: &DeltaTable) -> Result<BTreeMap<i64, Vec<TableFile>>> {
+    let mut slices: BTreeMap<i64, Vec<TableFile>> = BTreeMap::new();
+    for file in Lake::files_of(table)? {
+        slices.entry(file.slice).or_default().push(file);
+    }
+    Ok(slices)
+}
+
+async fn slices_at(parts: &RebuildParts, id: &ViewId, version: u64) -> Result<BTreeMap<i64, Vec<TableFile>>> {
+    by_slice(&parts.lake.load(id, Some(version)).await?)
 }
 
 fn commit_of(version: u64, entry: &LogEntry, log: &LogListing, runs: &mut BTreeMap<RunId, FoundRun>) -> Option<Commit> {
@@ -283,8 +332,32 @@ fn commit_of(version: u64, entry: &LogEntry, log: &LogListing, runs: &mut BTreeM
         rows: note.rows,
         digest: note.digest.clone(),
         quarantined: note.quarantined,
+        quarantine_version: None,
+        by: run,
     };
     Some(Commit { found })
+}
+
+fn restore_of(
+    version: u64,
+    entry: &LogEntry,
+    log: &LogListing,
+    runs: &mut BTreeMap<RunId, FoundRun>,
+) -> Option<RestoreCommit> {
+    let (note, publish_number) = (entry.restored.as_ref()?, entry.publish?);
+    let run: RunId = entry.run.as_deref()?.parse().ok()?;
+    let at = log.entries.get(&version)?.modified;
+    let known = runs.entry(run).or_insert_with(|| FoundRun {
+        dag: note.dag.clone(),
+        interval: note.interval,
+        views: note.views.clone(),
+        cause: Some(Cause::Restore(run)),
+        revision: 0,
+        committed_at: at,
+        restorable: true,
+    });
+    known.committed_at = known.committed_at.max(at);
+    Some(RestoreCommit { run, version, publish_number, note: note.clone() })
 }
 
 /// The versions that can be read with all their files.
@@ -314,13 +387,24 @@ async fn whole_versions(
     Ok(whole)
 }
 
-/// The newest version of a view's quarantine table, and the publish number that it carries; `None` when there is none.
-async fn read_aside(parts: &RebuildParts, id: &ViewId) -> Result<Option<(u64, Option<u64>)>> {
+/// What was read of a view's quarantine table.
+struct Aside {
+    head: u64,
+    mark: Option<u64>,
+    /// Publish numbers and the versions at which they landed, as far as the log tells.
+    versions: Vec<(u64, u64)>,
+}
+
+/// A view's quarantine table; `None` when there is none.
+async fn read_aside(parts: &RebuildParts, id: &ViewId) -> Result<Option<Aside>> {
     let tables = parts.lake.quarantine();
-    let Some(head) = tables.log_listing(id).await?.head() else { return Ok(None) };
+    let log = tables.log_listing(id).await?;
+    let Some(head) = log.head() else { return Ok(None) };
     tables.forget(id);
     let mark = tables.mark_of(&tables.load(id, None).await?, id).await?;
-    Ok(Some((head, mark)))
+    let entries = tables.log_entries(id, log.entries.keys().copied().collect()).await?;
+    let versions = entries.iter().filter_map(|(version, entry)| Some((entry.publish?, *version))).collect();
+    Ok(Some(Aside { head, mark, versions }))
 }
 
 /// Decides about one view.
@@ -345,7 +429,7 @@ async fn view(
     let mut finding = Finding {
         view: id.clone(),
         head: table.map(|table| table.head),
-        mark: table.and_then(|table| table.mark).max(aside.and_then(|(_, mark)| mark)),
+        mark: table.and_then(|table| table.mark).max(aside.as_ref().and_then(|aside| aside.mark)),
         known: keep.publish_number,
         adopted: Vec::new(),
         lost: Vec::new(),
@@ -355,24 +439,35 @@ async fn view(
     };
     let mut what = ViewRebuild {
         publish_number: live_number.max(finding.mark.unwrap_or(0)),
-        quarantine_version: aside.map(|(head, _)| head),
+        quarantine_version: aside.as_ref().map(|aside| aside.head),
         ..ViewRebuild::default()
     };
     // A table that the registry has published to and that carries no mark is another one, made since.
     match table.filter(|table| table.mark.is_some() || table.ledger.is_empty()) {
         Some(table) => {
-            let in_flight = |commit: &&Commit| fates.get(&commit.found.run) == Some(&Fate::InFlight);
-            let first_in_flight = table.commits.iter().find(in_flight);
-            what.delta_version = first_in_flight.map_or(table.head, |commit| commit.found.delta_version - 1);
-            let recorded = table.commits.iter().rfind(|commit| !in_flight(commit));
+            let all = table.all();
+            let is_in_flight = |run: &RunId| fates.get(run) == Some(&Fate::InFlight);
+            let first_in_flight = all.iter().find(|(_, _, run)| is_in_flight(run));
+            what.delta_version = first_in_flight.map_or(table.head, |(version, ..)| version - 1);
+            let recorded = all.iter().rfind(|(_, _, run)| !is_in_flight(run));
             what.recorded_number = match first_in_flight {
-                Some(_) => recorded.map_or(0, |commit| commit.found.publish_number),
+                Some(_) => recorded.map_or(0, |(_, number, _)| *number),
                 None => table.mark.unwrap_or(0),
             };
             what.online_generation = live.map(|live| live.generation);
-            let done = table.commits.iter().filter(|commit| fates.get(&commit.found.run) == Some(&Fate::Whole));
-            what.found = done.map(|commit| commit.found.clone()).collect();
-            for found in content_only(parts, definition, table, &mut plan.rebuild.runs).await? {
+            let told = followed(id, table, fates, &mut plan.rebuild.runs);
+            (what.found, what.left) = (told.found, told.left);
+            for found in &mut what.found {
+                let aside =
+                    aside.iter().flat_map(|aside| &aside.versions).rfind(|(mark, _)| *mark <= found.publish_number);
+                found.quarantine_version = aside.map(|(_, version)| *version);
+            }
+            // A restore that is under way may have changed more than the interval that it is listed under.
+            let counted = match first_in_flight {
+                Some(_) => slices_at(parts, id, what.delta_version).await?,
+                None => table.slices.clone(),
+            };
+            for found in content_only(parts, definition, table, &counted, &mut plan.rebuild.runs).await? {
                 what.found.insert(0, found);
             }
             for found in &what.found {
@@ -383,11 +478,20 @@ async fn view(
                 }
             }
             // Empty slices have no files, so only those with rows can be missed.
-            let gone = table.ledger.values().filter(|entry| {
-                entry.rows > 0 && !table.slices.contains_key(&entry.interval.start().timestamp_micros())
-            });
-            what.lost = gone.map(|entry| entry.interval).collect();
-            let last: BTreeMap<Interval, RunId> = what.found.iter().map(|found| (found.interval, found.run)).collect();
+            let gone = table
+                .ledger
+                .values()
+                .filter(|entry| entry.rows > 0 && !counted.contains_key(&entry.interval.start().timestamp_micros()));
+            what.lost = gone.map(|entry| entry.interval).chain(told.gone).collect();
+            what.lost.sort_unstable_by_key(|lost| (lost.start(), lost.end()));
+            what.lost.dedup();
+            let mut last: BTreeMap<Interval, RunId> =
+                what.found.iter().map(|found| (found.interval, found.run)).collect();
+            last.retain(|interval, _| !what.lost.contains(interval));
+            if last.is_empty() && table.ledger.values().all(|entry| what.lost.contains(&entry.interval)) {
+                // Nothing is published any more: what is live is empty, and no snapshot tells of it.
+                what.online_generation = None;
+            }
             let known = |interval: &Interval, run: &RunId| {
                 table.ledger.get(&interval.start().timestamp_micros()).is_some_and(|entry| entry.run == *run)
             };
@@ -413,12 +517,92 @@ async fn view(
             }
         }
     }
-    finding.lost.clone_from(&what.lost);
+    let known =
+        |lost: &&Interval| table.is_none_or(|table| table.ledger.values().any(|entry| entry.interval == **lost));
+    finding.lost = what.lost.iter().filter(known).copied().collect();
     plan.snapshots_lost.sort_unstable();
     plan.snapshots_lost.dedup();
     plan.rebuild.views.insert(id.clone(), what);
     plan.findings.push(finding);
     Ok(())
+}
+
+/// What following a log led to.
+struct Followed {
+    /// Publications in their order; of an interval the last one counts.
+    found: Vec<FoundInterval>,
+    /// Intervals that were taken back, and not published since.
+    gone: BTreeSet<Interval>,
+    /// Every interval that was taken back, with its restore.
+    left: Vec<(Interval, RunId)>,
+}
+
+/// Follows the publications and restores of a view's log that count.
+fn followed(
+    id: &ViewId,
+    table: &Table,
+    fates: &BTreeMap<RunId, Fate>,
+    runs: &mut BTreeMap<RunId, FoundRun>,
+) -> Followed {
+    let counts = |run: RunId| fates.get(&run) == Some(&Fate::Whole);
+    let mut followed = Followed { found: Vec::new(), gone: BTreeSet::new(), left: Vec::new() };
+    let mut restores =
+        table.restores.iter().filter(|restore| fates.get(&restore.run) != Some(&Fate::InFlight)).peekable();
+    for Commit { found } in table.commits.iter().filter(|commit| counts(commit.found.run)) {
+        while let Some(restore) = restores.next_if(|restore| restore.version < found.delta_version) {
+            follow_restore(id, restore, runs, &mut followed);
+        }
+        followed.gone.remove(&found.interval);
+        followed.found.push(found.clone());
+    }
+    for restore in restores {
+        follow_restore(id, restore, runs, &mut followed);
+    }
+    followed
+}
+
+fn follow_restore(id: &ViewId, restore: &RestoreCommit, runs: &mut BTreeMap<RunId, FoundRun>, followed: &mut Followed) {
+    let RestoreCommit { run, version, publish_number, note } = restore;
+    followed.gone.extend(note.leaves.iter().map(|slice| slice.interval));
+    followed.left.extend(note.leaves.iter().map(|slice| (slice.interval, *run)));
+    let of = |slice: &Slice| FoundInterval {
+        interval: slice.interval,
+        run: slice.run,
+        delta_version: *version,
+        publish_number: *publish_number,
+        fingerprint: note.fingerprint.clone(),
+        rows: slice.rows,
+        digest: slice.digest.clone(),
+        quarantined: 0,
+        quarantine_version: None,
+        by: *run,
+    };
+    if let Some(newest) = &note.newest {
+        // Its own snapshot, which the slices below take the ledger from again.
+        let own = FoundInterval { run: *run, ..of(newest) };
+        if let Some(run) = runs.get_mut(run) {
+            run.interval = newest.interval;
+        }
+        followed.found.push(own);
+    }
+    for slice in note.comes_back.iter().chain(&note.newest) {
+        followed.gone.remove(&slice.interval);
+        let known = followed.found.iter().rfind(|found| found.interval == slice.interval && found.run == slice.run);
+        let found = known.map_or_else(|| of(slice), |known| FoundInterval { by: *run, ..known.clone() });
+        let of_run = runs.entry(slice.run).or_insert_with(|| FoundRun {
+            dag: note.dag.clone(),
+            interval: slice.interval,
+            views: Vec::new(),
+            cause: None,
+            revision: 0,
+            committed_at: DateTime::UNIX_EPOCH,
+            restorable: false,
+        });
+        if !of_run.views.contains(id) {
+            of_run.views.push(id.clone());
+        }
+        followed.found.push(found);
+    }
 }
 
 /// Intervals that only some of a run's tables have leave the ledger of all of them.
@@ -432,6 +616,9 @@ fn settle_half_published(
             continue;
         }
         let Some(found) = plan.rebuild.runs.get(run).cloned() else { continue };
+        if found.cause == Some(Cause::Restore(*run)) {
+            continue; // what it notes of each table holds for that table
+        }
         for view in &found.views {
             let Some(what) = plan.rebuild.views.get_mut(view) else { continue };
             // Whoever published the interval after it has made it whole again.
@@ -463,12 +650,18 @@ async fn content_only(
     parts: &RebuildParts,
     view: &FeatureView,
     table: &Table,
+    slices: &BTreeMap<i64, Vec<TableFile>>,
     runs: &mut BTreeMap<RunId, FoundRun>,
 ) -> Result<Vec<FoundInterval>> {
-    let told: HashSet<i64> =
-        table.commits.iter().map(|commit| commit.found.interval.start().timestamp_micros()).collect();
+    let of_runs = table.commits.iter().map(|commit| commit.found.interval);
+    let of_restores =
+        table.restores.iter().flat_map(|restore| restore.note.comes_back.iter().chain(&restore.note.newest));
+    let told: HashSet<i64> = of_runs
+        .chain(of_restores.map(|slice| slice.interval))
+        .map(|interval| interval.start().timestamp_micros())
+        .collect();
     let mut found = Vec::new();
-    for (slice, files) in table.slices.iter().filter(|(slice, _)| !told.contains(slice)) {
+    for (slice, files) in slices.iter().filter(|(slice, _)| !told.contains(slice)) {
         let is_known = table.ledger.get(slice).is_some_and(|entry| {
             let run = entry.run.to_string();
             files.iter().any(|file| file.path.split('/').nth(1) == Some(run.as_str()))
@@ -523,15 +716,18 @@ async fn read_slice(parts: &RebuildParts, view: &FeatureView, head: u64, slice: 
         }
         let (end, run) = about.context("a slice has no rows")?;
         let end: Instant = end.parse().context("reading the end of an interval")?;
+        let run: RunId = run.parse().context("reading the id of a run")?;
         anyhow::Ok(FoundInterval {
             interval: Interval::new(start, end)?,
-            run: run.parse().context("reading the id of a run")?,
+            run,
             delta_version: head,
             publish_number: 0,
             fingerprint: view.fingerprint.clone(),
             rows: count,
             digest: digest.digest().to_string(),
             quarantined: 0,
+            quarantine_version: None,
+            by: run,
         })
     };
     engine.run(work).await?

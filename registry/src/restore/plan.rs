@@ -9,7 +9,7 @@ use super::{AsOf, HoldPolicy, OnlineTarget, RestorePlan, RestoreRequest, Slice, 
 use crate::ids::{DagName, RunId, SnapshotId, ViewId};
 use crate::model::{FeatureView, Output, Project, Strategy};
 use crate::run::{Cause, NewRun, Pins, Run, RunState};
-use crate::store::{LedgerEntry, Snapshot, Store, StoreError, ViewState};
+use crate::store::{LedgerEntry, Snapshot, SnapshotView, Store, StoreError, ViewState};
 use crate::time::{Instant, Interval, format_instant};
 
 /// Later than every snapshot: what is now.
@@ -417,7 +417,7 @@ impl Planning<'_> {
         } else if is_newest || matches!(definition.output, Output::Partial { .. }) {
             self.republish(&definition, &state, newest.as_ref())
         } else {
-            unchanged_online(&definition, &state, &now)
+            self.unchanged_online(&definition, &state, &now).await?
         };
         let without = |version: Option<u64>, before: Option<u64>| TableTarget {
             version,
@@ -452,11 +452,48 @@ impl Planning<'_> {
         let snapshot = self.store.snapshot(online.snapshot).await?;
         let of_view = snapshot.views.iter().find(|of_view| of_view.view == definition.id);
         let fingerprint = of_view.map_or(&definition.fingerprint, |of_view| &of_view.fingerprint);
+        if !self.is_whole(definition, then, of_view, snapshot.number).await? {
+            return Ok(Some(republish));
+        }
         Ok(Some(OnlineTarget {
             generation: (written == Some(online.written)).then_some(online.generation),
             rows: of_view.map(|of_view| of_view.rows).filter(|_| definition.output == Output::Full),
-            tag: tag(&definition.id, fingerprint, online.snapshot),
+            tag: match self.tag_given(&definition.id, online.snapshot).await? {
+                Some(tag) => tag,
+                None => tag(&definition.id, fingerprint, online.snapshot),
+            },
         }))
+    }
+
+    /// Whether what the snapshot numbered `number` wrote online is what was published `then`. A partial view is made of all
+    /// its intervals, and one that was computed after a later one went into the table only. And a registry that was made
+    /// anew does not know of every snapshot what it had online.
+    async fn is_whole(
+        &self,
+        definition: &FeatureView,
+        then: &AsOf,
+        written: Option<&SnapshotView>,
+        number: u64,
+    ) -> Result<bool, StoreError> {
+        if definition.output == Output::Full {
+            let newest = then.ledger.first().map(|newest| (newest.interval, newest.digest.as_str()));
+            let written = written.and_then(|written| Some((written.interval?, written.digest.as_str())));
+            return Ok(newest == written);
+        }
+        let (left, came) = difference(&self.store.as_of(&definition.id, number).await?.ledger, &then.ledger);
+        Ok(left.is_empty() && came.is_empty())
+    }
+
+    /// The tag of what a restore had written: of the snapshot that the content came from. `None` when it was no restore.
+    async fn tag_given(&self, view: &ViewId, snapshot: SnapshotId) -> Result<Option<String>, StoreError> {
+        match self.store.restore_of(RunId(snapshot.0)).await {
+            Ok(restore) => {
+                let online = restore.plan.views.get(view).and_then(|restored| restored.online.as_ref());
+                Ok(online.map(|online| online.tag.clone()))
+            }
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Written from the lake.
@@ -466,6 +503,22 @@ impl Planning<'_> {
         let snapshot = newest.map_or(SnapshotId(self.id.0), |slice| slice.snapshot);
         let tag = tag(&definition.id, &definition.fingerprint, snapshot);
         Some(OnlineTarget { generation: None, rows: newest.map(|slice| slice.rows), tag })
+    }
+
+    /// As it is, under a later number.
+    async fn unchanged_online(
+        &self,
+        definition: &FeatureView,
+        state: &ViewState,
+        now: &AsOf,
+    ) -> Result<Option<OnlineTarget>, StoreError> {
+        let live = now.online.filter(|online| Some(online.generation) == state.online_generation);
+        let Some(online) = live.filter(|_| definition.online.is_some()) else { return Ok(None) };
+        let tag = match self.tag_given(&definition.id, online.snapshot).await? {
+            Some(tag) => tag,
+            None => tag(&definition.id, &definition.fingerprint, online.snapshot),
+        };
+        Ok(Some(OnlineTarget { generation: Some(online.generation), rows: None, tag }))
     }
 
     async fn fingerprint(&self, newest: Option<&Slice>, definition: &FeatureView) -> Result<String, StoreError> {
@@ -503,7 +556,7 @@ impl Planning<'_> {
                 from_version: state.delta_version,
                 table: as_it_is(state.delta_version),
                 quarantine: state.quarantine_version.map(as_it_is),
-                online: unchanged_online(&definition, &state, &now).or_else(|| {
+                online: self.unchanged_online(&definition, &state, &now).await?.or_else(|| {
                     // A first publication may be live already.
                     let tag = tag(view, &definition.fingerprint, SnapshotId(self.id.0));
                     definition.online.as_ref().map(|_| OnlineTarget { generation: None, rows: None, tag })
@@ -523,14 +576,6 @@ impl Planning<'_> {
         }
         Ok(())
     }
-}
-
-/// As it is, under a later number.
-fn unchanged_online(definition: &FeatureView, state: &ViewState, now: &AsOf) -> Option<OnlineTarget> {
-    definition.online.as_ref()?;
-    let online = now.online.filter(|online| Some(online.generation) == state.online_generation)?;
-    let tag = tag(&definition.id, &definition.fingerprint, online.snapshot);
-    Some(OnlineTarget { generation: Some(online.generation), rows: None, tag })
 }
 
 /// What readers are told the content of a view is: which definition, and which snapshot.

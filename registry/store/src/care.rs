@@ -3,7 +3,7 @@
 mod copy;
 mod rebuild;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use serde_json::json;
 use tidegate_registry::audit::NewAuditEvent;
 use tidegate_registry::care::{Care, KeptSnapshot, Pin, PrunedRows, Rebuild, TableRows, ViewKeep};
 use tidegate_registry::ids::{RegistryId, RunId, SnapshotId, ViewId};
+use tidegate_registry::restore::TableTarget;
 use tidegate_registry::run::TaskOutput;
 use tidegate_registry::store::{Result, StoreError};
 use tidegate_registry::time::Instant;
@@ -22,15 +23,16 @@ use crate::codec::{self, duration_micros, micros, number};
 use crate::db::postgres::{BULK_MAX, CALL_MAX};
 use crate::db::{Conn, Db, commit, on};
 use crate::sql::{Builder, db_now, query};
-use crate::{audit, notices};
+use crate::{audit, notices, restoring};
 
-/// Pinning and expiring exclude each other.
-const RETENTION_LINE: &str = "tidegate retention";
+/// Pinning, beginning a restore and expiring exclude each other.
+pub(crate) const RETENTION_LINE: &str = "tidegate retention";
 
 /// How long a copy may take.
 const COPY_MAX: Duration = Duration::from_secs(6 * 3_600);
 
-/// Whether anybody is given what a snapshot left: the newest interval of a view, or its live generation, comes from it.
+/// Whether anybody is given what a snapshot left: the newest interval of a view, or its live generation, comes from it. A
+/// generation that is changed in place is that of the last one to write it.
 macro_rules! is_live {
     ($snapshot:literal) => {
         concat!(
@@ -38,7 +40,10 @@ macro_rules! is_live {
              LEFT JOIN ledger AS ll ON ll.view = lv.view AND ll.interval_end = ls.newest_end \
              AND ll.interval_start = ls.newest_start WHERE lv.snapshot = ",
             $snapshot,
-            " AND (ll.snapshot = lv.snapshot OR ls.online_generation = lv.online_generation))"
+            " AND (ll.snapshot = lv.snapshot OR (ls.online_generation = lv.online_generation \
+             AND NOT EXISTS (SELECT 1 FROM snapshot_views AS lw WHERE lw.view = lv.view \
+             AND lw.online_generation = lv.online_generation AND lw.flipped = 0 \
+             AND lw.publish_number > lv.publish_number))))"
         )
     };
 }
@@ -238,6 +243,8 @@ async fn keep(db: &Db, views: &[ViewId]) -> Result<IndexMap<ViewId, ViewKeep>> {
                 publishing: row.parse_option("publishing")?,
                 snapshots: kept_snapshots(&mut tx, view).await?,
                 pinned_versions: BTreeMap::new(),
+                targets: BTreeSet::new(),
+                quarantine_targets: BTreeSet::new(),
             },
         );
     }
@@ -257,13 +264,22 @@ async fn keep(db: &Db, views: &[ViewId]) -> Result<IndexMap<ViewId, ViewKeep>> {
             }
         }
     }
+    for (run, plan) in restoring::under_way_in_tx(&mut tx).await? {
+        for (view, restore) in &plan.views {
+            let Some(keep) = keeps.get_mut(view) else { continue };
+            keep.targets.extend(restore.table.versions().map(|version| (run, version)));
+            let aside = restore.quarantine.iter().flat_map(TableTarget::versions);
+            keep.quarantine_targets.extend(aside.map(|version| (run, version)));
+        }
+    }
     commit(tx).await?;
     Ok(keeps)
 }
 
 async fn kept_snapshots(tx: &mut Conn, view: &ViewId) -> Result<Vec<KeptSnapshot>> {
     let rows = query(concat!(
-        "SELECT s.id, s.created_at, s.interval_start, s.interval_end, v.delta_version, CASE WHEN ",
+        "SELECT s.id, s.created_at, s.interval_start, s.interval_end, v.delta_version, \
+         v.quarantine_version, CASE WHEN ",
         is_live!("s.id"),
         " THEN CAST(1 AS BIGINT) ELSE 0 END AS live, p.pinned_at, p.actor, p.reason, p.files FROM snapshot_views AS v \
          JOIN snapshots AS s ON s.id = v.snapshot LEFT JOIN snapshot_pins AS p ON p.snapshot = s.id \
@@ -289,6 +305,7 @@ async fn kept_snapshots(tx: &mut Conn, view: &ViewId) -> Result<Vec<KeptSnapshot
                 created_at: row.instant("created_at")?,
                 interval: row.interval()?,
                 delta_version: row.count("delta_version")?,
+                quarantine_version: row.count_option("quarantine_version")?,
                 live: row.get_as("live")?,
                 pin,
             })
@@ -299,8 +316,9 @@ async fn kept_snapshots(tx: &mut Conn, view: &ViewId) -> Result<Vec<KeptSnapshot
 async fn snapshots_expire(db: &Db, ids: &[SnapshotId], now: Instant) -> Result<Vec<SnapshotId>> {
     let mut tx = db.write().await?;
     tx.line_up(RETENTION_LINE).await?;
+    let needed = restoring::needed_in_tx(&mut tx).await?;
     let mut expired = Vec::new();
-    for id in ids {
+    for id in ids.iter().filter(|id| !needed.contains(id)) {
         // What made it expendable may have changed since it was decided.
         let done = query(concat!(
             "UPDATE snapshots SET expired_at = coalesce(expired_at, $1) WHERE id = $2 \

@@ -26,7 +26,7 @@ use crate::db::{Conn, Db, commit, on};
 use crate::moves;
 use crate::publishing;
 use crate::sql::{Arg, Builder, Row, db_now, query};
-use crate::{audit, holds, notices, runs};
+use crate::{audit, care, holds, notices, runs};
 
 /// Rows in one statement.
 const ROWS_MAX: usize = 500;
@@ -218,6 +218,8 @@ pub(crate) async fn ledger_follow_in_tx(tx: &mut Conn, view: &ViewId) -> Result<
 
 pub(crate) async fn begin(db: &Db, request: &RestoreRequest) -> Result<()> {
     let mut tx = db.write_alone().await?;
+    // From here on nothing expires that this one goes back to.
+    tx.line_up(care::RETENTION_LINE).await?;
     let exists = query("SELECT 1 FROM restores WHERE run = $1")
         .bind(request.id.to_string())
         .fetch_optional(&mut tx)
@@ -241,6 +243,9 @@ pub(crate) async fn begin(db: &Db, request: &RestoreRequest) -> Result<()> {
         let publish_number = state.publish_number + 1;
         intent.views.insert(view.clone(), ViewIntent { publish_number, online: true, checks: Vec::new() });
     }
+    for (view, restore) in &request.plan.views {
+        refuse_unless_kept(&mut tx, view, restore, publishing::known(&states, view)?.state.delta_version).await?;
+    }
     insert_run(&mut tx, request, &views).await?;
     publishing::views_take(&mut tx, &intent).await?;
     publishing::intent_store(&mut tx, &intent, request.now).await?;
@@ -263,6 +268,60 @@ pub(crate) async fn begin(db: &Db, request: &RestoreRequest) -> Result<()> {
     tx.has_changed(Change::Tasks);
     tx.has_changed(Change::Runs);
     commit(tx).await
+}
+
+/// What a restore takes must be kept for somebody up to here: the janitor may have been since it was planned.
+async fn refuse_unless_kept(tx: &mut Conn, view: &ViewId, restore: &ViewRestore, recorded: u64) -> Result<()> {
+    for version in restore.table.versions().filter(|version| *version != recorded) {
+        let kept = query(
+            "SELECT 1 FROM snapshot_views AS v JOIN snapshots AS s ON s.id = v.snapshot \
+             WHERE v.view = $1 AND v.delta_version = $2 AND s.expired_at IS NULL LIMIT 1",
+        )
+        .bind(view.to_string())
+        .bind(number(version)?)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(on("looking for what a restore goes back to"))?;
+        if kept.is_none() {
+            let what = format!("version {version} of the table of `{view}` is no longer kept for anybody");
+            return Err(StoreError::Conflict(what));
+        }
+    }
+    Ok(())
+}
+
+/// The restores that are decided and not recorded.
+pub(crate) async fn under_way_in_tx(tx: &mut Conn) -> Result<Vec<(RunId, RestorePlan)>> {
+    let rows = query(
+        "SELECT restores.run, restores.plan FROM restores JOIN runs ON runs.id = restores.run \
+         WHERE runs.finished_at IS NULL ORDER BY restores.run",
+    )
+    .fetch_all(tx)
+    .await
+    .map_err(on("reading the restores under way"))?;
+    rows.iter().map(|row| Ok((row.parse("run")?, row.json("plan")?))).collect()
+}
+
+/// The snapshots that restores under way go back to: whose versions they take, and whose intervals will be in the ledger.
+pub(crate) async fn needed_in_tx(tx: &mut Conn) -> Result<BTreeSet<SnapshotId>> {
+    let mut needed = BTreeSet::new();
+    for (_, plan) in under_way_in_tx(tx).await? {
+        for (view, restore) in &plan.views {
+            needed.extend(restore.comes_back.iter().chain(&restore.newest).map(|slice| slice.snapshot));
+            for version in restore.table.versions() {
+                let rows = query("SELECT snapshot FROM snapshot_views WHERE view = $1 AND delta_version = $2")
+                    .bind(view.to_string())
+                    .bind(number(version)?)
+                    .fetch_all(&mut *tx)
+                    .await
+                    .map_err(on("reading what a restore goes back to"))?;
+                for row in &rows {
+                    needed.insert(row.parse("snapshot")?);
+                }
+            }
+        }
+    }
+    Ok(needed)
 }
 
 /// Ends every run that stands in the way, and creates those that take their places.

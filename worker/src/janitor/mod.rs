@@ -9,8 +9,8 @@
 //!   is expired in the registry before anything of it goes, and from then on nobody can ask for it.
 //! * Right before deleting, registry and head are looked at again.
 //!
-//! A view's quarantine table is looked after in the same way. Its rows go with those of the view: an interval's stay until
-//! the interval is computed again. No snapshot names older versions of it, so these go when they are old enough.
+//! A view's quarantine table is looked after in the same way: a snapshot names a version of both, since a restore brings
+//! back what was set aside, too.
 //!
 //! delta-rs's own vacuum is not used: it knows neither staged files nor snapshots, and writes two commits.
 
@@ -21,7 +21,7 @@ mod plan_tests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -249,7 +249,7 @@ impl Janitor {
         self.settle_compaction(view, dry_run).await?;
         let Some((facts, plan)) = self.table(lake, view, pretend_expired, dry_run, now).await? else { return Ok(()) };
         describe(&facts, &plan, report);
-        if let Some((_, plan)) = self.table(&lake.quarantine(), view, &[], dry_run, now).await? {
+        if let Some((_, plan)) = self.table(&lake.quarantine(), view, pretend_expired, dry_run, now).await? {
             report.removed.add_all(&plan.files);
             report.log_removed.add_all(&plan.log);
         }
@@ -335,18 +335,20 @@ impl Janitor {
     async fn keep(&self, lake: &Lake, view: &ViewId) -> Result<Option<ViewKeep>> {
         let store = &self.parts.store;
         let keep = store.keep(std::slice::from_ref(view)).await?.shift_remove(view);
-        let Some(keep) = keep else { return Ok(None) };
+        let Some(mut keep) = keep else { return Ok(None) };
         if !lake.is_quarantine() {
             return Ok(Some(keep));
         }
         let states = store.view_states(std::slice::from_ref(view)).await?;
         let recorded = states.get(view).and_then(|state| state.quarantine_version);
-        Ok(Some(ViewKeep {
-            delta_version: recorded.unwrap_or_default(),
-            snapshots: Vec::new(),
-            pinned_versions: BTreeMap::new(),
-            ..keep
-        }))
+        keep.delta_version = recorded.unwrap_or_default();
+        keep.snapshots.retain_mut(|snapshot| {
+            snapshot.delta_version = snapshot.quarantine_version.unwrap_or_default();
+            snapshot.quarantine_version.is_some()
+        });
+        keep.pinned_versions.clear();
+        keep.targets = std::mem::take(&mut keep.quarantine_targets);
+        Ok(Some(keep))
     }
 
     /// Whether registry and head are still as `facts` says.

@@ -2,7 +2,7 @@
 //!
 //! One rule carries everything: a file stays as long as a *needed* version of its table names it. Needed are the head,
 //! what the registry has recorded, every snapshot that is not expired (pinned ones never are), what open runs are bound
-//! to, and whatever was the head a safety age ago (somebody may still be reading it). Beside that stay files of open runs,
+//! to and open restores go back to, and whatever was the head a safety age ago (somebody may still be reading it). Beside that stay files of open runs,
 //! files of pins by their own list, and everything younger than the safety age. The log is shortened to the newest
 //! checkpoint from which every needed version can be loaded.
 
@@ -158,6 +158,9 @@ pub(crate) fn needed(keep: &ViewKeep, log: &LogListing, age: Duration, now: Inst
     }
     for (run, version) in &keep.pinned_versions {
         need(*version, Need::Run(*run));
+    }
+    for (restore, version) in &keep.targets {
+        need(*version, Need::Run(*restore));
     }
     // A version was the head until the next entry was written.
     for (version, entry) in &log.entries {

@@ -136,6 +136,7 @@ impl Model {
             created_at: self.now,
             interval: Interval::new(self.now, self.now + TimeDelta::hours(1)).unwrap(),
             delta_version: self.head(),
+            quarantine_version: None,
             live: true,
             pin: None,
         });
@@ -148,6 +149,7 @@ impl Model {
             publishing: self.unrecorded,
             snapshots: self.snapshots.clone(),
             pinned_versions: self.open.clone(),
+            ..ViewKeep::default()
         }
     }
 

@@ -19,7 +19,7 @@ use tidegate_registry::care::PinnedTableFile;
 use tidegate_registry::ids::{RegistryId, ViewId};
 use tidegate_registry::time::{Instant, format_instant};
 
-use super::commit::{CommitNote, NOTE, PUBLISH, RUN, slice_of};
+use super::commit::{CommitNote, NOTE, PUBLISH, RESTORE, RUN, RestoreNote, slice_of};
 use super::{Lake, OwnerMark};
 
 /// Log entries read at the same time.
@@ -67,6 +67,8 @@ pub(crate) struct LogEntry {
     pub(crate) publish: Option<u64>,
     /// What else is noted.
     pub(crate) note: Option<CommitNote>,
+    /// What is noted of a restore.
+    pub(crate) restored: Option<RestoreNote>,
 }
 
 /// A file of a table, as its log has it.
@@ -197,6 +199,7 @@ impl Lake {
                     entry.run = info.info.get(RUN).and_then(Value::as_str).map(str::to_owned);
                     entry.publish = info.info.get(PUBLISH).and_then(Value::as_u64);
                     entry.note = info.info.get(NOTE).and_then(|note| serde_json::from_value(note.clone()).ok());
+                    entry.restored = info.info.get(RESTORE).and_then(|note| serde_json::from_value(note.clone()).ok());
                 }
                 Ok(_) => {}
                 Err(error) => return Err(error).with_context(doing),

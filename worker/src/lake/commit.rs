@@ -24,6 +24,7 @@ use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tidegate_registry::ids::{DagName, RunId, ViewId};
+use tidegate_registry::restore::Slice;
 use tidegate_registry::time::Interval;
 
 use super::Lake;
@@ -41,6 +42,8 @@ const ATTEMPTS_FOR: Duration = Duration::from_secs(300);
 pub(super) const RUN: &str = "tidegate.run";
 pub(super) const PUBLISH: &str = "tidegate.publish";
 pub(super) const NOTE: &str = "tidegate.note";
+/// The key of a [`RestoreNote`].
+pub(super) const RESTORE: &str = "tidegate.restore";
 /// What stands in the place of a run in the commit of a compaction.
 pub(crate) const COMPACTION: &str = "compaction";
 /// How far back a commit that already landed is looked for.
@@ -64,6 +67,8 @@ pub struct CommitRequest<'a> {
     pub run: RunId,
     /// What else is noted there, so that a registry that is lost can be made anew from the lake.
     pub note: Option<&'a CommitNote>,
+    /// What a restore changed, noted for the same reason.
+    pub restored: Option<&'a RestoreNote>,
 }
 
 /// What a commit replaces.
@@ -98,6 +103,25 @@ pub struct CommitNote {
     /// Rows that the run set aside.
     #[serde(default, skip_serializing_if = "is_none")]
     pub quarantined: u64,
+}
+
+/// What a restore writes into its commit. Stored in the lake for good: keys are only ever added.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RestoreNote {
+    /// The DAG that it is listed under.
+    pub dag: DagName,
+    /// The interval that it is listed under.
+    pub interval: Interval,
+    /// All views of the restore, parents first.
+    pub views: Vec<ViewId>,
+    /// The fingerprint of the definition that computed `newest`.
+    pub fingerprint: String,
+    /// The newest published interval afterwards.
+    pub newest: Option<Slice>,
+    /// Intervals that left the ledger.
+    pub leaves: Vec<Slice>,
+    /// Intervals that are in the ledger anew, or from another run than before.
+    pub comes_back: Vec<Slice>,
 }
 
 fn is_none(rows: &u64) -> bool {
@@ -412,13 +436,15 @@ impl Lake {
         let publish_number = i64::try_from(request.publish_number).context("the publish number is too large")?;
         let mark = Transaction::new(self.mark(request.view), publish_number);
         let note = request.note.map(|note| (NOTE.to_owned(), json!(note)));
+        let restored = request.restored.map(|note| (RESTORE.to_owned(), json!(note)));
         let metadata = [
             (RUN.to_owned(), json!(request.run.to_string())),
             (PUBLISH.to_owned(), json!(request.publish_number)),
             ("readVersion".to_owned(), json!(state.version())),
         ];
-        let properties =
-            commit_properties().with_application_transaction(mark).with_metadata(metadata.into_iter().chain(note));
+        let properties = commit_properties()
+            .with_application_transaction(mark)
+            .with_metadata(metadata.into_iter().chain(note).chain(restored));
         let operation = DeltaOperation::Write {
             mode: SaveMode::Overwrite,
             partition_by: Some(vec![self.partition_column().to_owned()]),

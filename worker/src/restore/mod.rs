@@ -22,7 +22,7 @@ use tidegate_registry::time::Interval;
 
 use crate::execute::Parts;
 use crate::executor::Outcome;
-use crate::lake::{CommitError, CommitRequest, Lake, Replaces, TableChange};
+use crate::lake::{CommitError, CommitRequest, Lake, Replaces, RestoreNote, TableChange};
 use crate::online::{Begun, CutOver, OnlineError, OnlineStore, defaults};
 use crate::publish::{overtaken, refused, view_of};
 use crate::serving::{Content, bring_switches};
@@ -104,8 +104,9 @@ async fn way_online(
     let rows = target.rows.or_else(|| restore.newest.as_ref().map(|slice| slice.rows));
     let Some(generation) = target.generation else { return Ok(WayOnline::Republish { rows }) };
     let found = online.count(view, generation).await?;
-    // One that lost rows is written anew. Rows of partial views expire by themselves, so their number says nothing.
-    let is_whole = target.rows.is_none_or(|rows| rows == found) && (found > 0 || rows.unwrap_or(0) == 0);
+    // One that lost rows is written anew. Rows of partial views expire by themselves, so their number says nothing but that
+    // there are any.
+    let is_whole = target.rows.map_or(found > 0, |rows| rows == found);
     Ok(if is_whole { WayOnline::Flip { generation } } else { WayOnline::Republish { rows } })
 }
 
@@ -152,12 +153,29 @@ async fn commit_all(
     for (view, what) in &restore.plan.views {
         let publish_number = intent.views.get(view).context("a view has no publish number")?.publish_number;
         let publish_number_max = states.get(view).map_or(publish_number, |state| state.publish_number);
+        let note = RestoreNote {
+            dag: claim.run.dag.clone(),
+            interval: claim.run.interval,
+            views: claim.run.views.clone(),
+            fingerprint: what.fingerprint.clone(),
+            newest: what.newest.clone(),
+            leaves: what.leaves.clone(),
+            comes_back: what.comes_back.clone(),
+        };
         let commit = async |lake: &Lake, target: &TableTarget| {
             let failed = |source: anyhow::Error| CommitError::Store { view: view.clone(), source };
             let adds = lake.target_files(view, target).await.map_err(failed)?;
             let (replaces, run) = (Replaces::Table, claim.run.id);
-            let request =
-                CommitRequest { view, publish_number, publish_number_max, replaces, adds: &adds, run, note: None };
+            let request = CommitRequest {
+                view,
+                publish_number,
+                publish_number_max,
+                replaces,
+                adds: &adds,
+                run,
+                note: None,
+                restored: Some(&note).filter(|_| !lake.is_quarantine()),
+            };
             match lake.commit(&request).await {
                 Ok(committed) => Ok(Ok(committed.version)),
                 Err(error) => refused(parts, &request, error).await.map(Err),

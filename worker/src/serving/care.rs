@@ -428,10 +428,9 @@ impl<'a> Comparison<'a> {
 }
 
 /// Whether a row is online as the lake has it. One that has no time of its own, only that of its interval's end, keeps
-/// online the time since when it is so.
+/// online the time since when it is so; or, where a restore went back in time over values that stayed, a later one.
 fn is_same(row: &EncodedRow, online: &OnlineRow, interval_end: tidegate_registry::time::Instant) -> bool {
-    let time = row.event_timestamp == online.event_timestamp
-        || (row.event_timestamp == interval_end && online.event_timestamp < interval_end);
+    let time = row.event_timestamp == online.event_timestamp || row.event_timestamp == interval_end;
     let sorted = |features: &[(String, String)]| -> BTreeMap<String, String> { features.iter().cloned().collect() };
     time && row.expires_at == online.expires_at && sorted(&row.features) == sorted(&online.features)
 }

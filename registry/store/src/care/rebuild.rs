@@ -11,12 +11,12 @@ use tidegate_registry::care::{FoundInterval, FoundRun, Rebuild, ViewRebuild};
 use tidegate_registry::ids::{BackfillId, DagName, RunId, ViewId};
 use tidegate_registry::run::{Cause, RunState};
 use tidegate_registry::store::{Result, StoreError};
-use tidegate_registry::time::Instant;
+use tidegate_registry::time::{Instant, Interval};
 
 use crate::codec::{json as to_json, micros, number, number_option};
 use crate::db::{Conn, Db, commit, on};
 use crate::sql::query;
-use crate::{audit, creation, definitions, moves, runs};
+use crate::{audit, creation, definitions, moves, restoring, runs};
 
 /// What is stored as a DAG's planning mark so that the next planning compares its whole history.
 const REBUILT: &str = "rebuilt";
@@ -41,6 +41,8 @@ pub(super) async fn rebuild(db: &Db, request: &Rebuild, now: Instant) -> Result<
     }
     for (view, what) in &request.views {
         view_rebuild(&mut tx, view, what).await?;
+        log_rebuild(&mut tx, view, what).await?;
+        restoring::ledger_follow_in_tx(&mut tx, view).await?;
     }
     for (dag, ticks) in &request.ticks {
         ticks_ensure(&mut tx, dag, ticks, now).await?;
@@ -172,7 +174,8 @@ async fn snapshot_ensure(tx: &mut Conn, id: RunId, run: &FoundRun, request: &Reb
         let generation = what.online_generation.filter(|live| *live == found.publish_number);
         query(
             "INSERT INTO snapshot_views (snapshot, position, view, fingerprint, delta_version, publish_number, rows, \
-             digest, online_generation, profile, quarantined) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '{}', $10)",
+             digest, online_generation, profile, quarantined, quarantine_version) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '{}', $10, $11)",
         )
         .bind(id.to_string())
         .bind(position)
@@ -184,6 +187,7 @@ async fn snapshot_ensure(tx: &mut Conn, id: RunId, run: &FoundRun, request: &Reb
         .bind(&found.digest)
         .bind(number_option(generation)?)
         .bind(number(found.quarantined)?)
+        .bind(number_option(found.quarantine_version)?)
         .execute(&mut *tx)
         .await
         .map_err(on(doing))?;
@@ -253,6 +257,62 @@ async fn view_rebuild(tx: &mut Conn, view: &ViewId, what: &ViewRebuild) -> Resul
         return Err(StoreError::NotFound { what: "feature view", name: view.to_string() });
     }
     Ok(())
+}
+
+/// Notes what the ledger of a view was when: each interval since the snapshot of whatever brought it there, until the next
+/// one replaced it or took it out.
+async fn log_rebuild(tx: &mut Conn, view: &ViewId, what: &ViewRebuild) -> Result<()> {
+    let doing = "noting what the ledger was";
+    let mut changes: BTreeMap<Interval, BTreeMap<i64, Option<&FoundInterval>>> = BTreeMap::new();
+    for (interval, restore) in &what.left {
+        if let Some(at) = number_of(tx, *restore).await? {
+            changes.entry(*interval).or_default().insert(at, None);
+        }
+    }
+    for found in &what.found {
+        if let Some(at) = number_of(tx, found.by).await? {
+            let of = changes.entry(found.interval).or_default();
+            // A restore notes the newest interval, whether or not it came back by it.
+            let before = of.range(..at).next_back().and_then(|(_, before)| *before);
+            if of.contains_key(&at) || before.is_none_or(|before| before.run != found.run) {
+                of.insert(at, Some(found));
+            }
+        }
+    }
+    for (interval, changes) in &changes {
+        let ends = changes.keys().skip(1).copied().map(Some).chain([None]);
+        for ((since, found), until) in changes.iter().zip(ends) {
+            let Some(found) = found else { continue };
+            query(
+                "INSERT INTO ledger_log (view, interval_end, interval_start, since, until, run, snapshot, rows, digest) \
+                 SELECT $1, $2, $3, $4, $5, $6, s.id, $7, $8 FROM snapshots AS s WHERE s.run = $6 \
+                 ON CONFLICT (view, interval_end, interval_start, since) DO UPDATE SET until = excluded.until, \
+                 run = excluded.run, snapshot = excluded.snapshot, rows = excluded.rows, digest = excluded.digest",
+            )
+            .bind(view.to_string())
+            .bind(micros(interval.end()))
+            .bind(micros(interval.start()))
+            .bind(*since)
+            .bind(until)
+            .bind(found.run.to_string())
+            .bind(number(found.rows)?)
+            .bind(&found.digest)
+            .execute(&mut *tx)
+            .await
+            .map_err(on(doing))?;
+        }
+    }
+    Ok(())
+}
+
+/// The number of the snapshot that a run left.
+async fn number_of(tx: &mut Conn, run: RunId) -> Result<Option<i64>> {
+    let row = query("SELECT number FROM snapshots WHERE run = $1")
+        .bind(run.to_string())
+        .fetch_optional(tx)
+        .await
+        .map_err(on("looking for a snapshot"))?;
+    row.map(|row| row.get_as("number")).transpose()
 }
 
 /// Stores the ticks that are after the last stored one, and has the DAG's history looked at as a whole.

@@ -230,6 +230,8 @@ fn found(number: i64, run: RunId, publish_number: u64) -> FoundInterval {
         rows: 7,
         digest: "0".repeat(32),
         quarantined: 0,
+        quarantine_version: None,
+        by: run,
     }
 }
 
@@ -261,6 +263,7 @@ fn from_lake(runs: &[RunId]) -> Rebuild {
                 quarantine_version: None,
                 table_lost: false,
                 lost: Vec::new(),
+                left: Vec::new(),
                 found: vec![found(0, runs[0], 1), found(1, runs[1], 2), found(1, runs[2], 3)],
             },
         );

@@ -59,6 +59,7 @@ macro_rules! conformance {
                 nothing_of_a_held_view_gets_an_intent_until_it_is_resumed,
                 a_hold_stays_while_its_restore_is_under_way,
                 the_last_good_snapshot_is_no_restore_and_not_bad,
+                what_a_restore_goes_back_to_stays,
             }
             definitions {
                 before_the_first_apply_the_project_is_empty,

@@ -282,3 +282,24 @@ pub async fn the_last_good_snapshot_is_no_restore_and_not_bad(fixture: &Fixture)
     let refused = world.store.snapshot_mark(SnapshotId::generate(), None, "ana", day(10)).await;
     assert!(matches!(refused, Err(StoreError::NotFound { .. })), "{refused:?}");
 }
+
+/// Nothing expires that a restore under way goes back to; and none begins that goes back to what has expired.
+pub async fn what_a_restore_goes_back_to_stays(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    let days = three_days(&world).await;
+    let expire = async |id: SnapshotId| world.store.snapshots_expire(&[id], day(10)).await.unwrap();
+    let planned_before = planned(&world, Target::To(days[0])).await.unwrap().request;
+    assert_eq!(expire(days[0]).await, vec![days[0]]);
+    let refused = world.store.restore_begin(planned_before).await;
+    assert!(matches!(&refused, Err(StoreError::Conflict(what)) if what.contains("no longer kept")), "{refused:?}");
+    let request = begun(&world, Target::To(days[1])).await;
+    assert!(expire(days[1]).await.is_empty());
+    let a = view("a@v1");
+    let version = world.store.snapshot(days[1]).await.unwrap().views[0].delta_version;
+    let keep = async || world.store.keep(std::slice::from_ref(&a)).await.unwrap().swap_remove(&a).unwrap();
+    assert_eq!(keep().await.targets, std::collections::BTreeSet::from([(request.id, version)]));
+    let claim = claimed(&world, request.id).await;
+    let record = record(&request, &numbers(&world, request.id).await);
+    world.store.restore_record(claim.token, record, day(10)).await.unwrap();
+    assert!(keep().await.targets.is_empty(), "what it left is a snapshot");
+}

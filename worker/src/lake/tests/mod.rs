@@ -195,7 +195,9 @@ async fn commit(lake: &Lake, number: u64, interval: Interval, adds: &[Add]) -> R
     let (view, run) = (view(), publisher(number));
     let (publish_number, publish_number_max, note) = (number, 9, None);
     let replaces = Replaces::Slice(interval);
-    lake.commit(&CommitRequest { view: &view, publish_number, publish_number_max, replaces, adds, run, note }).await
+    let restored = None;
+    lake.commit(&CommitRequest { view: &view, publish_number, publish_number_max, replaces, adds, run, note, restored })
+        .await
 }
 
 /// The run whose publication has `number`.

@@ -159,6 +159,7 @@ async fn a_registry_that_is_older_than_the_lake_writes_nothing(on: On) {
         adds: &adds,
         run,
         note: None,
+        restored: None,
     };
     let error = world.lake.commit(&request).await.unwrap_err();
     assert!(matches!(error, CommitError::RegistryBehind { mark: 9, given_out: 3, .. }), "{error}");
