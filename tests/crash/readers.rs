@@ -23,6 +23,11 @@ const DAWDLING: &str = "stage.after=sleep(10);lake.commit.loaded=sleep(10);lake.
      commit.after=sleep(15);publish.before=sleep(15);publish.between=sleep(15);publish.written=sleep(15);\
      publish.after=sleep(15);cutover.before=sleep(20);cutover.after=sleep(20);record.before=sleep(20)";
 
+/// So do restores.
+const RESTORE_DAWDLING: &str = "restore.commit.between=sleep(20);restore.commit.after=sleep(30);restore.publish.before=sleep(20);\
+     restore.publish.after=sleep(30);restore.cutover.before=sleep(40);restore.cutover.after=sleep(40);\
+     restore.record.before=sleep(40)";
+
 /// Views that are online, of which all rows of a run carry the same label.
 const ONLINE: [&str; 3] = ["revenue@v1", "ranking@v1", "last_receipt@v1"];
 
@@ -34,6 +39,47 @@ fn readers_never_see_a_run_by_halves() {
 #[test]
 fn readers_of_servers_never_see_a_run_by_halves() {
     whole_to_readers(&Backend::shared());
+}
+
+#[test]
+fn readers_see_the_old_or_the_new_of_a_restore() {
+    old_or_new_to_readers(&Backend::Embedded);
+}
+
+#[test]
+fn readers_of_servers_see_the_old_or_the_new_of_a_restore() {
+    old_or_new_to_readers(&Backend::shared());
+}
+
+fn old_or_new_to_readers(backend: &Backend) {
+    let world = World::applied(backend);
+    world.sell(SHOPS, DAYS, 0);
+    let computed = world.run(&["backfill", "daily", "--from", "2024-01-01", "--to", "2024-01-07"]);
+    assert_eq!(computed.status.code(), Some(1), "one run is blocked: {}", told(&computed));
+    let mut snapshots = block_on(async { world.registry().await.snapshots(None, None, 0).await.unwrap() });
+    snapshots.sort_by_key(|snapshot| snapshot.interval.start());
+    let (first, last) = (snapshots[0].id.to_string(), snapshots[snapshots.len() - 1].id.to_string());
+    let restore = |to: &str| -> Vec<String> {
+        ["restore", "--dag", "daily", "--to", to, "--reason", "incident", "--yes"].map(str::to_owned).into()
+    };
+    let watched = |to: &str, fail_points: &str| {
+        let mut seen = Seen::default();
+        let command = restore(to);
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        watch_at(&world, &command, fail_points, 0, &mut seen);
+        seen.online
+    };
+    // Back by generations that are kept, and forth again; then with one that has to be written.
+    assert_eq!(watched(&first, RESTORE_DAWDLING), [1, 6].into());
+    assert_eq!(watched(&last, RESTORE_DAWDLING), [1, 6].into());
+    block_on(async {
+        let online = world.online().await;
+        for view in ONLINE {
+            online.prune(&view.parse().unwrap(), 0, std::time::Duration::ZERO, 0).await.unwrap();
+        }
+        online.close().await;
+    });
+    assert_eq!(watched(&first, RESTORE_DAWDLING), [1, 6].into());
 }
 
 fn whole_to_readers(backend: &Backend) {
@@ -67,6 +113,11 @@ struct Seen {
 
 /// Reads all there is, again and again, until the command has ended.
 fn watch(world: &World, command: &[&str], seen: &mut Seen) {
+    // One run is blocked.
+    watch_at(world, command, DAWDLING, 1, seen);
+}
+
+fn watch_at(world: &World, command: &[&str], fail_points: &str, code: i32, seen: &mut Seen) {
     block_on(async {
         let (lake, online) = (world.lake(), world.online().await);
         let keys: Vec<(ViewId, String)> = ONLINE
@@ -74,7 +125,7 @@ fn watch(world: &World, command: &[&str], seen: &mut Seen) {
             .flat_map(|view| (0..SHOPS).map(|shop| (view.parse().unwrap(), entity_key::join(&[&World::shop(shop)]))))
             .collect();
         let now = "2024-02-01T00:00:00Z".parse().unwrap();
-        let mut running = world.start(command, DAWDLING);
+        let mut running = world.start(command, fail_points);
         while running.is_alive() {
             for view in VIEWS {
                 for label in whole_days(&lake, view).await {
@@ -92,7 +143,7 @@ fn watch(world: &World, command: &[&str], seen: &mut Seen) {
             }
         }
         let done = running.finish();
-        assert_eq!(done.status.code(), Some(1), "one run is blocked: {}", told(&done));
+        assert_eq!(done.status.code(), Some(code), "{}", told(&done));
         online.close().await;
     });
 }

@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::sync::LazyLock;
 
 use tidegate_registry::ids::ViewId;
+use tidegate_registry::run::RunState;
 
 use crate::place::Backend;
 use crate::points::assert_outcome;
@@ -119,6 +120,63 @@ dies_at! {
     before_cutting_over: "restore.cutover.before" after [0, 0],
     after_cutting_over: "restore.cutover.after" after [0, 0],
     before_recording: "restore.record.before" after [0],
+}
+
+/// A second restore, to another snapshot, takes over wherever the first one died: what is there then is the second's.
+fn gives_way(backend: &Backend, point: &str, skip: u32) {
+    let world = World::applied(backend);
+    for (from, to) in [("2024-01-01", "2024-01-02"), ("2024-01-02", "2024-01-03")] {
+        done(&world, &["backfill", "daily", "--from", from, "--to", to]);
+    }
+    let second = content(&world);
+    world.backfill();
+    let of_runs = snapshots(&world);
+    assert_eq!(of_runs.len(), 3, "one day is blocked");
+    let died = world.run_at(&restore(&of_runs[0]), &format!("{point}={skip}*off->panic"));
+    assert_eq!(died.status.signal(), Some(6), "it did not come to `{point}`: {}", told(&died));
+    done(&world, &restore(&of_runs[1]));
+    assert_eq!(content(&world), second);
+    block_on(async {
+        let registry = world.registry().await;
+        assert!(registry.runs_open().await.unwrap().is_empty());
+        let states: Vec<RunState> = {
+            let mut states = Vec::new();
+            for restore in registry.restores(0).await.unwrap() {
+                states.push(registry.run(restore.id).await.unwrap().0.state);
+            }
+            states
+        };
+        assert_eq!(states.len(), 2);
+        assert!(states.contains(&RunState::Superseded) && states.contains(&RunState::Succeeded), "{states:?}");
+    });
+    // Neither it nor a run undoes that.
+    world.backfill();
+    assert_eq!(content(&world), second);
+}
+
+macro_rules! gives_way_at {
+    ($($name:ident: $point:literal after $skip:literal,)+) => {
+        mod another_restore {
+            mod embedded {
+                $(#[test] fn $name() { super::super::gives_way(&super::super::Backend::Embedded, $point, $skip); })+
+            }
+            mod on_servers {
+                $(#[test] fn $name() { super::super::gives_way(&super::super::Backend::shared(), $point, $skip); })+
+            }
+        }
+    };
+}
+
+gives_way_at! {
+    when_it_is_decided: "restore.begun" after 0,
+    before_a_commit: "restore.commit.before" after 1,
+    between_the_tables_of_a_view: "restore.commit.between" after 2,
+    after_a_commit: "restore.commit.after" after 1,
+    before_publishing: "restore.publish.before" after 1,
+    after_publishing: "restore.publish.after" after 2,
+    before_cutting_over: "restore.cutover.before" after 0,
+    after_cutting_over: "restore.cutover.after" after 0,
+    before_recording: "restore.record.before" after 0,
 }
 
 #[test]
