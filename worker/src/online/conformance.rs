@@ -58,6 +58,7 @@ macro_rules! online_conformance {
             views_cut_over_together_or_not_at_all,
             an_older_generation_can_go_live_again,
             prune_keeps_what_may_be_needed,
+            a_superseded_generation_is_known_to_be_whole,
             a_generation_is_scanned_in_pages,
             rows_change_in_place,
             an_overtaken_writer_changes_no_row,
@@ -332,6 +333,16 @@ pub async fn prune_keeps_what_may_be_needed(fixture: &Fixture) {
     assert_eq!(value(store, &other, "x").await.as_deref(), Some("other"));
     let error = store.cut_over(&[step(&view, 2, 9)]).await.unwrap_err();
     assert!(matches!(error, OnlineError::Generation { .. }), "{error:?}");
+}
+
+/// How many rows a kept generation has is known, live or not.
+pub async fn a_superseded_generation_is_known_to_be_whole(fixture: &Fixture) {
+    let (store, level) = (&*fixture.store, view("level"));
+    publish(store, &level, 1, &[row("a", "1"), row("b", "1")]).await;
+    publish(store, &level, 2, &[row("a", "2")]).await;
+    assert_eq!(store.rows_kept(&level, 1).await.unwrap(), 2);
+    assert_eq!(store.rows_kept(&level, 2).await.unwrap(), 1);
+    assert_eq!(store.rows_kept(&level, 3).await.unwrap(), 0);
 }
 
 /// Every row once, in byte order of keys.

@@ -269,6 +269,10 @@ impl OnlineStore for SeveralOnline {
         self.first()?.count(view, generation).await
     }
 
+    async fn rows_kept(&self, view: &ViewId, generation: u64) -> Result<u64> {
+        self.first()?.rows_kept(view, generation).await
+    }
+
     async fn scan(
         &self,
         view: &ViewId,

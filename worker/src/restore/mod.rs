@@ -103,7 +103,7 @@ async fn way_online(
 ) -> Result<WayOnline> {
     let rows = target.rows.or_else(|| restore.newest.as_ref().map(|slice| slice.rows));
     let Some(generation) = target.generation else { return Ok(WayOnline::Republish { rows }) };
-    let found = online.count(view, generation).await?;
+    let found = online.rows_kept(view, generation).await?;
     // One that lost rows is written anew. Rows of partial views expire by themselves, so their number says nothing but that
     // there are any.
     let is_whole = target.rows.map_or(found > 0, |rows| rows == found);

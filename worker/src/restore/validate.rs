@@ -160,7 +160,7 @@ async fn compare_online(
     let Some(live) = live.filter(|live| live.generation == expected.generation) else {
         return Ok(Err(format!("{id}: generation {} is not live online", expected.generation)));
     };
-    let count = serving.online.count(id, live.generation).await?;
+    let count = serving.online.rows_kept(id, live.generation).await?;
     if let Some(rows) = expected.rows.filter(|rows| *rows != count) {
         return Ok(Err(format!("{id}: {count} entities are online instead of {rows}")));
     }

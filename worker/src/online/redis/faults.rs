@@ -323,6 +323,7 @@ async fn a_restart_that_lost_rows_is_found_out() {
     assert!(error.to_string().contains("was not begun"), "{error}");
     let standing = store.check(&view(), Expected { generation: 1, publish_number: 1 }).await.unwrap();
     assert!(matches!(standing, Standing::NotLive(_)), "{standing:?}");
+    assert_eq!(store.rows_kept(&view(), 1).await.unwrap(), 0, "nobody takes it for kept");
     fill(&store, 2, &rows(10_000, "2")).await.unwrap();
     cut_over(&store, 2).await.unwrap();
     assert_eq!(value(&store).await.as_deref(), Some("2"));

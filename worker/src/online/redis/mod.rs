@@ -527,6 +527,18 @@ impl OnlineStore for RedisOnline {
         index::count(&self.connections, &self.keys, view, generation).await
     }
 
+    async fn rows_kept(&self, view: &ViewId, generation: u64) -> Result<u64> {
+        let Some(entry) = self.entry(view, generation).await? else { return Ok(0) };
+        let known = entry.rows.filter(|_| matches!(entry.state.as_str(), "finished" | "published"));
+        if let Some(rows) = known
+            && entry.servers == self.servers().await?
+            && self.sample_is_there(view, generation, rows).await?
+        {
+            return Ok(rows);
+        }
+        self.count(view, generation).await
+    }
+
     async fn scan(
         &self,
         view: &ViewId,
