@@ -198,8 +198,11 @@ pub(super) async fn restore_as_asked(
     let lake = engine::claimed_lake(&settings, registry).await?;
     let actor = context.actor();
     let mut shown = false;
+    // One restore, however often it is planned: an approval is used for it once.
+    let id = RunId::generate();
+    let mut approved = None;
     for _ in 0..PLANS_MAX {
-        let mut planned = prepare(asked, registry).await?;
+        let mut planned = prepare(asked, id, registry).await?;
         if planned.is_nothing() {
             context
                 .output
@@ -231,16 +234,14 @@ pub(super) async fn restore_as_asked(
             }
             shown = true;
         }
-        let approval = policy::admitted(&ask, registry).await?;
+        if approved.as_ref() != Some(&ask.ask) {
+            admit(&ask, id, registry).await?;
+            approved = Some(ask.ask);
+        }
         planned.request.actor.clone_from(&actor);
         how.reason.clone_into(&mut planned.request.reason);
-        let id = planned.request.id;
         match registry.store.restore_begin(planned.request).await {
             Ok(()) => {
-                if let Some(approval) = approval {
-                    let used = registry.store.approval_use(approval, &id.to_string()).await;
-                    used.context("noting that the approval was used")?;
-                }
                 fail::fail_point!("restore.begun");
                 return see_through(id, registry, context).await;
             }
@@ -278,9 +279,19 @@ async fn under_way(asked: &Asked, registry: &Registry) -> anyhow::Result<Option<
     Ok(None)
 }
 
-async fn prepare(asked: &Asked, registry: &Registry) -> anyhow::Result<Planned> {
+/// Asks the policy. An approval that lets the restore through is used up before it begins: whoever dies in between asks again,
+/// and no approval serves twice.
+async fn admit(ask: &Ask<'_>, id: RunId, registry: &Registry) -> anyhow::Result<()> {
+    if let Some(approval) = policy::admitted(ask, registry).await? {
+        let used = registry.store.approval_use(approval, &id.to_string()).await;
+        used.context("noting that the approval was used")?;
+    }
+    Ok(())
+}
+
+async fn prepare(asked: &Asked, id: RunId, registry: &Registry) -> anyhow::Result<Planned> {
     let definitions = Definitions { revision: registry.revision, project: &registry.project };
-    let planned = plan::plan(&*registry.store, definitions, asked, RunId::generate(), registry.clock.now()).await;
+    let planned = plan::plan(&*registry.store, definitions, asked, id, registry.clock.now()).await;
     planned.map_err(|error| match error {
         PlanError::Refused(problems) => UserError::new(problems.join("; ")).into(),
         PlanError::Store(StoreError::NotFound { what, name }) => {
@@ -303,22 +314,18 @@ pub(super) async fn perform(
     let settings = context.settings()?;
     let lake = engine::claimed_lake(&settings, registry).await?;
     let online = engine::online(&settings).await?;
-    let mut planned = prepare(asked, registry).await?;
+    let id = RunId::generate();
+    let mut planned = prepare(asked, id, registry).await?;
     if planned.is_nothing() {
         return Ok(None);
     }
     check(&*registry.store, &lake, online.as_deref(), &planned).await?;
     let actor = context.actor();
     let ask = Ask::of(&planned, asked.cascade, &actor, reason, registry.clock.now())?;
-    let approval = policy::admitted(&ask, registry).await?;
+    admit(&ask, id, registry).await?;
     planned.request.actor.clone_from(&actor);
     reason.clone_into(&mut planned.request.reason);
-    let id = planned.request.id;
     registry.store.restore_begin(planned.request).await.context("beginning the restore")?;
-    if let Some(approval) = approval {
-        let used = registry.store.approval_use(approval, &id.to_string()).await;
-        used.context("noting that the approval was used")?;
-    }
     carry_out(id, registry, context).await.map(Some)
 }
 
