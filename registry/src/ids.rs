@@ -132,6 +132,11 @@ name!(
     "recipe name"
 );
 name!(
+    /// A drill that is scheduled.
+    DrillName,
+    "drill name"
+);
+name!(
     /// A queue: tasks for workers that say they serve it.
     QueueName,
     "queue name"
@@ -260,6 +265,10 @@ id!(
 id!(
     /// A request for a second person's approval.
     ApprovalId
+);
+id!(
+    /// A drill: a restore rehearsed on a copy.
+    DrillId
 );
 id!(
     /// A lease token: proves to the registry that the caller still holds what it claimed.

@@ -12,6 +12,7 @@ pub mod care;
 pub mod cron;
 pub mod definitions;
 pub mod diagnostics;
+pub mod drill;
 pub mod fingerprint;
 pub mod ids;
 pub mod model;

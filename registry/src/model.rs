@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Origin;
 use crate::ids::{
-    DagName, EntityName, OwnerName, PoolName, ProjectName, QueueName, RecipeName, RuleName, SourceName, ViewId,
-    ViewName,
+    DagName, DrillName, EntityName, OwnerName, PoolName, ProjectName, QueueName, RecipeName, RuleName, SourceName,
+    ViewId, ViewName,
 };
 use crate::time::Instant;
 
@@ -28,7 +28,7 @@ pub use self::checks::{
     TextFormat, Tolerance, Total, Within,
 };
 pub use self::definition_tests::{DefinitionTest, ExpectedVerdict, GivenTable, TestRow, TestValue};
-pub use self::recovery::{Hours, Matching, PolicyRule, Recipe, RecipeStep, glob};
+pub use self::recovery::{Hours, Matching, PolicyRule, Recipe, RecipeStep, ScheduledDrill, glob};
 pub use self::source_checks::{OnDifference, SourceCheck, SourceRule, Volume};
 
 /// Everything a project defines.
@@ -54,6 +54,9 @@ pub struct Project {
     /// Named ways back.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     pub recipes: IndexMap<RecipeName, Recipe>,
+    /// Restores that are rehearsed regularly.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub drills: IndexMap<DrillName, ScheduledDrill>,
 }
 
 impl Project {
@@ -69,6 +72,7 @@ impl Project {
             dags: IndexMap::new(),
             restore_policy: IndexMap::new(),
             recipes: IndexMap::new(),
+            drills: IndexMap::new(),
         }
     }
 
@@ -361,6 +365,9 @@ pub struct FeatureView {
     /// How old it may get.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub freshness: Option<Freshness>,
+    /// How long restoring it may take, to which drills are compared.
+    #[serde(default, with = "secs_option", skip_serializing_if = "Option::is_none")]
+    pub restore_target: Option<Duration>,
     /// Which workers compute it: those that serve this queue; `None` for the default queue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<QueueName>,

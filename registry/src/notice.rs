@@ -67,6 +67,10 @@ events! {
     PolicyOverridden = "policy.overridden",
     /// A recipe says so.
     RecipeNotified = "recipe.notified",
+    /// A drill did not bring everything back as it was, or could not be carried out.
+    DrillFailed = "drill.failed",
+    /// A drill took longer than the target of a view.
+    DrillSlow = "drill.slow",
     /// A feature was switched off or on.
     SwitchChanged = "switch.changed",
     /// Somebody tries a webhook.

@@ -166,6 +166,9 @@ fn rows(project: &Project) -> Vec<DefinitionRow> {
     for (name, recipe) in &project.recipes {
         add(DefinitionKind::Recipe, name.to_string(), serde_json::to_value(recipe).ok(), None);
     }
+    for (name, drill) in &project.drills {
+        add(DefinitionKind::Drill, name.to_string(), serde_json::to_value(drill).ok(), None);
+    }
     rows
 }
 
@@ -357,6 +360,8 @@ pub enum DefinitionKind {
     RestoreRule,
     /// [`crate::model::Recipe`].
     Recipe,
+    /// [`crate::model::ScheduledDrill`].
+    Drill,
 }
 
 impl DefinitionKind {
@@ -371,6 +376,7 @@ impl DefinitionKind {
             Self::Dag => "dag",
             Self::RestoreRule => "restore_rule",
             Self::Recipe => "recipe",
+            Self::Drill => "drill",
         }
     }
 }
@@ -393,6 +399,7 @@ impl FromStr for DefinitionKind {
             "dag" => Self::Dag,
             "restore_rule" => Self::RestoreRule,
             "recipe" => Self::Recipe,
+            "drill" => Self::Drill,
             _ => return Err(format!("`{text}` is not a kind of definition")),
         })
     }

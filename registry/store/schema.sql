@@ -79,6 +79,26 @@ CREATE TABLE definitions (
 ) STRICT;
 CREATE UNIQUE INDEX definitions_current ON definitions (kind, name) WHERE until IS NULL;
 CREATE INDEX definitions_position ON definitions (position);
+CREATE TABLE drill_views (
+    view    TEXT NOT NULL,
+    drill   TEXT NOT NULL REFERENCES drills (id),
+    at      INTEGER NOT NULL,
+    took_ms INTEGER,
+    PRIMARY KEY (view, drill)
+) STRICT;
+CREATE TABLE drills (
+    id          TEXT NOT NULL PRIMARY KEY,
+    name        TEXT,
+    views       TEXT NOT NULL,
+    scenarios   TEXT NOT NULL,
+    actor       TEXT NOT NULL,
+    started_at  INTEGER NOT NULL,
+    finished_at INTEGER,
+    state       TEXT NOT NULL,
+    report      TEXT
+) STRICT;
+CREATE INDEX drills_by_name ON drills (name, started_at) WHERE name IS NOT NULL;
+CREATE INDEX drills_open ON drills (id) WHERE finished_at IS NULL;
 CREATE TABLE duties (
     name  TEXT NOT NULL PRIMARY KEY,
     owner TEXT NOT NULL,

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use tidegate_registry::definitions::{LoadOptions, load, load_files};
 use tidegate_registry::diagnostics::{RenderStyle, render};
+use tidegate_registry::drill::Scenario;
 use tidegate_registry::model::{Project, RecipeStep};
 use tidegate_registry::restore::HoldPolicy;
 use tidegate_registry::switches::Serve;
@@ -101,10 +102,15 @@ recipes:
       - hold: {}
       - validate: {sample: 100}
       - notify: {message: delays were taken back}
+drills:
+  - name: weekly
+    match: {views: [carrier_delays]}
+    schedule: {cron: "0 5 * * 0", timezone: Europe/Berlin}
+    scenarios: [bad_deploy, online_store_lost]
 "#;
 
 #[test]
-fn rules_and_recipes_mean_views_and_say_what_is_done() {
+fn rules_recipes_and_drills_mean_views_and_say_what_is_done() {
     let text = format!("{GOOD}{RECOVERY}");
     let files = [("tidegate.yaml", SETTINGS.as_bytes()), ("flights.yaml", text.as_bytes())];
     let loaded = load_files(Path::new("/flights"), &files, &LoadOptions::default());
@@ -130,10 +136,15 @@ fn rules_and_recipes_mean_views_and_say_what_is_done() {
             RecipeStep::Notify { message: "delays were taken back".to_owned() },
         ]
     );
+    let drill = &project.drills[0];
+    assert!(drill.matching.means(view));
+    assert_eq!((drill.cron.as_str(), drill.timezone.name()), ("0 5 * * 0", "Europe/Berlin"));
+    assert_eq!(drill.scenarios, [Scenario::BadDeploy, Scenario::OnlineStoreLost]);
     // As the registry keeps it.
     let kept = serde_json::from_value::<Project>(serde_json::to_value(&project).unwrap()).unwrap();
     assert_eq!(kept.recipes[0].steps, recipe.steps);
     assert_eq!(kept.restore_policy[0].hours, rule.hours);
+    assert_eq!(kept.drills[0].scenarios, drill.scenarios);
 }
 
 #[test]

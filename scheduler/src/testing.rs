@@ -84,6 +84,7 @@ pub(crate) fn view(name: &str, output: Output, reads: &[&str]) -> FeatureView {
         checks: Vec::new(),
         online: None,
         freshness: None,
+        restore_target: None,
         queue: None,
         pool: None,
         fingerprint: "f".to_owned(),

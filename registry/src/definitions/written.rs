@@ -41,6 +41,8 @@ record! {
         restore_policy: optional Vec<At<RestoreRuleFile>>,
         /// Named ways back, for `tidegate recipe run`.
         recipes: optional Vec<At<RecipeFile>>,
+        /// Restores that are rehearsed regularly, on a copy of what is live.
+        drills: optional Vec<At<DrillFile>>,
         /// A few rows in, and the rows that a view shall make of them; run by `tidegate test`.
         tests: optional Vec<At<TestFile>>,
     }
@@ -151,6 +153,8 @@ record! {
         online: optional OnlineFile,
         /// How old it may get.
         freshness: optional FreshnessFile,
+        /// How long restoring it may take, as in `2m`: `tidegate status` shows beside it what drills took.
+        restore_target: optional WrittenDuration,
         /// Which workers compute it: those started with `--queues NAME`; any worker that serves `default` when left out.
         queue: optional String,
         /// A name under `pools:` whose slots its task takes while it runs.

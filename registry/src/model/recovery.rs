@@ -1,11 +1,13 @@
-//! What is agreed beforehand about taking data back: who may ([`PolicyRule`]), and what is done step by step ([`Recipe`]).
+//! What is agreed beforehand about taking data back: who may ([`PolicyRule`]), what is done step by step ([`Recipe`]), and when
+//! it is rehearsed ([`ScheduledDrill`]).
 
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
 use super::FeatureView;
 use crate::diagnostics::Origin;
-use crate::ids::{OwnerName, RecipeName, RuleName};
+use crate::drill::Scenario;
+use crate::ids::{DrillName, OwnerName, RecipeName, RuleName};
 use crate::restore::HoldPolicy;
 use crate::switches::Serve;
 
@@ -106,6 +108,28 @@ pub struct Recipe {
     pub matching: Matching,
     /// What is done, in this order.
     pub steps: Vec<RecipeStep>,
+    /// Where it is defined.
+    #[serde(skip)]
+    pub origin: Origin,
+}
+
+/// A restore that is rehearsed regularly.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScheduledDrill {
+    /// Its name.
+    pub name: DrillName,
+    /// Free text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// The views that take part.
+    pub matching: Matching,
+    /// When, in crontab(5).
+    pub cron: String,
+    /// The zone on whose wall clock its fields are read.
+    pub timezone: Tz,
+    /// What is rehearsed; empty for everything that makes sense.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scenarios: Vec<Scenario>,
     /// Where it is defined.
     #[serde(skip)]
     pub origin: Origin,

@@ -80,7 +80,8 @@ pub(crate) async fn apply(db: &Db, request: &ApplyRequest) -> Result<i64> {
             | DefinitionKind::Entity
             | DefinitionKind::Source
             | DefinitionKind::RestoreRule
-            | DefinitionKind::Recipe => {}
+            | DefinitionKind::Recipe
+            | DefinitionKind::Drill => {}
         }
     }
     for dag in dags_touched(&mut tx, request, &before).await? {
@@ -366,6 +367,7 @@ pub(crate) async fn project_in_tx(tx: &mut Conn, revision: Option<i64>) -> Resul
                 _ = project.restore_policy.insert(row.parse("name")?, row.json("body")?);
             }
             DefinitionKind::Recipe => _ = project.recipes.insert(row.parse("name")?, row.json("body")?),
+            DefinitionKind::Drill => _ = project.drills.insert(row.parse("name")?, row.json("body")?),
         }
     }
     Ok((revision, project))

@@ -17,7 +17,10 @@ use async_trait::async_trait;
 use indexmap::IndexMap;
 use tidegate_registry::audit::{AuditEvent, AuditFilter, AuditVerdict, NewAuditEvent};
 use tidegate_registry::care::{self, Care, PrunedRows, Rebuild, TableRows, ViewKeep};
-use tidegate_registry::ids::{ApprovalId, DagName, LeaseToken, NoticeId, RegistryId, RunId, SnapshotId, ViewId};
+use tidegate_registry::drill::{Drill, DrillEnd, Drilling, Proven};
+use tidegate_registry::ids::{
+    ApprovalId, DagName, DrillId, DrillName, LeaseToken, NoticeId, RegistryId, RunId, SnapshotId, ViewId,
+};
 use tidegate_registry::model::{Alike, Project};
 use tidegate_registry::notice::{
     Delivery, DeliveryClaim, DeliveryEnd, NewNotice, Notice, NoticeFilter, Outbox, Subscription,
@@ -303,6 +306,17 @@ pass_on! {
         approve(id: ApprovalId, actor: &str, now: Instant) -> () => (id, &actor, now);
         approval_use(id: ApprovalId, used_for: &str) -> () => (id, &used_for);
         oldest_recorded(snapshots: &[SnapshotId]) -> Option<Instant> => (&snapshots);
+    }
+}
+
+pass_on! {
+    Drilling {
+        drill_begin(drill: &Drill) -> () => (&drill);
+        drill_end(id: DrillId, end: DrillEnd) -> () => (id, end);
+        drills(limit: u32) -> Vec<Drill> => (limit);
+        drills_open() -> Vec<Drill> => ();
+        drilled_last(drill: &DrillName) -> Option<Instant> => (&drill);
+        proven(views: &[ViewId]) -> IndexMap<ViewId, Proven> => (&views);
     }
 }
 

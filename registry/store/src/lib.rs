@@ -19,6 +19,7 @@ mod creation;
 mod db;
 mod decisions;
 mod definitions;
+mod drills;
 pub mod faults;
 mod holds;
 mod moves;

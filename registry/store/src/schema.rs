@@ -112,6 +112,15 @@ pub(crate) const STEPS: &[Step] = &[
             postgres: include_str!("../migrations/postgres/0010_approvals.sql"),
         },
     },
+    Step {
+        name: "0011_drills",
+        // Older programs cannot read projects that schedule drills.
+        compatible_from: 11,
+        text: Sql {
+            sqlite: include_str!("../migrations/sqlite/0011_drills.sql"),
+            postgres: include_str!("../migrations/postgres/0011_drills.sql"),
+        },
+    },
 ];
 
 /// The step that chains the events that are there, which no SQL can do.

@@ -37,6 +37,7 @@ fn view(checks: Vec<Check>) -> FeatureView {
         checks,
         online: None,
         freshness: None,
+        restore_target: None,
         queue: None,
         pool: None,
         fingerprint: String::new(),

@@ -58,6 +58,7 @@ fn view(features: &[(&str, &str)], checks: Vec<Check>) -> FeatureView {
         checks,
         online: None,
         freshness: None,
+        restore_target: None,
         queue: None,
         pool: None,
         fingerprint: String::new(),

@@ -150,6 +150,7 @@ pub(super) mod tests {
             checks: Vec::new(),
             online: None,
             freshness: None,
+            restore_target: None,
             queue: None,
             pool: None,
             fingerprint: String::new(),

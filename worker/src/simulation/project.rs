@@ -81,6 +81,7 @@ fn view(id: &str, reads: &[&str]) -> FeatureView {
         checks: Vec::new(),
         online: Some(Online { strategy: Strategy::Swap, max_deletes: None, keep: 1 }),
         freshness: None,
+        restore_target: None,
         queue: None,
         pool: None,
         fingerprint: id.to_owned(),

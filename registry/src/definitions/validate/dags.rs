@@ -224,7 +224,7 @@ fn schedule(file: &At<ScheduleFile>, out: &mut Vec<Diagnostic>) -> Option<Schedu
     })
 }
 
-fn cron(field: &Field<String>, out: &mut Vec<Diagnostic>) -> Option<String> {
+pub(super) fn cron(field: &Field<String>, out: &mut Vec<Diagnostic>) -> Option<String> {
     let cron = field.get()?;
     match Cron::parse(&cron.value) {
         Ok(_) => Some(cron.value.clone()),

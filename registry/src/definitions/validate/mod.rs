@@ -22,8 +22,8 @@ use super::files::Files;
 use super::read::{At, Field, nearest};
 use super::rules::Rules;
 use super::written::{
-    DagFile, DefinitionFile, EntityFile, OwnerFile, PoolFile, RecipeFile, RestoreRuleFile, SourceFile, TestFile,
-    ViewFile,
+    DagFile, DefinitionFile, DrillFile, EntityFile, OwnerFile, PoolFile, RecipeFile, RestoreRuleFile, SourceFile,
+    TestFile, ViewFile,
 };
 use crate::diagnostics::{Diagnostic, Origin, SourceMap, ids};
 use crate::ids::{InvalidName, OwnerName, ProjectName, ViewId, ViewName};
@@ -49,6 +49,7 @@ pub(super) struct Written {
     tests: Vec<At<TestFile>>,
     restore_policy: Vec<At<RestoreRuleFile>>,
     recipes: Vec<At<RecipeFile>>,
+    drills: Vec<At<DrillFile>>,
 }
 
 impl Written {
@@ -68,6 +69,7 @@ impl Written {
         self.tests.extend(items(file.tests));
         self.restore_policy.extend(items(file.restore_policy));
         self.recipes.extend(items(file.recipes));
+        self.drills.extend(items(file.drills));
     }
 }
 

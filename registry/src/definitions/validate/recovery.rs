@@ -1,23 +1,23 @@
-//! Restore policy and recipes: that they mean something that exists, and can be carried out.
+//! Restore policy, recipes and drills: that they mean something that exists, and can be carried out.
 
 use std::collections::HashMap;
 
 use chrono::NaiveTime;
 
-use super::dags::timezone;
+use super::dags::{cron, timezone};
 use super::{Catalog, Written, define, parse_name, unknown};
 use crate::definitions::read::{At, Field, nearest};
 use crate::definitions::written::{
-    ApprovalWord, CascadeWord, DisableFile, HoursFile, MatchFile, RecipeFile, RestoreRuleFile, StepFile,
+    ApprovalWord, CascadeWord, DisableFile, DrillFile, HoursFile, MatchFile, RecipeFile, RestoreRuleFile, StepFile,
 };
 use crate::diagnostics::{Diagnostic, Origin, ids};
-use crate::ids::{OwnerName, RecipeName, RuleName};
-use crate::model::{FeatureView, Hours, Matching, PolicyRule, Project, Recipe, RecipeStep, glob};
+use crate::ids::{DrillName, OwnerName, RecipeName, RuleName};
+use crate::model::{FeatureView, Hours, Matching, PolicyRule, Project, Recipe, RecipeStep, ScheduledDrill, glob};
 use crate::switches::{BUCKETS, Serve};
 
-/// Adds the rules and recipes that are right to `project`, whose views are known.
+/// Adds the rules, recipes and drills that are right to `project`, whose views are known.
 pub(super) fn recovery(written: &Written, project: &mut Project, catalog: &Catalog, out: &mut Vec<Diagnostic>) {
-    let (mut rules, mut recipes) = (HashMap::new(), HashMap::new());
+    let (mut rules, mut recipes, mut drills) = (HashMap::new(), HashMap::new(), HashMap::new());
     for file in &written.restore_policy {
         define("restore rule", &file.name, &mut rules, out);
         if let Some(rule) = rule(file, catalog, out) {
@@ -28,6 +28,12 @@ pub(super) fn recovery(written: &Written, project: &mut Project, catalog: &Catal
         define("recipe", &file.name, &mut recipes, out);
         if let Some(recipe) = recipe(file, project, catalog, out) {
             project.recipes.entry(recipe.name.clone()).or_insert(recipe);
+        }
+    }
+    for file in &written.drills {
+        define("drill", &file.name, &mut drills, out);
+        if let Some(drill) = drill(file, project, catalog, out) {
+            project.drills.entry(drill.name.clone()).or_insert(drill);
         }
     }
 }
@@ -165,25 +171,67 @@ fn recipe(file: &At<RecipeFile>, project: &Project, catalog: &Catalog, out: &mut
         return None;
     }
     let matching = matching?;
-    let views: Vec<&FeatureView> = project.views.values().filter(|view| matching.means(view)).collect();
-    // With a mistake in a view nobody knows what would be meant.
-    let all_known = catalog.views.values().map(std::collections::BTreeMap::len).sum::<usize>() == project.views.len();
-    if views.is_empty() {
-        if all_known {
-            out.push(
-                Diagnostic::error(ids::UNKNOWN_VIEW, origin, "the recipe is for no view")
-                    .with_label("no view has all of what `match` says")
-                    .with_help("`tidegate views list` shows names, owners and tags, `tidegate views show` checks"),
-            );
-        }
-        return None;
-    }
+    let all_known = all_known(project, catalog);
+    let views = views_meant("recipe", &matching, &origin, all_known, project, out)?;
     let steps: Vec<Option<RecipeStep>> = written.iter().map(|at| step(at, &views, all_known, out)).collect();
     Some(Recipe {
         name: name?,
         description: file.description.value()?,
         matching,
         steps: steps.into_iter().collect::<Option<_>>()?,
+        origin,
+    })
+}
+
+/// With a mistake in a view nobody knows what would be meant.
+fn all_known(project: &Project, catalog: &Catalog) -> bool {
+    catalog.views.values().map(std::collections::BTreeMap::len).sum::<usize>() == project.views.len()
+}
+
+/// The views that `matching` means; `None`, and said so, when there is none.
+fn views_meant<'a>(
+    kind: &str,
+    matching: &Matching,
+    origin: &Origin,
+    all_known: bool,
+    project: &'a Project,
+    out: &mut Vec<Diagnostic>,
+) -> Option<Vec<&'a FeatureView>> {
+    let views: Vec<&FeatureView> = project.views.values().filter(|view| matching.means(view)).collect();
+    if views.is_empty() && all_known {
+        out.push(
+            Diagnostic::error(ids::UNKNOWN_VIEW, origin.clone(), format!("the {kind} is for no view"))
+                .with_label("no view has all of what `match` says")
+                .with_help("`tidegate views list` shows names, owners and tags, `tidegate views show` checks"),
+        );
+    }
+    (!views.is_empty()).then_some(views)
+}
+
+fn drill(
+    file: &At<DrillFile>,
+    project: &Project,
+    catalog: &Catalog,
+    out: &mut Vec<Diagnostic>,
+) -> Option<ScheduledDrill> {
+    let name = parse_name(&file.name, DrillName::new, out);
+    let matching = matching(&file.r#match, catalog, out);
+    let schedule = file.schedule.get().map(|schedule| (cron(&schedule.cron, out), timezone(&schedule.timezone, out)));
+    let scenarios = match &file.scenarios {
+        Field::Missing => Some(Vec::new()),
+        Field::Bad => None,
+        Field::Is(written) => Some(written.iter().map(|scenario| scenario.value).collect()),
+    };
+    let (matching, origin) = (matching?, file.name.origin_or(&file.origin));
+    views_meant("drill", &matching, &origin, all_known(project, catalog), project, out)?;
+    let (cron, timezone) = schedule?;
+    Some(ScheduledDrill {
+        name: name?,
+        description: file.description.value(),
+        matching,
+        cron: cron?,
+        timezone: timezone?,
+        scenarios: scenarios?,
         origin,
     })
 }

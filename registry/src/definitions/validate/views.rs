@@ -66,6 +66,12 @@ fn view(
     let checks = checks::checks(file, &columns, &keys, catalog, out);
     let online = file.online.get().and_then(|online| self::online(online, out));
     let freshness = file.freshness.get().and_then(|freshness| self::freshness(freshness, out));
+    if let Some(target) = file.restore_target.get().filter(|target| target.0.is_zero()) {
+        out.push(
+            Diagnostic::error(ids::OUT_OF_RANGE, target.origin.clone(), "nothing is restored within `0s`")
+                .with_help("write for example `restore_target: 2m`, or leave it out"),
+        );
+    }
     let view = FeatureView {
         id: ViewId::new(name?, version?),
         entity: entity?,
@@ -81,6 +87,7 @@ fn view(
         checks,
         online,
         freshness,
+        restore_target: file.restore_target.value().map(Duration::from),
         queue: file.queue.get().and_then(|_| parse_name(&file.queue, QueueName::new, out)),
         pool: pool_ref(&file.pool, catalog, out),
         fingerprint: String::new(),

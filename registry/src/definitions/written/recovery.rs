@@ -1,4 +1,4 @@
-//! What may be written of restore policy and recipes.
+//! What may be written of restore policy, recipes and drills.
 
 use std::borrow::Cow;
 
@@ -9,6 +9,7 @@ use crate::definitions::read::{nearest, one_key, scalar, schema_of, words};
 use crate::definitions::scalars::WrittenDuration;
 use crate::definitions::yaml::Value;
 use crate::diagnostics::{Diagnostic, ids};
+use crate::drill::Scenario;
 use crate::restore::HoldPolicy;
 use crate::switches::Serve;
 
@@ -69,6 +70,33 @@ record! {
         r#match: optional MatchFile,
         /// What is done, in this order.
         steps: required Vec<At<StepFile>>,
+    }
+}
+
+record! {
+    /// A restore that is rehearsed regularly, on a copy of what is live: see `tidegate drill`.
+    DrillFile "drill" {
+        /// Its name.
+        name: required String,
+        /// Free text.
+        description: optional String,
+        /// The views that take part; all when left out.
+        r#match: optional MatchFile,
+        /// When.
+        schedule: required DrillScheduleFile,
+        /// What is rehearsed: any of `bad_deploy`, `partial_data`, `tag_mismatch`, `training_set_out_of_step`, `online_store_lost`;
+        /// everything that makes sense when left out or empty.
+        scenarios: optional Vec<At<Scenario>>,
+    }
+}
+
+record! {
+    /// When a drill is carried out.
+    DrillScheduleFile "schedule" {
+        /// crontab(5): five fields, or `@daily` and its kin.
+        cron: required String,
+        /// The zone on whose wall clock the fields are read, as in `Europe/Berlin`; `UTC` when left out.
+        timezone: optional String,
     }
 }
 
@@ -169,8 +197,18 @@ pub(in crate::definitions) enum CascadeWord {
 words!(ApprovalWord, "a kind of approval" { "required" => Self::Required, "none" => Self::None, });
 words!(LastGoodWord, "a place to go back to" { "last_good" => Self::LastGood, });
 words!(CascadeWord, "a choice for what is downstream" { "with" => Self::With, "without" => Self::Without, });
+words!(Scenario, "a scenario" {
+    "bad_deploy" => Self::BadDeploy,
+    "partial_data" => Self::PartialData,
+    "tag_mismatch" => Self::TagMismatch,
+    "training_set_out_of_step" => Self::TrainingSetOutOfStep,
+    "online_store_lost" => Self::OnlineStoreLost,
+});
 words!(HoldPolicy, "a choice for runs" { "skip_runs" => Self::SkipRuns, "stage_only" => Self::StageOnly, });
 
+schema_of!(Scenario, "scenario", {
+    "enum": ["bad_deploy", "partial_data", "tag_mismatch", "training_set_out_of_step", "online_store_lost"]
+});
 schema_of!(ApprovalWord, "approval", { "enum": ["required", "none"] });
 schema_of!(LastGoodWord, "to", { "enum": ["last_good"] });
 schema_of!(CascadeWord, "cascade", { "enum": ["with", "without"] });

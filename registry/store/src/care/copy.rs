@@ -43,6 +43,8 @@ pub(super) const TABLES: &[(&str, &str)] = &[
     ("bad_snapshots", "snapshot"),
     ("feature_switches", "view, feature"),
     ("approvals", "id"),
+    ("drills", "id"),
+    ("drill_views", "drill, view"),
     ("checks", "run, seq, position"),
     ("notices", "id"),
     ("notice_deliveries", "notice, webhook"),

@@ -16,6 +16,7 @@ pub mod audit;
 pub mod care;
 pub mod decisions;
 pub mod definitions;
+pub mod drills;
 pub mod histories;
 pub mod notices;
 pub mod placement;
@@ -195,6 +196,10 @@ macro_rules! conformance {
                 a_request_waits_for_one_approval_and_is_used_once,
                 the_age_of_what_is_taken_back_is_that_of_its_oldest_snapshot,
             }
+            drills {
+                a_drill_is_written_down_when_it_begins_and_when_it_ends,
+                the_newest_drill_in_which_a_view_came_back_is_what_is_proven,
+            }
             processes {
                 two_processes_work_on_one_registry,
                 a_worker_is_alive_while_it_is_heard_of,
@@ -224,6 +229,7 @@ mod tests {
             include_str!("audit.rs"),
             include_str!("care.rs"),
             include_str!("definitions.rs"),
+            include_str!("drills.rs"),
             include_str!("histories.rs"),
             include_str!("notices.rs"),
             include_str!("placement.rs"),

@@ -104,6 +104,7 @@ pub(crate) fn view_row(id: &str, reads: &[&str], description: &str) -> Definitio
         checks: Vec::new(),
         online: None,
         freshness: None,
+        restore_target: None,
         queue: None,
         pool: None,
         fingerprint: "f".to_owned(),

@@ -67,6 +67,7 @@ fn project(flights: i64) -> Project {
         checks: Vec::new(),
         online: None,
         freshness: None,
+        restore_target: None,
         queue: None,
         pool: None,
         fingerprint: "test".to_owned(),
