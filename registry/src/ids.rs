@@ -137,6 +137,16 @@ name!(
     "drill name"
 );
 name!(
+    /// A feature service: a named set of features.
+    ServiceName,
+    "feature service name"
+);
+name!(
+    /// A consumer: a model, application or report that reads features.
+    ConsumerName,
+    "consumer name"
+);
+name!(
     /// A queue: tasks for workers that say they serve it.
     QueueName,
     "queue name"
@@ -269,6 +279,10 @@ id!(
 id!(
     /// A drill: a restore rehearsed on a copy.
     DrillId
+);
+id!(
+    /// A dataset: a training or scoring set as it was built.
+    DatasetId
 );
 id!(
     /// A lease token: proves to the registry that the caller still holds what it claimed.

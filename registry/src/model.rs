@@ -6,6 +6,7 @@
 mod checks;
 mod definition_tests;
 mod recovery;
+mod services;
 mod source_checks;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -18,8 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Origin;
 use crate::ids::{
-    DagName, DrillName, EntityName, OwnerName, PoolName, ProjectName, QueueName, RecipeName, RuleName, SourceName,
-    ViewId, ViewName,
+    ConsumerName, DagName, DrillName, EntityName, OwnerName, PoolName, ProjectName, QueueName, RecipeName, RuleName,
+    ServiceName, SourceName, ViewId, ViewName,
 };
 use crate::time::Instant;
 
@@ -29,6 +30,7 @@ pub use self::checks::{
 };
 pub use self::definition_tests::{DefinitionTest, ExpectedVerdict, GivenTable, TestRow, TestValue};
 pub use self::recovery::{Hours, Matching, PolicyRule, Recipe, RecipeStep, ScheduledDrill, glob};
+pub use self::services::{Consumer, ConsumerKind, FeatureService};
 pub use self::source_checks::{OnDifference, SourceCheck, SourceRule, Volume};
 
 /// Everything a project defines.
@@ -57,6 +59,12 @@ pub struct Project {
     /// Restores that are rehearsed regularly.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     pub drills: IndexMap<DrillName, ScheduledDrill>,
+    /// Named sets of features.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub feature_services: IndexMap<ServiceName, FeatureService>,
+    /// Who reads which features.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub consumers: IndexMap<ConsumerName, Consumer>,
 }
 
 impl Project {
@@ -73,6 +81,8 @@ impl Project {
             restore_policy: IndexMap::new(),
             recipes: IndexMap::new(),
             drills: IndexMap::new(),
+            feature_services: IndexMap::new(),
+            consumers: IndexMap::new(),
         }
     }
 
@@ -94,6 +104,11 @@ impl Project {
     /// The join keys of `view`, in declared order. Empty only if the project was not validated.
     pub fn keys_of(&self, view: &FeatureView) -> &[Key] {
         self.entities.get(&view.entity).map_or(&[], |entity| &entity.keys)
+    }
+
+    /// The consumers of any of `views`.
+    pub fn consumers_of<'a>(&'a self, views: &'a [ViewId]) -> impl Iterator<Item = &'a Consumer> {
+        self.consumers.values().filter(|consumer| views.iter().any(|view| consumer.uses(view)))
     }
 
     /// `views` ordered so that each comes after those of `views` that it reads; ties keep the given order.

@@ -169,6 +169,12 @@ fn rows(project: &Project) -> Vec<DefinitionRow> {
     for (name, drill) in &project.drills {
         add(DefinitionKind::Drill, name.to_string(), serde_json::to_value(drill).ok(), None);
     }
+    for (name, service) in &project.feature_services {
+        add(DefinitionKind::FeatureService, name.to_string(), serde_json::to_value(service).ok(), None);
+    }
+    for (name, consumer) in &project.consumers {
+        add(DefinitionKind::Consumer, name.to_string(), serde_json::to_value(consumer).ok(), None);
+    }
     rows
 }
 
@@ -362,6 +368,10 @@ pub enum DefinitionKind {
     Recipe,
     /// [`crate::model::ScheduledDrill`].
     Drill,
+    /// [`crate::model::FeatureService`].
+    FeatureService,
+    /// [`crate::model::Consumer`].
+    Consumer,
 }
 
 impl DefinitionKind {
@@ -377,6 +387,8 @@ impl DefinitionKind {
             Self::RestoreRule => "restore_rule",
             Self::Recipe => "recipe",
             Self::Drill => "drill",
+            Self::FeatureService => "feature_service",
+            Self::Consumer => "consumer",
         }
     }
 }
@@ -400,6 +412,8 @@ impl FromStr for DefinitionKind {
             "restore_rule" => Self::RestoreRule,
             "recipe" => Self::Recipe,
             "drill" => Self::Drill,
+            "feature_service" => Self::FeatureService,
+            "consumer" => Self::Consumer,
             _ => return Err(format!("`{text}` is not a kind of definition")),
         })
     }

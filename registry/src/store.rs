@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::audit::{AuditEvent, AuditFilter, AuditVerdict, NewAuditEvent};
 use crate::care::Care;
+use crate::dataset::Datasets;
 use crate::drill::Drilling;
 use crate::ids::{DagName, LeaseToken, PoolName, QueueName, RegistryId, RunId, SnapshotId, ViewId};
 use crate::model::{Alike, Project};
@@ -470,7 +471,7 @@ pub struct CheckFilter {
 
 /// The registry.
 #[async_trait]
-pub trait Store: Approving + Care + Drilling + Outbox + Restoring + Switching + Send + Sync + Debug {
+pub trait Store: Approving + Care + Datasets + Drilling + Outbox + Restoring + Switching + Send + Sync + Debug {
     // --- definitions -------------------------------------------------------------------------------------------------
 
     /// What this registry is.

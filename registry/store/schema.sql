@@ -67,6 +67,28 @@ CREATE TABLE dags (
     retired              INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX dags_due ON dags (due_at, dag) WHERE due_at IS NOT NULL;
+CREATE TABLE dataset_views (
+    dataset  TEXT NOT NULL REFERENCES datasets (id),
+    view     TEXT NOT NULL,
+    number   INTEGER NOT NULL,
+    snapshot TEXT REFERENCES snapshots (id),
+    PRIMARY KEY (dataset, view)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX dataset_views_by_snapshot ON dataset_views (snapshot) WHERE snapshot IS NOT NULL;
+CREATE INDEX dataset_views_by_view ON dataset_views (view, number);
+CREATE TABLE datasets (
+    id         TEXT NOT NULL PRIMARY KEY,
+    name       TEXT,
+    place      TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    actor      TEXT NOT NULL,
+    manifest   TEXT NOT NULL,
+    pinned_at  INTEGER,
+    pin_actor  TEXT,
+    pin_reason TEXT,
+    pin_files  TEXT
+) STRICT;
+CREATE INDEX datasets_by_name ON datasets (name) WHERE name IS NOT NULL;
 CREATE TABLE definitions (
     kind        TEXT NOT NULL,
     name        TEXT NOT NULL,

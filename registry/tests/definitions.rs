@@ -7,7 +7,8 @@ use std::path::Path;
 use tidegate_registry::definitions::{LoadOptions, load, load_files};
 use tidegate_registry::diagnostics::{RenderStyle, render};
 use tidegate_registry::drill::Scenario;
-use tidegate_registry::model::{Project, RecipeStep};
+use tidegate_registry::ids::ViewId;
+use tidegate_registry::model::{Consumer, Project, RecipeStep};
 use tidegate_registry::restore::HoldPolicy;
 use tidegate_registry::switches::Serve;
 
@@ -145,6 +146,83 @@ fn rules_recipes_and_drills_mean_views_and_say_what_is_done() {
     assert_eq!(kept.recipes[0].steps, recipe.steps);
     assert_eq!(kept.restore_policy[0].hours, rule.hours);
     assert_eq!(kept.drills[0].scenarios, drill.scenarios);
+}
+
+const SERVICES: &str = r#"
+  - name: by_route
+    entity: route
+    owner: delays
+    description: One view by a longer key
+    sql: SELECT carrier, origin, count(*) AS flights FROM flights GROUP BY carrier, origin
+    features: [{name: flights, type: bigint, description: departures, tags: [pii]}]
+"#;
+const CONSUMERS: &str = r#"
+feature_services:
+  - name: delay_model
+    owner: delays
+    description: What the model of delays is trained on
+    features: ["*_delays.avg_*", by_route]
+datasets:
+  - name: scores
+    entity: route
+    owner: delays
+    description: Whom to score every morning
+    features: [delay_model]
+    sql: |
+      SELECT carrier, origin
+      FROM flights -- of all time
+      GROUP BY carrier, origin;
+    freshness: {max_age: 30h}
+  - name: carriers
+    entity: carrier
+    owner: delays
+    description: All carriers
+    features: [carrier_delays]
+    names: short
+consumers:
+  - name: delay_predictor
+    owner: delays
+    description: Predicts
+    version: "7"
+    uses: [delay_model, carrier_delays@v1.flights_7d]
+  - {name: board, kind: report, owner: delays, description: Shows, uses: [scores]}
+"#;
+
+#[test]
+fn services_name_features_and_datasets_join_them() {
+    let good = GOOD.replace("    keys: [{name: carrier, type: string}]", "    keys: [{name: carrier, type: string}]\n  - name: route\n    keys: [{name: carrier, type: string}, {name: origin, type: string}]");
+    let good = good.replace("dags:", &format!("{}dags:", SERVICES.trim_start_matches('\n')));
+    let text = format!("{good}{CONSUMERS}")
+        .replace("views: [carrier_delays]", "views: [carrier_delays, by_route, scores, carriers]");
+    let files = [("tidegate.yaml", SETTINGS.as_bytes()), ("flights.yaml", text.as_bytes())];
+    let loaded = load_files(Path::new("/flights"), &files, &LoadOptions::default());
+    assert_eq!(render(&loaded.diagnostics, &loaded.files, RenderStyle::default()), "");
+    let project = loaded.project.unwrap();
+    let service = &project.feature_services[0];
+    assert_eq!(
+        service.features.names().collect::<Vec<_>>(),
+        ["carrier_delays@v1.avg_dep_delay_7d", "by_route@v1.flights"]
+    );
+    let using = |view: &str| {
+        let view = [view.parse().unwrap()];
+        project.consumers_of(&view).map(Consumer::label).collect::<Vec<_>>()
+    };
+    assert_eq!(using("by_route@v1"), ["delay_predictor (7)"]);
+    assert_eq!(using("scores@v1"), ["board"]);
+    assert_eq!(project.consumers[0].services.len(), 1);
+    assert_eq!(project.consumers[0].features.len(), 3);
+
+    let view = |id: &str| &project.views[&id.parse::<ViewId>().unwrap()];
+    let (scores, carriers) = (view("scores@v1"), view("carriers@v1"));
+    insta::assert_snapshot!("dataset_of_a_query", scores.sql.text);
+    insta::assert_snapshot!("dataset_of_all_entities", carriers.sql.text);
+    let place = text.lines().nth(scores.sql.origin.line as usize).unwrap();
+    assert_eq!(place.trim(), "SELECT carrier, origin", "line n of the text must be that of the file");
+    assert_eq!(scores.features[1].tags, ["pii"], "what is sensitive stays so");
+    let reads: Vec<_> = scores.view_reads().map(ToString::to_string).collect();
+    assert_eq!(reads, ["carrier_delays@v1", "by_route@v1"]);
+    assert!(!project.dags[0].in_order);
+    assert_eq!(project.dags[0].views.len(), 4);
 }
 
 #[test]

@@ -321,6 +321,7 @@ fn word(kind: DefinitionKind) -> &'static str {
         DefinitionKind::FeatureView => "feature view",
         DefinitionKind::Dag => "DAG",
         DefinitionKind::RestoreRule => "restore rule",
+        DefinitionKind::FeatureService => "feature service",
         other => other.as_str(),
     }
 }

@@ -23,6 +23,8 @@ pub use schema::json_schema;
 pub use settings::{LoadOptions, Settings};
 
 use files::Files;
+pub(crate) use read::nearest;
+
 use read::{At, Read};
 use rules::Rules;
 use settings::ProjectFile;

@@ -198,7 +198,7 @@ impl Read for serde_json::Value {
 }
 
 /// The nearest of `known` to `wanted`, when it is near enough to be what was meant.
-pub(super) fn nearest<'a>(wanted: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(wanted: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let limit = (wanted.chars().count() / 3).max(1) + usize::from(wanted.len() > 4);
     known
         .into_iter()

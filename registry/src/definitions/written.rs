@@ -2,6 +2,7 @@
 
 mod checks;
 mod recovery;
+mod services;
 mod source_checks;
 mod tests;
 
@@ -11,6 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 pub(super) use self::checks::*;
 pub(super) use self::recovery::*;
+pub(super) use self::services::*;
 pub(super) use self::source_checks::*;
 pub(super) use self::tests::*;
 use super::read::{
@@ -43,6 +45,12 @@ record! {
         recipes: optional Vec<At<RecipeFile>>,
         /// Restores that are rehearsed regularly, on a copy of what is live.
         drills: optional Vec<At<DrillFile>>,
+        /// Named sets of features: what a model is trained on and served with.
+        feature_services: optional Vec<At<ServiceFile>>,
+        /// Scoring sets, written by DAGs: a DAG names them under `views:`.
+        datasets: optional Vec<At<DatasetFile>>,
+        /// Models, applications and reports that read features.
+        consumers: optional Vec<At<ConsumerFile>>,
         /// A few rows in, and the rows that a view shall make of them; run by `tidegate test`.
         tests: optional Vec<At<TestFile>>,
     }

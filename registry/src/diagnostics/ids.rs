@@ -51,6 +51,7 @@ ids! {
     UNKNOWN_ENTITY = "unknown-entity",
     UNKNOWN_POOL = "unknown-pool",
     UNKNOWN_VIEW = "unknown-view",
+    UNKNOWN_FEATURE = "unknown-feature",
     RESERVED_NAME = "reserved-name",
     RULE_BROKEN = "rule-broken",
     // Paths

@@ -23,7 +23,7 @@ use crate::codec::{self, duration_micros, micros, number};
 use crate::db::postgres::{BULK_MAX, CALL_MAX};
 use crate::db::{Conn, Db, commit, on};
 use crate::sql::{Builder, db_now, query};
-use crate::{audit, notices, restoring};
+use crate::{audit, datasets, notices, restoring};
 
 /// Pinning, beginning a restore and expiring exclude each other.
 pub(crate) const RETENTION_LINE: &str = "tidegate retention";
@@ -289,8 +289,10 @@ async fn kept_snapshots(tx: &mut Conn, view: &ViewId) -> Result<Vec<KeptSnapshot
     .fetch_all(tx)
     .await
     .map_err(on("reading the snapshots of a view"))?;
+    let mut of_datasets = datasets::pins_in_tx(tx, view).await?;
     rows.iter()
         .map(|row| {
+            let id = row.parse("id")?;
             let pin = match row.instant_option("pinned_at")? {
                 Some(pinned_at) => Some(Pin {
                     pinned_at,
@@ -298,10 +300,10 @@ async fn kept_snapshots(tx: &mut Conn, view: &ViewId) -> Result<Vec<KeptSnapshot
                     reason: row.get_as("reason")?,
                     files: row.json("files")?,
                 }),
-                None => None,
+                None => of_datasets.remove(&id),
             };
             Ok(KeptSnapshot {
-                id: row.parse("id")?,
+                id,
                 created_at: row.instant("created_at")?,
                 interval: row.interval()?,
                 delta_version: row.count("delta_version")?,
@@ -322,7 +324,8 @@ async fn snapshots_expire(db: &Db, ids: &[SnapshotId], now: Instant) -> Result<V
         // What made it expendable may have changed since it was decided.
         let done = query(concat!(
             "UPDATE snapshots SET expired_at = coalesce(expired_at, $1) WHERE id = $2 \
-             AND id NOT IN (SELECT snapshot FROM snapshot_pins) AND NOT ",
+             AND id NOT IN (SELECT snapshot FROM snapshot_pins) AND NOT EXISTS (SELECT 1 FROM dataset_views AS dv \
+             JOIN datasets AS d ON d.id = dv.dataset WHERE dv.snapshot = snapshots.id AND d.pinned_at IS NOT NULL) AND NOT ",
             is_live!("snapshots.id")
         ))
         .bind(micros(now))
@@ -383,7 +386,7 @@ async fn snapshot_unpin(db: &Db, id: SnapshotId, actor: &str, now: Instant) -> R
     commit(tx).await
 }
 
-async fn snapshot_expired(tx: &mut Conn, id: SnapshotId) -> Result<bool> {
+pub(crate) async fn snapshot_expired(tx: &mut Conn, id: SnapshotId) -> Result<bool> {
     let row = query("SELECT expired_at FROM snapshots WHERE id = $1")
         .bind(id.to_string())
         .fetch_optional(tx)

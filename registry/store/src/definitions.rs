@@ -81,7 +81,9 @@ pub(crate) async fn apply(db: &Db, request: &ApplyRequest) -> Result<i64> {
             | DefinitionKind::Source
             | DefinitionKind::RestoreRule
             | DefinitionKind::Recipe
-            | DefinitionKind::Drill => {}
+            | DefinitionKind::Drill
+            | DefinitionKind::FeatureService
+            | DefinitionKind::Consumer => {}
         }
     }
     for dag in dags_touched(&mut tx, request, &before).await? {
@@ -368,6 +370,10 @@ pub(crate) async fn project_in_tx(tx: &mut Conn, revision: Option<i64>) -> Resul
             }
             DefinitionKind::Recipe => _ = project.recipes.insert(row.parse("name")?, row.json("body")?),
             DefinitionKind::Drill => _ = project.drills.insert(row.parse("name")?, row.json("body")?),
+            DefinitionKind::FeatureService => {
+                _ = project.feature_services.insert(row.parse("name")?, row.json("body")?);
+            }
+            DefinitionKind::Consumer => _ = project.consumers.insert(row.parse("name")?, row.json("body")?),
         }
     }
     Ok((revision, project))

@@ -17,9 +17,10 @@ use async_trait::async_trait;
 use indexmap::IndexMap;
 use tidegate_registry::audit::{AuditEvent, AuditFilter, AuditVerdict, NewAuditEvent};
 use tidegate_registry::care::{self, Care, PrunedRows, Rebuild, TableRows, ViewKeep};
+use tidegate_registry::dataset::{Dataset, DatasetFilter, DatasetPin, Datasets};
 use tidegate_registry::drill::{Drill, DrillEnd, Drilling, Proven};
 use tidegate_registry::ids::{
-    ApprovalId, DagName, DrillId, DrillName, LeaseToken, NoticeId, RegistryId, RunId, SnapshotId, ViewId,
+    ApprovalId, DagName, DatasetId, DrillId, DrillName, LeaseToken, NoticeId, RegistryId, RunId, SnapshotId, ViewId,
 };
 use tidegate_registry::model::{Alike, Project};
 use tidegate_registry::notice::{
@@ -317,6 +318,15 @@ pass_on! {
         drills_open() -> Vec<Drill> => ();
         drilled_last(drill: &DrillName) -> Option<Instant> => (&drill);
         proven(views: &[ViewId]) -> IndexMap<ViewId, Proven> => (&views);
+    }
+}
+
+pass_on! {
+    Datasets {
+        dataset_record(dataset: &Dataset) -> () => (&dataset);
+        datasets(filter: &DatasetFilter) -> Vec<Dataset> => (&filter);
+        dataset_pin(id: DatasetId, pin: DatasetPin) -> () => (id, pin.clone());
+        dataset_unpin(id: DatasetId, actor: &str, now: Instant) -> () => (id, &actor, now);
     }
 }
 

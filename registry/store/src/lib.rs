@@ -16,6 +16,7 @@ mod claims;
 mod codec;
 pub mod conformance;
 mod creation;
+mod datasets;
 mod db;
 mod decisions;
 mod definitions;

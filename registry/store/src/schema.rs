@@ -121,6 +121,15 @@ pub(crate) const STEPS: &[Step] = &[
             postgres: include_str!("../migrations/postgres/0011_drills.sql"),
         },
     },
+    Step {
+        name: "0012_datasets",
+        // Older programs would let go of what a dataset keeps, and cannot read projects that have services or consumers.
+        compatible_from: 12,
+        text: Sql {
+            sqlite: include_str!("../migrations/sqlite/0012_datasets.sql"),
+            postgres: include_str!("../migrations/postgres/0012_datasets.sql"),
+        },
+    },
 ];
 
 /// The step that chains the events that are there, which no SQL can do.

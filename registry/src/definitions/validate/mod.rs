@@ -5,9 +5,11 @@
 
 mod checks;
 mod dags;
+mod datasets;
 mod graph;
 mod paths;
 mod recovery;
+mod services;
 mod source_checks;
 mod tables;
 mod tests;
@@ -22,8 +24,8 @@ use super::files::Files;
 use super::read::{At, Field, nearest};
 use super::rules::Rules;
 use super::written::{
-    DagFile, DefinitionFile, DrillFile, EntityFile, OwnerFile, PoolFile, RecipeFile, RestoreRuleFile, SourceFile,
-    TestFile, ViewFile,
+    ConsumerFile, DagFile, DatasetFile, DefinitionFile, DrillFile, EntityFile, OwnerFile, PoolFile, RecipeFile,
+    RestoreRuleFile, ServiceFile, SourceFile, TestFile, ViewFile,
 };
 use crate::diagnostics::{Diagnostic, Origin, SourceMap, ids};
 use crate::ids::{InvalidName, OwnerName, ProjectName, ViewId, ViewName};
@@ -50,6 +52,9 @@ pub(super) struct Written {
     restore_policy: Vec<At<RestoreRuleFile>>,
     recipes: Vec<At<RecipeFile>>,
     drills: Vec<At<DrillFile>>,
+    services: Vec<At<ServiceFile>>,
+    datasets: Vec<At<DatasetFile>>,
+    consumers: Vec<At<ConsumerFile>>,
 }
 
 impl Written {
@@ -70,6 +75,9 @@ impl Written {
         self.restore_policy.extend(items(file.restore_policy));
         self.recipes.extend(items(file.recipes));
         self.drills.extend(items(file.drills));
+        self.services.extend(items(file.feature_services));
+        self.datasets.extend(items(file.datasets));
+        self.consumers.extend(items(file.consumers));
     }
 }
 
@@ -112,10 +120,13 @@ pub(super) fn validate(
             project.pools.entry(pool.name.clone()).or_insert(pool);
         }
     }
-    let parsed = views::views(written, context, &catalog, &mut project, sources, out);
+    let mut parsed = views::views(written, context, &catalog, &mut project, sources, out);
+    services::services(written, &mut project, &catalog, out);
+    datasets::datasets(written, context, &catalog, &mut project, &mut parsed, sources, out);
     let dags = dags::dags(written, context, &catalog, out);
     graph::finish(&mut project, &parsed, dags, &catalog, out);
     recovery::recovery(written, &mut project, &catalog, out);
+    services::consumers(written, &mut project, &catalog, out);
     let tests = tests::tests(written, &project, &catalog, out);
     (project, tests)
 }
@@ -146,7 +157,10 @@ fn catalog(written: &Written, out: &mut Vec<Diagnostic>) -> Catalog {
         define("DAG", &dag.name, &mut dags, out);
     }
     for view in &written.views {
-        define_view(view, &mut catalog, out);
+        define_view("feature view", &view.name, &view.version, &mut catalog, out);
+    }
+    for dataset in &written.datasets {
+        define_view("dataset", &dataset.name, &dataset.version, &mut catalog, out);
     }
     catalog
 }
@@ -161,15 +175,22 @@ fn define(kind: &str, name: &Field<String>, known: &mut HashMap<String, Origin>,
     }
 }
 
-fn define_view(view: &At<ViewFile>, catalog: &mut Catalog, out: &mut Vec<Diagnostic>) {
-    let Some(name) = view.name.get() else { return };
-    let version = view.version.value().unwrap_or(1);
+/// Datasets are views in everything but how their query comes to be.
+fn define_view(
+    what: &str,
+    name: &Field<String>,
+    version: &Field<u32>,
+    catalog: &mut Catalog,
+    out: &mut Vec<Diagnostic>,
+) {
+    let Some(name) = name.get() else { return };
+    let version = version.value().unwrap_or(1);
     if let Some(source) = catalog.sources.get(&name.value) {
         out.push(
             Diagnostic::error(
                 ids::DUPLICATE_NAME,
                 name.origin.clone(),
-                format!("feature view `{}` has the name of a source", name.value),
+                format!("{what} `{}` has the name of a source", name.value),
             )
             .with_label("named again here")
             .with_related(source.clone(), "the source")
@@ -179,7 +200,7 @@ fn define_view(view: &At<ViewFile>, catalog: &mut Catalog, out: &mut Vec<Diagnos
     let versions = catalog.views.entry(name.value.clone()).or_default();
     match versions.get(&version) {
         Some(first) => out.push(
-            duplicate(&format!("feature view `{}` version {version}", name.value), &name.origin, first)
+            duplicate(&format!("{what} `{}` version {version}", name.value), &name.origin, first)
                 .with_help("give it the next `version:`, or another name"),
         ),
         None => {

@@ -26,16 +26,29 @@ pub(super) fn views(
 ) -> ParsedViews {
     let mut parsed = IndexMap::new();
     for file in &written.views {
-        if let Some((view, query)) = view(file, context, catalog, &project.entities, sources, out)
-            && !project.views.contains_key(&view.id)
-        {
-            if let Some(query) = query {
-                parsed.insert(view.id.clone(), Arc::new(query));
-            }
-            project.views.insert(view.id.clone(), view);
-        }
+        add(file, context, catalog, project, &mut parsed, sources, out);
     }
     parsed
+}
+
+/// Adds one view, when it is right.
+pub(super) fn add(
+    file: &At<ViewFile>,
+    context: &Context<'_>,
+    catalog: &Catalog,
+    project: &mut Project,
+    parsed: &mut ParsedViews,
+    sources: &mut SourceMap,
+    out: &mut Vec<Diagnostic>,
+) {
+    if let Some((view, query)) = view(file, context, catalog, &project.entities, sources, out)
+        && !project.views.contains_key(&view.id)
+    {
+        if let Some(query) = query {
+            parsed.insert(view.id.clone(), Arc::new(query));
+        }
+        project.views.insert(view.id.clone(), view);
+    }
 }
 
 fn view(
@@ -121,7 +134,7 @@ fn version(field: &Field<u32>, out: &mut Vec<Diagnostic>) -> Option<u32> {
     }
 }
 
-fn not_blank(field: &Field<String>, out: &mut Vec<Diagnostic>) {
+pub(super) fn not_blank(field: &Field<String>, out: &mut Vec<Diagnostic>) {
     if let Some(text) = field.get().filter(|text| text.trim().is_empty()) {
         out.push(
             Diagnostic::error(ids::MISSING_DESCRIPTION, text.origin.clone(), "the description is empty")

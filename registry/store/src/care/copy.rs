@@ -45,6 +45,8 @@ pub(super) const TABLES: &[(&str, &str)] = &[
     ("approvals", "id"),
     ("drills", "id"),
     ("drill_views", "drill, view"),
+    ("datasets", "id"),
+    ("dataset_views", "dataset, view"),
     ("checks", "run, seq, position"),
     ("notices", "id"),
     ("notice_deliveries", "notice, webhook"),

@@ -16,6 +16,7 @@ use tidegate_servers::Postgres;
 
 use super::{OF_PROCESSES, TABLES};
 use crate::conformance::approvals::approval;
+use crate::conformance::datasets::dataset;
 use crate::conformance::drills::{drill, end};
 use crate::conformance::restoring::restored;
 use crate::conformance::world::{
@@ -84,6 +85,8 @@ async fn fill(store: Arc<dyn Store>) {
     let rehearsed = drill(Some("nightly"), 3);
     world.store.drill_begin(&rehearsed).await.unwrap();
     world.store.drill_end(rehearsed.id, end(&[("a", 7)], &[], 4)).await.unwrap();
+    let built = dataset(&*world.store, "scores", snapshot).await;
+    world.store.dataset_record(&built).await.unwrap();
     let all = [Subscription { webhook: "oncall".to_owned(), events: Vec::new() }];
     assert!(world.store.notices_route(&all, LONG).await.unwrap() > 0);
     world.store.worker_heartbeat(&beat("w1", &["slow"])).await.unwrap();

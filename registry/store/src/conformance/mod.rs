@@ -14,6 +14,7 @@ use tidegate_registry::store::Store;
 pub mod approvals;
 pub mod audit;
 pub mod care;
+pub mod datasets;
 pub mod decisions;
 pub mod definitions;
 pub mod drills;
@@ -200,6 +201,10 @@ macro_rules! conformance {
                 a_drill_is_written_down_when_it_begins_and_when_it_ends,
                 the_newest_drill_in_which_a_view_came_back_is_what_is_proven,
             }
+            datasets {
+                a_dataset_is_found_by_name_and_by_what_it_was_built_from,
+                a_pinned_dataset_keeps_its_snapshots,
+            }
             processes {
                 two_processes_work_on_one_registry,
                 a_worker_is_alive_while_it_is_heard_of,
@@ -228,6 +233,7 @@ mod tests {
             include_str!("approvals.rs"),
             include_str!("audit.rs"),
             include_str!("care.rs"),
+            include_str!("datasets.rs"),
             include_str!("definitions.rs"),
             include_str!("drills.rs"),
             include_str!("histories.rs"),
