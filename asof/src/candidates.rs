@@ -187,6 +187,9 @@ impl Candidates {
     }
 
     fn copy_group(&mut self, group: &[usize]) -> Result<()> {
+        if group.is_empty() {
+            return Ok(());
+        }
         let sources: Vec<&Chunk> = group.iter().filter_map(|number| self.chunks[*number].as_ref()).collect();
         let mut indices: Vec<(usize, usize)> = Vec::new();
         let mut slots: Vec<u32> = Vec::new();

@@ -210,6 +210,10 @@ fn hash_bytes(key: &[u8]) -> u64 {
 }
 
 /// A dense number, counted from 0, for every distinct key: an open-addressing table over a list of keys.
+///
+/// Once [`KeyIndex::sort`] has been called, numbers are in the order of keys. Tables are often sorted by key, so a search looks
+/// among the keys that follow the last one found before it goes to the table; and what is kept by number is then read in
+/// order, too.
 #[derive(Debug)]
 pub(crate) struct KeyIndex {
     /// Upper half of the hash, and the number of the key, or [`NONE`]. At most half of the places are taken.
@@ -284,18 +288,54 @@ impl KeyIndex {
         match column {
             KeyColumn::Global(rows) => numbers.extend(std::iter::repeat_n(0, *rows)),
             KeyColumn::Int(keys) if keys.null_count() == 0 => {
-                numbers.extend(keys.values().iter().map(|key| self.find_int(*key)));
+                self.find_ints(keys.values().iter().map(|key| Some(*key)), numbers);
             }
-            KeyColumn::Int(keys) => {
-                numbers.extend(keys.iter().map(|key| key.map_or(NONE, |key| self.find_int(key))));
+            KeyColumn::Int(keys) => self.find_ints(keys.iter(), numbers),
+            KeyColumn::Bytes(keys) => self.find_all_bytes(keys.iter(), numbers),
+            KeyColumn::Rows(keys) => self.find_all_bytes(keys.iter(), numbers),
+        }
+    }
+
+    fn find_ints(&self, sought: impl Iterator<Item = Option<i64>>, numbers: &mut Vec<u32>) {
+        let Keys::Int(keys) = &self.keys else { return };
+        find_near(keys.len(), |number| keys[number], |key| self.find_int(key), sought, numbers);
+    }
+
+    fn find_all_bytes<'a>(&'a self, sought: impl Iterator<Item = Option<&'a [u8]>>, numbers: &mut Vec<u32>) {
+        let Keys::Bytes { ends, bytes } = &self.keys else { return };
+        let key = |number| &bytes[Keys::bytes(ends, bytes, number)];
+        find_near(ends.len(), key, |key| self.find_bytes(key), sought, numbers);
+    }
+
+    /// Numbers keys anew in their order. The new number of each old one.
+    pub(crate) fn sort(&mut self) -> Vec<u32> {
+        let mut order: Vec<u32> = (0u32..).take(self.len()).collect();
+        match &mut self.keys {
+            Keys::Global => {}
+            Keys::Int(keys) => {
+                order.sort_unstable_by_key(|number| keys[*number as usize]);
+                keys.sort_unstable();
             }
-            KeyColumn::Bytes(keys) => {
-                numbers.extend(keys.iter().map(|key| key.map_or(NONE, |key| self.find_bytes(key))));
-            }
-            KeyColumn::Rows(keys) => {
-                numbers.extend(keys.iter().map(|key| key.map_or(NONE, |key| self.find_bytes(key))));
+            Keys::Bytes { ends, bytes } => {
+                let key = |number: u32| &bytes[Keys::bytes(ends, bytes, number as usize)];
+                order.sort_unstable_by(|a, b| key(*a).cmp(key(*b)));
+                let mut sorted = Vec::with_capacity(bytes.len());
+                let mut sorted_ends = Vec::with_capacity(ends.len());
+                for number in &order {
+                    sorted.extend_from_slice(key(*number));
+                    sorted_ends.push(sorted.len());
+                }
+                (*ends, *bytes) = (sorted_ends, sorted);
             }
         }
+        let mut ranks = vec![0; order.len()];
+        for (rank, number) in (0u32..).zip(order) {
+            ranks[number as usize] = rank;
+        }
+        for (_, number) in self.table.iter_mut().filter(|(_, number)| *number != NONE) {
+            *number = ranks[*number as usize];
+        }
+        ranks
     }
 
     /// The keys of these numbers, as `like` has them.
@@ -316,10 +356,10 @@ impl KeyIndex {
         }
     }
 
-    /// The least and the greatest key when keys are integers.
+    /// The least and the greatest key when keys are integers. After [`KeyIndex::sort`].
     pub(crate) fn bounds(&self) -> Option<(i64, i64)> {
         let Keys::Int(keys) = &self.keys else { return None };
-        Some((*keys.iter().min()?, *keys.iter().max()?))
+        Some((*keys.first()?, *keys.last()?))
     }
 
     fn find_int(&self, key: i64) -> u32 {
@@ -397,6 +437,45 @@ impl KeyIndex {
         }
         self.table[place & mask] = (tag, u32::try_from(number).expect("not more keys than rows"));
     }
+}
+
+/// Appends the number of every sought key. `keys` gives the key of each of the `len` numbers, in ascending order; `probe` finds
+/// any key.
+#[inline]
+fn find_near<K: Ord + Copy>(
+    len: usize,
+    keys: impl Fn(usize) -> K,
+    probe: impl Fn(K) -> u32,
+    sought: impl Iterator<Item = Option<K>>,
+    numbers: &mut Vec<u32>,
+) {
+    /// So many keys from the last one on are near.
+    const NEAR: usize = 8;
+    /// After so many keys in a row that were not near only some are tried.
+    const PATIENCE: u32 = 4;
+    const TRIED: usize = 64;
+    let mut last = 0;
+    let mut misses = 0;
+    numbers.extend(sought.enumerate().map(|(row, key)| {
+        let Some(key) = key else { return NONE };
+        if (misses < PATIENCE || row % TRIED == 0) && last < len {
+            let end = (last + NEAR).min(len) - 1;
+            if keys(last) <= key && key <= keys(end) {
+                misses = 0;
+                while keys(last) < key {
+                    last += 1;
+                }
+                // between two neighbours there is none
+                return if keys(last) == key { u32::try_from(last).unwrap_or(NONE) } else { NONE };
+            }
+            misses += 1;
+        }
+        let found = probe(key);
+        if found != NONE {
+            last = found as usize;
+        }
+        found
+    }));
 }
 
 /// Where a key's chain begins, and what of its hash is compared before the key.

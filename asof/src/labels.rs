@@ -102,7 +102,14 @@ impl LabelsBuilder {
     /// # Errors
     /// When memory runs out.
     pub(crate) fn finish(mut self) -> Result<Labels> {
-        self.share.try_resize(self.rows() * Self::BYTES_PER_ROW + self.keys.size() + (self.keys.len() + 1) * 4)?;
+        // keys are copied once while they are sorted
+        let keys = self.keys.size() * 2 + (self.keys.len() + 1) * 12;
+        self.share.try_resize(self.rows() * Self::BYTES_PER_ROW + keys)?;
+        let ranks = self.keys.sort();
+        for key in self.row_keys.iter_mut().filter(|key| **key != NONE) {
+            *key = ranks[*key as usize];
+        }
+        drop(ranks);
         let mut starts = vec![0u32; self.keys.len() + 1];
         for key in self.row_keys.iter().filter(|key| **key != NONE) {
             starts[*key as usize + 1] += 1;

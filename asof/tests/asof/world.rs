@@ -1,5 +1,6 @@
 //! Small worlds of labels and histories, and what a join of them must give.
 
+use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -79,6 +80,14 @@ pub(crate) struct World {
     pub(crate) tables: Vec<Table>,
 }
 
+/// That a label sees a row of a history.
+pub(crate) struct Seen {
+    pub(crate) label: usize,
+    pub(crate) label_micros: i64,
+    pub(crate) history: usize,
+    fact: usize,
+}
+
 /// How a world is joined.
 pub(crate) struct Setting {
     pub(crate) streams: usize,
@@ -114,7 +123,7 @@ fn fact(fine: bool) -> impl Strategy<Value = Fact> {
         prop::option::weighted(0.9, -1i64..4),
         name(),
         prop::option::weighted(0.9, 0i64..3),
-        prop::option::weighted(0.8, prop::sample::select(vec![0.0, -0.0, 1.5, f64::NAN, -7.0])),
+        prop::option::weighted(0.8, prop::sample::select(vec![0.0, -0.0, 1.5, f64::INFINITY, -7.0])),
         prop::option::weighted(0.8, prop::sample::select(vec!["x", "y", "words that are longer than a view holds"])),
     )
         .prop_map(|(nanos, number, name, tie, amount, word)| Fact {
@@ -214,31 +223,37 @@ impl World {
         Self { spine, fine: false, tables }
     }
 
-    /// A history that is ruled by time without a key that is null, and the instant of a label that sees a row of it.
-    pub(crate) fn sees_by_time(&self, label: usize) -> Option<(usize, i64)> {
-        let label = self.spine.get(label)?;
-        let history = self
-            .tables
-            .iter()
-            .position(|table| matches!(table.rule, TableRule::Event { .. }) && see(label, table).is_some())?;
-        Some((history, label.micros()?))
+    /// The row that a label sees of the first history that is ruled by time, if it sees one.
+    pub(crate) fn seen_by_time(&self, label: usize) -> Option<Seen> {
+        let label_micros = self.spine.get(label)?.micros()?;
+        self.tables.iter().enumerate().find_map(|(history, table)| {
+            let TableRule::Event { .. } = table.rule else { return None };
+            let seen = see(&self.spine[label], table)?;
+            let fact = table.facts.iter().position(|fact| std::ptr::eq(fact, seen))?;
+            Some(Seen { label, label_micros, history, fact })
+        })
     }
 
-    /// The same world, in which all rows of a history lie at one instant.
-    pub(crate) fn with_all_times_of(&self, history: usize, micros: i64) -> Self {
-        let mut moved = self.clone();
-        for fact in &mut moved.tables[history].facts {
-            fact.nanos = fact.nanos.map(|_| micros * MICRO);
+    /// The same world with another word in one row, which is thereby unique, and perhaps at another time.
+    pub(crate) fn with_fact(&self, seen: &Seen, micros: Option<i64>, word: &str) -> Self {
+        let mut world = self.clone();
+        let fact = &mut world.tables[seen.history].facts[seen.fact];
+        fact.word = Some(word.to_owned());
+        // of equal rows it is the one that wins
+        fact.amount = Some(f64::NAN);
+        fact.tie = Some(9);
+        if let Some(micros) = micros {
+            fact.nanos = Some(micros * MICRO);
         }
-        moved
+        world
     }
 
-    /// The place of the first column of a history in [`rows`].
-    pub(crate) fn first_column(&self, history: usize) -> usize {
-        2 + history * 2
+    /// The place of the words of a history in [`rows`].
+    pub(crate) fn word_column(&self, history: usize) -> usize {
+        3 + history * 2
     }
 
-    fn plan(&self, setting: &Setting) -> Result<LogicalPlan> {
+    pub(crate) fn plan(&self, setting: &Setting) -> Result<LogicalPlan> {
         let spine = scan("labels", split(&self.labels(), 1, setting.batch))?;
         let histories = self
             .tables
@@ -301,6 +316,10 @@ pub(crate) fn context(setting: &Setting) -> SessionContext {
 }
 
 impl Table {
+    fn without_facts(&self) -> Self {
+        Self { rule: self.rule.clone(), name_type: self.name_type.clone(), facts: Vec::new(), ..*self }
+    }
+
     fn batch(&self) -> RecordBatch {
         let facts = || self.facts.iter();
         let names: ArrayRef = Arc::new(StringArray::from_iter(facts().map(|fact| fact.name.as_deref())));
@@ -360,6 +379,36 @@ pub(crate) fn rows(batches: &[RecordBatch]) -> Vec<Vec<String>> {
         }
     }
     rows
+}
+
+/// [`expected`] of a world from [`World::large`], whose histories each have one key: only the facts of a label's key are
+/// looked at.
+pub(crate) fn expected_by_key(world: &World) -> Vec<Vec<String>> {
+    let mut whole: Vec<Vec<String>> = vec![Vec::new(); world.spine.len()];
+    for (place, table) in world.tables.iter().enumerate() {
+        let key = |number: Option<i64>, name: Option<&str>| {
+            (
+                number.filter(|_| table.by_number).map(|number| i32::try_from(number).unwrap()),
+                name.filter(|_| table.by_name).map(str::to_owned),
+            )
+        };
+        let mut facts: HashMap<_, Vec<Fact>> = HashMap::new();
+        for fact in &table.facts {
+            facts.entry(key(fact.number, fact.name.as_deref())).or_default().push(fact.clone());
+        }
+        for (row, label) in world.spine.iter().enumerate() {
+            let facts =
+                facts.get(&key(label.number.map(i64::from), label.name.as_deref())).cloned().unwrap_or_default();
+            let table = Table { facts, ..table.without_facts() };
+            let alone = World { spine: vec![label.clone()], fine: world.fine, tables: vec![table] };
+            let columns = expected(&alone).remove(0);
+            if place == 0 {
+                whole[row] = vec![row.to_string(), columns[1].clone()];
+            }
+            whole[row].extend_from_slice(&columns[2..]);
+        }
+    }
+    whole
 }
 
 /// What [`rows`] must be.
