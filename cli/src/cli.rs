@@ -77,6 +77,7 @@ commands! {
     Preview => preview,
     Plan => plan,
     Apply => apply,
+    Definitions => definitions,
     Views => views,
     Features => features,
     Sources => sources,

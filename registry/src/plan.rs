@@ -133,8 +133,28 @@ pub fn diff(
     if refused.is_empty() { Ok(plan) } else { Err(refused) }
 }
 
+impl Plan {
+    /// What this would make again as it was in `reverted`, where going back to `kept` has made it otherwise and it still is.
+    pub fn brings_back(&self, current: &Project, reverted: &Project, kept: &Project) -> Vec<Item> {
+        let of = |project: &Project| -> BTreeMap<_, _> { rows(project).into_iter().map(keyed).collect() };
+        let (is, was, instead) = (of(current), of(reverted), of(kept));
+        let body =
+            |of: &BTreeMap<_, DefinitionRow>, key: &(DefinitionKind, String)| of.get(key).map(|row| reread(&row.body));
+        let upserts = self.rows.upserts.iter().map(|row| ((row.kind, row.name.clone()), Some(reread(&row.body))));
+        let removals = self.rows.removals.iter().map(|key| (key.clone(), None));
+        upserts
+            .chain(removals)
+            .filter(|(key, wanted)| {
+                let before = body(&was, key);
+                *wanted == before && before != body(&instead, key) && before != body(&is, key)
+            })
+            .map(|((kind, name), _)| Item { kind, name })
+            .collect()
+    }
+}
+
 /// Every definition of `project` as the registry keeps it.
-fn rows(project: &Project) -> Vec<DefinitionRow> {
+pub fn rows(project: &Project) -> Vec<DefinitionRow> {
     let mut rows = Vec::new();
     let mut add = |kind, name: String, body: Option<Value>, logic: Option<&str>| {
         // The model holds nothing that JSON cannot.

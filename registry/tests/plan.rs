@@ -168,3 +168,29 @@ fn what_is_gone_is_removed() {
     assert_eq!(plan.removed.iter().map(|item| item.name.as_str()).collect::<Vec<_>>(), ["weekly@v1"]);
     assert_eq!(plan.changes().removals.len(), 1);
 }
+
+#[test]
+fn what_a_revert_has_undone_is_known_when_it_comes_back() {
+    let described = edit("Departures of a day", "Departures between two midnights");
+    let (kept, reverted) = (stored(&project(VIEWS)), stored(&project(&described)));
+    let brought = |current: &Project, wanted: &str| -> Vec<String> {
+        let plan = diff(7, current, &project(wanted), &published(&[])).unwrap();
+        plan.brings_back(current, &reverted, &kept).into_iter().map(|item| item.name).collect()
+    };
+    assert_eq!(brought(&kept, &described), ["daily@v1"]);
+    // Beside something else, too; but not what was mended, and what the revert never touched.
+    let both = described.replace("Departures of a week", "Departures of seven days");
+    assert_eq!(brought(&kept, &both), ["daily@v1"]);
+    assert_eq!(brought(&kept, &edit("Departures of a day", "Departures of one day")), [""; 0]);
+    assert_eq!(brought(&kept, &edit("Departures of a week", "Departures of seven days")), [""; 0]);
+    // What is there already is not brought back.
+    assert_eq!(brought(&reverted, &both), [""; 0]);
+    // A definition that the revert took away, or brought.
+    let more = edit("dags:", "pools: [{name: slow, slots: 1}]\ndags:");
+    let (fewer, many) = (stored(&project(VIEWS)), stored(&project(&more)));
+    let names = |items: Vec<tidegate_registry::plan::Item>| items.into_iter().map(|item| item.name).collect::<Vec<_>>();
+    let adds = diff(7, &fewer, &project(&more), &published(&[])).unwrap();
+    assert_eq!(names(adds.brings_back(&fewer, &many, &fewer)), ["slow"]);
+    let removes = diff(7, &many, &project(VIEWS), &published(&[])).unwrap();
+    assert_eq!(names(removes.brings_back(&many, &fewer, &many)), ["slow"]);
+}

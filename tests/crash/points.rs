@@ -151,6 +151,30 @@ fn dies_applying(backend: &Backend) {
     }
 }
 
+/// A revert that is noted and not done counts for nothing; the next one does it.
+#[test]
+fn while_reverting_definitions() {
+    let world = World::applied(&Backend::Embedded);
+    let file = world.folder.path().join("shop.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("Revenue of the day", "Takings of the day")).unwrap();
+    let done = world.run(&["apply", "--yes"]);
+    assert!(done.status.success(), "{}", told(&done));
+    let revert = ["definitions", "revert", "--reason", "odd", "--yes"];
+    let died = world.run_at(&revert, &format!("{REVERT}=panic"));
+    assert_eq!(died.status.signal(), Some(6), "it did not come to `{REVERT}`: {}", told(&died));
+    std::fs::write(&file, text.replace("Revenue of the day", "Takings of a day")).unwrap();
+    let done = world.run(&["apply", "--yes"]);
+    assert!(done.status.success(), "nothing was reverted: {}", told(&done));
+    let done = world.run(&revert);
+    assert!(done.status.success(), "{}", told(&done));
+    let refused = world.run(&["apply", "--yes"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", told(&refused));
+}
+
+/// The fail point of `definitions revert`.
+const REVERT: &str = "definitions.revert.noted";
+
 /// Fail points that do something else than stop: `frozen`, `outages` and `janitor` use them.
 const NOT_DEADLY: [&str; 4] = ["heartbeat.deaf", "lake.sync", "stage.small", "prune.now"];
 
@@ -172,8 +196,16 @@ fn every_fail_point_kills_somewhere() {
         }
     }
     assert!(found.len() > 20, "{found:?}");
-    let known =
-        [POINTS, &APPLY, &NOT_DEADLY, &janitor::POINTS, &[janitor::LAST], &quarantine::POINTS, &restore::POINTS];
+    let known = [
+        POINTS,
+        &APPLY,
+        &[REVERT],
+        &NOT_DEADLY,
+        &janitor::POINTS,
+        &[janitor::LAST],
+        &quarantine::POINTS,
+        &restore::POINTS,
+    ];
     found.retain(|point| known.iter().all(|known| !known.contains(&point.as_str())));
     assert_eq!(found, Vec::<String>::new(), "no test dies at these");
 }

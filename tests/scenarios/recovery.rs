@@ -141,3 +141,37 @@ fn a_recipe_does_what_it_says_once_somebody_has_approved() {
     let whole: Vec<_> = ran.as_array().unwrap().iter().map(|event| event["detail"]["whole"].clone()).collect();
     assert_eq!(whole, [json!(true), json!(false)]);
 }
+
+/// The definitions go back first, since what they let through would come again.
+#[test]
+fn definitions_are_reverted_and_not_brought_back_unasked() {
+    let mut world = World::applied();
+    world.run("definitions revert --reason none --yes");
+    world.quietly("backfill flights_daily --from 2013-01-27 --to 2013-01-29");
+    world.edit("flights_daily.yaml", |text| text.replacen("max: 1440}", "max: 1440, severity: warn}", 1));
+    world.quietly("apply --yes");
+    world.run("definitions list");
+    world.run("definitions diff 1");
+    world.quietly("restore --view carrier_delays --last-good --reason INC-1 --yes");
+    let resume = ["resume", "--view", "carrier_delays", "--dry-run"];
+    let warned = told(&world.command(&resume).output().unwrap());
+    assert!(warned.contains("`tidegate definitions revert --to 1` brings back"), "{warned}");
+    world.run("definitions revert --dry-run");
+    world.run("definitions revert --yes --reason INC-1");
+    world.run("definitions revert --to 1 --yes --reason INC-1");
+    let warned = told(&world.command(&resume).output().unwrap());
+    assert!(!warned.contains("definitions revert"), "{warned}");
+    world.run("definitions list");
+    // The files still say it: nobody brings it back unasked, also not with something else.
+    world.run("apply --yes");
+    world.edit("flights_daily.yaml", |text| text + "pools: [{name: slow, slots: 1}]\n");
+    let refused = world.command(&["apply", "--yes"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{}", told(&refused));
+    world.run("apply --yes --bring-back");
+    world.run("definitions diff 1 9");
+    world.run("audit-log --action definitions");
+    // What was brought back on purpose is no longer refused.
+    world.edit("flights_daily.yaml", |text| text.replacen("slots: 1", "slots: 2", 1));
+    world.quietly("apply --yes");
+    insta::assert_snapshot!(world.transcript());
+}

@@ -6,6 +6,7 @@ use tidegate_registry::plan::DefinitionKind;
 use tidegate_registry::store::{ApplyRequest, StoreError};
 
 use crate::checked;
+use crate::commands::definitions;
 use crate::commands::plan::Prepared;
 use crate::context::{Context, Registry};
 use crate::engine;
@@ -22,6 +23,9 @@ pub struct Arguments {
     /// Why, for the audit trail
     #[arg(long, short, value_name = "TEXT")]
     message: Option<String>,
+    /// Also what `tidegate definitions revert` has taken out of force
+    #[arg(long)]
+    bring_back: bool,
 }
 
 /// Runs the command.
@@ -43,6 +47,9 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     if prepared.report.is_empty() {
         return Ok(Exit::Done);
     }
+    if let Some(registry) = existing.as_ref().filter(|_| !arguments.bring_back) {
+        definitions::refuse_reverted(&prepared, registry).await?;
+    }
     if !arguments.yes && !progress::agreed("apply")? {
         note("nothing was changed");
         return Ok(Exit::Wrong);
@@ -51,6 +58,9 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
         Some(registry) => registry,
         None => context.open_registry(&prepared.settings).await?,
     };
+    if arguments.bring_back {
+        definitions::note_brought_back(&prepared, &registry, context).await?;
+    }
     let revision = perform(&prepared, &registry, arguments.message, context).await?;
     note(format!("applied: revision {revision}"));
     Ok(Exit::Done)

@@ -7,6 +7,7 @@ pub mod audit_log;
 pub mod backfill;
 pub mod checks;
 pub mod dags;
+pub mod definitions;
 pub mod demo;
 pub mod entities;
 pub mod feature;

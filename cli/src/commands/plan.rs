@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::Context as _;
 use serde::Serialize;
 use tidegate_registry::definitions::Settings;
+use tidegate_registry::diagnostics::SourceMap;
 use tidegate_registry::ids::ViewId;
 use tidegate_registry::model::{Dag, Project};
 use tidegate_registry::plan::{Change, DefinitionKind, Item, Plan, diff};
@@ -63,6 +64,20 @@ impl Prepared {
     pub async fn new(checked: Checked, registry: Option<&Registry>, context: &Context) -> anyhow::Result<Self> {
         let files = checked.files.clone();
         let (settings, project) = checked.accepted(context)?;
+        Self::of(settings, project, &files, registry, context).await
+    }
+
+    /// Compares `project`, written in `files`, with `registry`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub async fn of(
+        settings: Settings,
+        project: Project,
+        files: &SourceMap,
+        registry: Option<&Registry>,
+        context: &Context,
+    ) -> anyhow::Result<Self> {
         let nothing = Project::empty(project.name.clone());
         let (base, current) = registry.map_or((0, &nothing), |registry| (registry.revision, &registry.project));
         let published = match registry {
@@ -70,7 +85,7 @@ impl Prepared {
             None => BTreeSet::new(),
         };
         let plan = diff(base, current, &project, &published).map_err(|refused| {
-            context.report(&refused, &files);
+            context.report(&refused, files);
             UserError::new("these changes cannot be applied; nothing was changed")
         })?;
         let report = Report::new(&plan, &project, &settings, registry).await?;
@@ -154,17 +169,22 @@ impl Report {
                 next: fire_times(dag, now, FIRE_TIMES)?,
             });
         }
+        Ok(Self { intervals, fire_times: fires, ..Self::of_difference(plan, project) })
+    }
+
+    /// Nothing but what differs between two projects.
+    pub(super) fn of_difference(plan: &Plan, project: &Project) -> Self {
         let named = |item: &Item| Named { kind: item.kind, name: item.name.clone() };
-        Ok(Self {
+        Self {
             project: project.name.to_string(),
             base: plan.base,
             added: plan.added.iter().map(named).collect(),
             changed: plan.changed.iter().map(changed).collect(),
             removed: plan.removed.iter().map(named).collect(),
             affected: plan.affected.iter().map(ToString::to_string).collect(),
-            intervals,
-            fire_times: fires,
-        })
+            intervals: Vec::new(),
+            fire_times: Vec::new(),
+        }
     }
 
     /// Whether an apply would change nothing.
@@ -177,18 +197,31 @@ impl Report {
         if self.is_empty() {
             return vec![("plan", format!("nothing changes; revision {} is what the files say", self.base))];
         }
+        let mut lines =
+            vec![("plan", format!("revision {} of `{}` on top of {}", self.base + 1, self.project, self.base))];
+        lines.extend(self.differences());
+        lines.extend([
+            ("to compute", self.intervals.iter().map(Computed::text).collect::<Vec<_>>().join("\n")),
+            ("next fire times", self.fire_times.iter().map(Fires::text).collect::<Vec<_>>().join("\n")),
+        ]);
+        lines
+    }
+
+    /// How many definitions are added, changed and removed.
+    pub(super) fn counts(&self) -> (usize, usize, usize) {
+        (self.added.len(), self.changed.len() + self.affected.len(), self.removed.len())
+    }
+
+    /// What differs, for people.
+    pub(super) fn differences(&self) -> [(&'static str, String); 4] {
         let signed = |sign: char, items: &[Named]| {
             items.iter().map(|item| format!("{sign} {} {}", word(item.kind), item.name)).collect::<Vec<_>>().join("\n")
         };
-        let changed = self.changed.iter().map(Changed::text).collect::<Vec<_>>().join("\n");
-        vec![
-            ("plan", format!("revision {} of `{}` on top of {}", self.base + 1, self.project, self.base)),
+        [
             ("added", signed('+', &self.added)),
-            ("changed", changed),
+            ("changed", self.changed.iter().map(Changed::text).collect::<Vec<_>>().join("\n")),
             ("removed", signed('-', &self.removed)),
             ("affected", self.affected.join("\n")),
-            ("to compute", self.intervals.iter().map(Computed::text).collect::<Vec<_>>().join("\n")),
-            ("next fire times", self.fire_times.iter().map(Fires::text).collect::<Vec<_>>().join("\n")),
         ]
     }
 }
@@ -316,7 +349,7 @@ impl Fires {
     }
 }
 
-fn word(kind: DefinitionKind) -> &'static str {
+pub(super) fn word(kind: DefinitionKind) -> &'static str {
     match kind {
         DefinitionKind::FeatureView => "feature view",
         DefinitionKind::Dag => "DAG",

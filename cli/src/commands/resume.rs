@@ -12,6 +12,7 @@ use tidegate_registry::time::{Interval, format_instant};
 use tidegate_scheduler::planning::new_runs;
 use tidegate_scheduler::resume::missed;
 
+use crate::commands::definitions;
 use crate::commands::restore::What;
 use crate::context::{Context, Registry};
 use crate::error::{Exit, UserError};
@@ -50,7 +51,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     }
     let views = held_of(&asked, &holds, &registry)?;
     let missed = what_was_missed(&views, &holds, &registry).await?;
-    warn_of_the_same(&views, &holds.holds, &registry);
+    warn_of_the_same(&views, &holds.holds, &registry).await?;
     let lines: Vec<Line> = missed.iter().map(Line::of).collect();
     if arguments.dry_run {
         context.output.list(&lines)?;
@@ -149,9 +150,10 @@ async fn what_was_missed(views: &[ViewId], holds: &Holds, registry: &Registry) -
     Ok(runs)
 }
 
-/// What did the damage may do it again.
-fn warn_of_the_same(views: &[ViewId], holds: &[Hold], registry: &Registry) {
+/// What did the damage may do it again: says so, and how to get the definition before it, if there is one.
+async fn warn_of_the_same(views: &[ViewId], holds: &[Hold], registry: &Registry) -> anyhow::Result<()> {
     let mut said: BTreeMap<&ViewId, ()> = BTreeMap::new();
+    let mut before = BTreeSet::new();
     for hold in holds.iter().filter(|hold| views.contains(&hold.view)) {
         let Some(now) = registry.project.views.get(&hold.view) else { continue };
         if hold.fingerprint.as_deref() == Some(now.fingerprint.as_str()) && said.insert(&hold.view, ()).is_none() {
@@ -162,8 +164,16 @@ fn warn_of_the_same(views: &[ViewId], holds: &[Hold], registry: &Registry) {
                 format_instant(hold.placed_at),
                 hold.reason
             ));
+            before.extend(definitions::before(hold, registry).await?);
         }
     }
+    for revision in before {
+        note(format!(
+            "hint: `tidegate definitions revert --to {revision}` brings back what was defined before that; `tidegate definitions \
+             diff {revision}` shows what has changed since"
+        ));
+    }
+    Ok(())
 }
 
 #[derive(Debug, Serialize)]
