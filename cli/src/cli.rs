@@ -97,6 +97,7 @@ commands! {
     Holds => holds,
     Resume => resume,
     Recipe => recipe,
+    Incident => incident,
     Approve => approve,
     Approvals => approvals,
     Feature => feature,
@@ -125,6 +126,7 @@ impl Command {
                 | Self::Run(_)
                 | Self::Backfill(_)
                 | Self::Restore(_)
+                | Self::Recipe(_)
                 | Self::Demo(_)
         )
     }

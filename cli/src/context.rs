@@ -26,7 +26,7 @@ use crate::progress;
 use crate::shutdown::Shutdown;
 
 /// What a command works with.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Context {
     /// Where data goes.
     pub output: Output,

@@ -34,18 +34,26 @@ impl Exit {
 pub struct UserError {
     message: String,
     hint: Option<String>,
+    waits: bool,
 }
 
 impl UserError {
     /// What is wrong: lower case, no full stop.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None }
+        Self { message: message.into(), hint: None, waits: false }
     }
 
     /// What to try.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// Somebody else has to say yes first.
+    #[must_use]
+    pub fn waits(mut self) -> Self {
+        self.waits = true;
         self
     }
 }
@@ -79,6 +87,11 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
     } else {
         Exit::Failed
     }
+}
+
+/// Whether nothing is wrong but that somebody else has to say yes first.
+pub fn waits(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<UserError>().is_some_and(|error| error.waits))
 }
 
 fn is_the_users(cause: &(dyn std::error::Error + 'static)) -> bool {

@@ -12,6 +12,7 @@ pub mod decision;
 pub mod engine;
 pub mod error;
 pub mod example;
+pub mod firing;
 pub mod health;
 pub mod logging;
 pub mod notices;

@@ -1,5 +1,6 @@
 //! What the restore policy says, told to whoever runs a command.
 
+use anyhow::Context as _;
 use tidegate_registry::ids::ApprovalId;
 use tidegate_registry::restore::policy::{self, Admission, Approval, Ask};
 
@@ -23,6 +24,15 @@ pub async fn approved(ask: &Ask<'_>, approvers: &[String], registry: &Registry) 
     settled(policy::second_person(&*registry.store, ask, approvers).await?)
 }
 
+/// Whether an approval of exactly this has been used for `what`: then it goes on.
+///
+/// # Errors
+/// When the registry cannot be read.
+pub async fn used_for(ask: &Ask<'_>, what: &str, registry: &Registry) -> anyhow::Result<bool> {
+    let approvals = registry.store.approvals(0).await.context("reading the approvals")?;
+    Ok(approvals.iter().any(|approval| approval.ask == ask.ask && approval.used_for.as_deref() == Some(what)))
+}
+
 fn settled(admission: Admission) -> anyhow::Result<Option<ApprovalId>> {
     match admission {
         Admission::Go(approval) => Ok(approval),
@@ -37,12 +47,12 @@ fn settled(admission: Admission) -> anyhow::Result<Option<ApprovalId>> {
 }
 
 fn waiting(approval: &Approval) -> UserError {
-    UserError::new(format!("nothing was changed: a second person has to approve request {}", approval.id)).hint(
-        format!(
+    UserError::new(format!("nothing was changed: a second person has to approve request {}", approval.id))
+        .hint(format!(
             "have somebody else run `tidegate approve {}`, then repeat this command within a day of that",
             approval.id
-        ),
-    )
+        ))
+        .waits()
 }
 
 /// Says what the policy would say, for a dry run.

@@ -21,6 +21,7 @@ use crate::commands::up::{Serving, Slots};
 use crate::context::{Context, Registry, release_dead_leases};
 use crate::engine::{self, Bells};
 use crate::error::UserError;
+use crate::firing;
 use crate::health::{self, Health, Listen};
 use crate::notices;
 use crate::process;
@@ -70,6 +71,13 @@ pub async fn play(roles: Roles, listen: Listen, context: &Context) -> anyhow::Re
         let cancel = cancel.clone();
         tasks.spawn(async move {
             sender.run(cancel).await;
+            Ok(())
+        });
+    }
+    if roles.scheduler {
+        let (registry, context, cancel) = (registry.clone(), context.clone(), cancel.clone());
+        tasks.spawn(async move {
+            firing::run(registry, context, cancel).await;
             Ok(())
         });
     }

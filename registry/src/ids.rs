@@ -285,6 +285,10 @@ id!(
     DatasetId
 );
 id!(
+    /// A recipe that was triggered once.
+    FiringId
+);
+id!(
     /// A lease token: proves to the registry that the caller still holds what it claimed.
     LeaseToken
 );

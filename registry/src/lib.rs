@@ -16,6 +16,7 @@ pub mod diagnostics;
 pub mod drill;
 pub mod features;
 pub mod fingerprint;
+pub mod firing;
 pub mod ids;
 pub mod model;
 pub mod notice;

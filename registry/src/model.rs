@@ -29,7 +29,9 @@ pub use self::checks::{
     TextFormat, Tolerance, Total, Within,
 };
 pub use self::definition_tests::{DefinitionTest, ExpectedVerdict, GivenTable, TestRow, TestValue};
-pub use self::recovery::{Hours, Matching, PolicyRule, Recipe, RecipeStep, ScheduledDrill, glob};
+pub use self::recovery::{
+    COOLDOWN_SECS, Hours, Matching, PolicyRule, Recipe, RecipeStep, ScheduledDrill, Trigger, glob,
+};
 pub use self::services::{Consumer, ConsumerKind, FeatureService};
 pub use self::source_checks::{OnDifference, SourceCheck, SourceRule, Volume};
 

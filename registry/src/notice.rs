@@ -71,6 +71,14 @@ events! {
     DrillFailed = "drill.failed",
     /// A drill took longer than the target of a view.
     DrillSlow = "drill.slow",
+    /// Something that happened has triggered a recipe.
+    RecipeTriggered = "recipe.triggered",
+    /// A recipe that was triggered has done all its steps.
+    RecipeFinished = "recipe.finished",
+    /// A recipe that was triggered has stopped: a person has to look.
+    RecipeFailed = "recipe.failed",
+    /// Somebody says that something is wrong.
+    IncidentOpened = "incident.opened",
     /// A feature was switched off or on.
     SwitchChanged = "switch.changed",
     /// Somebody tries a webhook.

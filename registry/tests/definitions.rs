@@ -8,7 +8,7 @@ use tidegate_registry::definitions::{LoadOptions, load, load_files};
 use tidegate_registry::diagnostics::{RenderStyle, render};
 use tidegate_registry::drill::Scenario;
 use tidegate_registry::ids::ViewId;
-use tidegate_registry::model::{Consumer, Project, RecipeStep};
+use tidegate_registry::model::{Consumer, Project, RecipeStep, Trigger};
 use tidegate_registry::restore::HoldPolicy;
 use tidegate_registry::switches::Serve;
 
@@ -95,6 +95,8 @@ recipes:
   - name: delays_look_wrong
     description: Delays drift after a deploy
     match: {checks: ["range(*)"]}
+    on: [marked_bad, incident, marked_bad]
+    cooldown: 10m
     steps:
       - disable: {feature: avg_dep_delay_7d, serve: default, percent: 2.5}
       - disable: {feature: flights_7d, serve: null}
@@ -123,6 +125,7 @@ fn rules_recipes_and_drills_mean_views_and_say_what_is_done() {
     let hours = rule.hours.unwrap();
     assert_eq!((rule.max_age_secs, rule.second_person), (Some(7 * 86_400), true));
     assert_eq!((hours.from_minutes, hours.to_minutes, hours.timezone.name()), (1_320, 390, "Europe/Berlin"));
+    assert_eq!((&*recipe.on, recipe.cooldown_secs), (&[Trigger::MarkedBad, Trigger::Incident][..], 600));
     let while_held = HoldPolicy::StageOnly;
     let disable = |feature: &str, serve, below| RecipeStep::Disable { feature: feature.to_owned(), serve, below };
     assert_eq!(
@@ -143,7 +146,7 @@ fn rules_recipes_and_drills_mean_views_and_say_what_is_done() {
     assert_eq!(drill.scenarios, [Scenario::BadDeploy, Scenario::OnlineStoreLost]);
     // As the registry keeps it.
     let kept = serde_json::from_value::<Project>(serde_json::to_value(&project).unwrap()).unwrap();
-    assert_eq!(kept.recipes[0].steps, recipe.steps);
+    assert_eq!((&kept.recipes[0].steps, &kept.recipes[0].on), (&recipe.steps, &recipe.on));
     assert_eq!(kept.restore_policy[0].hours, rule.hours);
     assert_eq!(kept.drills[0].scenarios, drill.scenarios);
 }

@@ -18,6 +18,7 @@ mod place;
 mod points;
 mod quarantine;
 mod readers;
+mod recipe;
 mod restore;
 mod seen;
 mod soak;

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use crate::place::Backend;
 use crate::world::{World, backfill, told};
-use crate::{janitor, quarantine, restore};
+use crate::{janitor, quarantine, recipe, restore};
 
 /// What is there when nothing goes wrong, whatever the world is built of: compared by entity and text.
 pub(crate) static UNDISTURBED: LazyLock<String> = LazyLock::new(|| {
@@ -204,6 +204,7 @@ fn every_fail_point_kills_somewhere() {
         &janitor::POINTS,
         &[janitor::LAST],
         &quarantine::POINTS,
+        &recipe::POINTS,
         &restore::POINTS,
     ];
     found.retain(|point| known.iter().all(|known| !known.contains(&point.as_str())));

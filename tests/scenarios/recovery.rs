@@ -142,6 +142,112 @@ fn a_recipe_does_what_it_says_once_somebody_has_approved() {
     assert_eq!(whole, [json!(true), json!(false)]);
 }
 
+const TRIGGERED: &str = r#"
+recipes:
+  - name: delays_out_of_range
+    description: A night with delays that cannot be is taken back before anybody reads it
+    match: {views: [carrier_delays], checks: ["range(*)"]}
+    on: [check_failed_after_publish]
+    steps:
+      - restore: {to: last_good, cascade: with}
+      - validate: {}
+      - notify: {message: the night was taken back}
+"#;
+
+/// What a check only warns of is live, until a recipe that waits for it takes it back: once, and told.
+#[test]
+fn a_recipe_takes_back_what_a_check_only_warned_of() {
+    let mut world = World::example();
+    world.edit("flights_daily.yaml", |text| text.replacen("max: 1440}", "max: 1440, severity: warn}", 1) + TRIGGERED);
+    world.quietly("apply --yes");
+    world.quietly("backfill flights_daily --from 2013-01-27 --to 2013-01-29");
+    world.run("recipe fire");
+    let good = world.json(GET)["snapshot"].clone();
+    world.copy("bad/flights/2013-01-29.parquet", "data/flights/2013-01-29.parquet");
+    world.quietly("run flights_daily --interval 2013-01-29T02:15/2013-01-30T02:15");
+    assert_ne!(world.json(GET)["snapshot"], good);
+    world.run("recipe fire");
+    assert_eq!(world.json(GET)["snapshot"], good);
+    world.run("recipe list");
+    world.run("recipe firings");
+    world.run("restores");
+    world.run("holds");
+    world.run("recipe fire");
+    world.run("audit-log --action recipe");
+    world.run("notices list --event recipe.*");
+    insta::assert_snapshot!(world.transcript());
+}
+
+const MARKED: &str = r#"
+restore_policy:
+  - name: few_of_us
+    match: {views: [carrier_delays]}
+    actors: [ana, ben]
+recipes:
+  - name: marked
+    description: What somebody says is bad goes
+    match: {views: [carrier_delays]}
+    on: [marked_bad, incident]
+    cooldown: 0s
+    steps:
+      - hold: {}
+      - require_approval: {by: [ben]}
+      - restore: {to: last_good}
+"#;
+
+/// A triggered recipe keeps the policy as nobody in particular, waits for a second person, and leaves what is newer alone.
+#[test]
+fn a_triggered_recipe_keeps_the_policy_and_waits_for_approval() {
+    let mut world = World::applied();
+    world.quietly("backfill flights_daily --from 2013-01-08 --to 2013-01-11");
+    world.edit("flights_daily.yaml", |text| text + MARKED);
+    world.quietly("apply --yes");
+    let state = |world: &World| {
+        let firings = world.json("recipe firings");
+        let of = |firing: &serde_json::Value| (firing["state"].clone(), firing["steps_done"].clone());
+        firings.as_array().unwrap().iter().map(of).collect::<Vec<_>>()
+    };
+    // An older snapshot is no longer what is live.
+    let older = world.json("snapshots --view carrier_delays")[1]["id"].as_str().unwrap().to_owned();
+    assert!(said(&mut world, "ana", &format!("snapshots mark {older} --bad")).status.success());
+    world.quietly("recipe fire");
+    assert_eq!(state(&world), [(json!("passed_over"), json!(0))]);
+    assert_eq!(world.json("holds"), json!([]));
+    // The newest is: the first step is done, the second waits.
+    let live = world.json(GET)["snapshot"].as_str().unwrap().to_owned();
+    assert!(said(&mut world, "ana", &format!("snapshots mark {live} --bad")).status.success());
+    world.quietly("recipe fire");
+    world.quietly("recipe fire");
+    assert_eq!(state(&world)[0], (json!("waiting"), json!(1)));
+    assert_eq!(world.json("holds")[0]["actor"], json!("recipe marked on marked_bad"));
+    let approvals = world.json("approvals");
+    assert_eq!(approvals.as_array().unwrap().len(), 1, "it is asked for once");
+    world.variables = vec![("USER", "ben")];
+    world.quietly(&format!("approve {}", approvals[0]["id"].as_str().unwrap()));
+    // Approved as it is, it is still none of those whom the rule lets.
+    let refused = world.command(&["recipe", "fire"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{}", told(&refused));
+    assert_eq!(state(&world)[0], (json!("stopped"), json!(2)));
+    let outcome = world.json("recipe firings")[0]["outcome"].as_str().unwrap().to_owned();
+    assert!(outcome.contains("the rule `few_of_us` stands against it"), "{outcome}");
+    assert_eq!(world.json(GET)["snapshot"], json!(live), "nothing was changed");
+    // Once it is allowed, what happens next goes through.
+    world.edit("flights_daily.yaml", |text| {
+        text.replace("actors: [ana, ben]", "actors: [ana, ben, \"recipe * on incident\"]")
+    });
+    world.quietly("apply --yes");
+    let opened = said(&mut world, "ana", "incident open --view carrier_delays");
+    assert!(told(&opened).contains("it triggers `marked`"), "{}", told(&opened));
+    world.quietly("recipe fire");
+    let approval = world.json("approvals")[0]["id"].as_str().unwrap().to_owned();
+    world.variables = vec![("USER", "ben")];
+    world.quietly(&format!("approve {approval}"));
+    world.quietly("recipe fire");
+    assert_eq!(state(&world)[0], (json!("done"), json!(3)));
+    assert_ne!(world.json(GET)["snapshot"], json!(live));
+    assert_eq!(world.json("restores")[0]["actor"], json!("recipe marked on incident"));
+}
+
 /// The definitions go back first, since what they let through would come again.
 #[test]
 fn definitions_are_reverted_and_not_brought_back_unasked() {

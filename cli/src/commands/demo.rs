@@ -24,6 +24,7 @@ use crate::commands::backfill::{self, counted};
 use crate::commands::checks::write_report;
 use crate::commands::online::{self, Answer};
 use crate::commands::plan::Prepared;
+use crate::commands::restore::How;
 use crate::commands::run::explain;
 use crate::commands::up::Slots;
 use crate::commands::{holds, quarantine, restore, resume, snapshots, status};
@@ -291,8 +292,15 @@ impl<'a> Demo<'a> {
             cascade: false,
             hold_policy: HoldPolicy::default(),
         };
-        let restore =
-            restore::perform(&asked, "the file of that week was garbled", &self.registry, self.context).await?;
+        let how = How {
+            actor: &self.context.actor(),
+            reason: "the file of that week was garbled",
+            dry_run: false,
+            yes: true,
+            break_glass: false,
+            approved: false,
+        };
+        let restore = restore::perform(&asked, RunId::generate(), how, &self.registry, self.context).await?;
         let restore = restore.context("there was nothing to take back")?;
         let validation = restore.validation.as_ref().context("nobody looked at what came of the restore")?;
         ensure!(validation.passed, "the restore is not as promised: {}", validation.findings.join("; "));

@@ -86,14 +86,14 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
             let off = off(view, found, serve, share(&percent)?)?;
             let view = view.id.clone();
             let name = found.name.clone();
-            switch(&view, &name, Some(off), &reason, &registry, context).await?;
+            switch(&view, &name, Some(off), (&context.actor(), &reason), &registry, context).await?;
             note(format!(
                 "readers of `{view}.{name}` get {off} from now on, until `tidegate feature enable {view}.{name}`"
             ));
         }
         Action::Enable { feature, reason } => {
             let (view, name) = find_switched(&registry.store.switches().await?, &registry.project, &feature)?;
-            switch(&view, &name, None, &reason, &registry, context).await?;
+            switch(&view, &name, None, (&context.actor(), &reason), &registry, context).await?;
             note(format!("readers of `{view}.{name}` get what is stored"));
         }
         Action::List => list(&registry, context).await?,
@@ -126,7 +126,7 @@ pub(super) async fn switch(
     view: &ViewId,
     feature: &str,
     off: Option<Off>,
-    reason: &str,
+    (actor, reason): (&str, &str),
     registry: &Registry,
     context: &Context,
 ) -> anyhow::Result<()> {
@@ -138,7 +138,7 @@ pub(super) async fn switch(
         feature: feature.to_owned(),
         off,
         above: revision_online(&online, view).await,
-        actor: context.actor(),
+        actor: actor.to_owned(),
         reason: reason.to_owned(),
         now: registry.clock.now(),
     };

@@ -14,6 +14,7 @@ pub mod feature;
 pub mod features;
 pub mod hold;
 pub mod holds;
+pub mod incident;
 pub mod init;
 pub mod janitor;
 pub mod notices;

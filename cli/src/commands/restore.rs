@@ -149,7 +149,9 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
         WhileHeld::StageOnly => HoldPolicy::StageOnly,
     };
     let asked = Asked { views, target, cascade: arguments.cascade, hold_policy };
+    let actor = context.actor();
     let how = How {
+        actor: &actor,
         reason: arguments.reason.as_deref().unwrap_or_default(),
         dry_run: arguments.dry_run,
         yes: arguments.yes,
@@ -161,16 +163,17 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
 
 /// How a restore is gone about.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct How<'a> {
-    pub(super) reason: &'a str,
+pub(crate) struct How<'a> {
+    pub(crate) actor: &'a str,
+    pub(crate) reason: &'a str,
     /// Show the plan and change nothing.
-    pub(super) dry_run: bool,
+    pub(crate) dry_run: bool,
     /// Do not ask.
-    pub(super) yes: bool,
+    pub(crate) yes: bool,
     /// Whatever the policy says.
-    pub(super) break_glass: bool,
+    pub(crate) break_glass: bool,
     /// A second person has approved what this is a part of.
-    pub(super) approved: bool,
+    pub(crate) approved: bool,
 }
 
 /// Plans, asks, and sees it through: the way of every restore that a person wants.
@@ -196,7 +199,6 @@ pub(super) async fn restore_as_asked(
     }
     let online = engine::online(&settings).await?;
     let lake = engine::claimed_lake(&settings, registry).await?;
-    let actor = context.actor();
     let mut shown = false;
     // One restore, however often it is planned: an approval is used for it once.
     let id = RunId::generate();
@@ -218,7 +220,7 @@ pub(super) async fn restore_as_asked(
         let ask = Ask {
             break_glass: how.break_glass,
             approved: how.approved,
-            ..Ask::of(&planned, asked.cascade, &actor, how.reason, registry.clock.now())?
+            ..Ask::of(&planned, asked.cascade, how.actor, how.reason, registry.clock.now())?
         };
         if how.dry_run {
             report.count_entities(&planned, registry, context).await?;
@@ -238,7 +240,7 @@ pub(super) async fn restore_as_asked(
             admit(&ask, id, registry).await?;
             approved = Some(ask.ask);
         }
-        planned.request.actor.clone_from(&actor);
+        how.actor.clone_into(&mut planned.request.actor);
         how.reason.clone_into(&mut planned.request.reason);
         match registry.store.restore_begin(planned.request).await {
             Ok(()) => {
@@ -279,9 +281,12 @@ async fn under_way(asked: &Asked, registry: &Registry) -> anyhow::Result<Option<
     Ok(None)
 }
 
-/// Asks the policy. An approval that lets the restore through is used up before it begins: whoever dies in between asks again,
-/// and no approval serves twice.
+/// Asks the policy. An approval that lets the restore through is used up before it begins: a person who dies in between asks
+/// again, and no approval serves twice.
 async fn admit(ask: &Ask<'_>, id: RunId, registry: &Registry) -> anyhow::Result<()> {
+    if policy::used_for(ask, &id.to_string(), registry).await? {
+        return Ok(());
+    }
     if let Some(approval) = policy::admitted(ask, registry).await? {
         let used = registry.store.approval_use(approval, &id.to_string()).await;
         used.context("noting that the approval was used")?;
@@ -301,31 +306,38 @@ async fn prepare(asked: &Asked, id: RunId, registry: &Registry) -> anyhow::Resul
     })
 }
 
-/// Does what is asked for without asking anybody, and nothing when it is so already.
+/// Does what is asked for without asking anybody, and nothing when it is so already. As the restore `id`, which is seen
+/// through when it has begun.
 ///
 /// # Errors
 /// As the command.
-pub(super) async fn perform(
+pub(crate) async fn perform(
     asked: &Asked,
-    reason: &str,
+    id: RunId,
+    how: How<'_>,
     registry: &Registry,
     context: &Context,
 ) -> anyhow::Result<Option<Restore>> {
+    match registry.store.restore_of(id).await {
+        Ok(_) => return carry_out(id, registry, context).await.map(Some),
+        Err(StoreError::NotFound { .. }) => {}
+        Err(error) => return Err(error).context("looking for the restore"),
+    }
     let settings = context.settings()?;
     let lake = engine::claimed_lake(&settings, registry).await?;
     let online = engine::online(&settings).await?;
-    let id = RunId::generate();
     let mut planned = prepare(asked, id, registry).await?;
     if planned.is_nothing() {
         return Ok(None);
     }
     check(&*registry.store, &lake, online.as_deref(), &planned).await?;
-    let actor = context.actor();
-    let ask = Ask::of(&planned, asked.cascade, &actor, reason, registry.clock.now())?;
+    let now = registry.clock.now();
+    let ask = Ask { approved: how.approved, ..Ask::of(&planned, asked.cascade, how.actor, how.reason, now)? };
     admit(&ask, id, registry).await?;
-    planned.request.actor.clone_from(&actor);
-    reason.clone_into(&mut planned.request.reason);
+    how.actor.clone_into(&mut planned.request.actor);
+    how.reason.clone_into(&mut planned.request.reason);
     registry.store.restore_begin(planned.request).await.context("beginning the restore")?;
+    fail::fail_point!("restore.begun");
     carry_out(id, registry, context).await.map(Some)
 }
 

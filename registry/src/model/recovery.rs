@@ -106,6 +106,12 @@ pub struct Recipe {
     pub description: String,
     /// The views that it is for.
     pub matching: Matching,
+    /// What triggers it by itself; empty for a recipe that only people run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on: Vec<Trigger>,
+    /// Triggered for a view, it is not triggered for it again within so many seconds.
+    #[serde(default = "cooldown_default", skip_serializing_if = "is_cooldown_default")]
+    pub cooldown_secs: u64,
     /// What is done, in this order.
     pub steps: Vec<RecipeStep>,
     /// Where it is defined.
@@ -133,6 +139,66 @@ pub struct ScheduledDrill {
     /// Where it is defined.
     #[serde(skip)]
     pub origin: Origin,
+}
+
+/// [`Recipe::cooldown_secs`] where nothing is said.
+pub const COOLDOWN_SECS: u64 = 3_600;
+
+fn cooldown_default() -> u64 {
+    COOLDOWN_SECS
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_cooldown_default(secs: &u64) -> bool {
+    *secs == COOLDOWN_SECS
+}
+
+/// What can trigger a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trigger {
+    /// A check with `severity: warn` does not hold in what was published.
+    CheckFailedAfterPublish,
+    /// After a restore something was not as promised.
+    ValidationFailed,
+    /// `tidegate online audit` found that the online store differs from the lake.
+    OnlineDiffers,
+    /// A person marked a snapshot as bad.
+    MarkedBad,
+    /// `tidegate incident open` says that something is wrong.
+    Incident,
+}
+
+impl Trigger {
+    /// All of them.
+    pub const ALL: &[Self] =
+        &[Self::CheckFailedAfterPublish, Self::ValidationFailed, Self::OnlineDiffers, Self::MarkedBad, Self::Incident];
+
+    /// As written, stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CheckFailedAfterPublish => "check_failed_after_publish",
+            Self::ValidationFailed => "validation_failed",
+            Self::OnlineDiffers => "online_differs",
+            Self::MarkedBad => "marked_bad",
+            Self::Incident => "incident",
+        }
+    }
+}
+
+impl std::fmt::Display for Trigger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl std::str::FromStr for Trigger {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.iter().copied().find(|trigger| trigger.as_str() == text);
+        found.ok_or_else(|| format!("nothing called `{text}` triggers a recipe"))
+    }
 }
 
 /// One step of a recipe.

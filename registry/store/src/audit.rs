@@ -139,6 +139,15 @@ pub(crate) async fn list(db: &Db, filter: &AuditFilter) -> Result<Vec<AuditEvent
     rows.iter().map(event_from).collect()
 }
 
+/// The events after the place `after` up to `until` with one of these actions, oldest first.
+pub(crate) async fn between_in_tx(tx: &mut Conn, after: i64, until: i64, actions: &[&str]) -> Result<Vec<AuditEvent>> {
+    let mut query = Builder::new(COLUMNS);
+    query.push(" WHERE id > ").push_bind(after).push(" AND id <= ").push_bind(until).push(" AND action IN ");
+    query.push_list(actions.iter().copied()).push(" ORDER BY id");
+    let rows = query.build().fetch_all(tx).await.map_err(on("reading the audit trail"))?;
+    rows.iter().map(event_from).collect()
+}
+
 /// The length is counted here: the databases agree on what a character is, and on little else.
 fn begins(query: &mut Builder, column: &'static str, text: &str) {
     let length = i64::try_from(text.chars().count()).unwrap_or(i64::MAX);

@@ -19,6 +19,7 @@ use tidegate_registry::audit::{AuditEvent, AuditFilter, AuditVerdict, NewAuditEv
 use tidegate_registry::care::{self, Care, PrunedRows, Rebuild, TableRows, ViewKeep};
 use tidegate_registry::dataset::{Dataset, DatasetFilter, DatasetPin, Datasets};
 use tidegate_registry::drill::{Drill, DrillEnd, Drilling, Proven};
+use tidegate_registry::firing::{Firing, FiringProgress, Happened, NewFiring, Triggering};
 use tidegate_registry::ids::{
     ApprovalId, DagName, DatasetId, DrillId, DrillName, LeaseToken, NoticeId, RegistryId, RunId, SnapshotId, ViewId,
 };
@@ -327,6 +328,16 @@ pass_on! {
         datasets(filter: &DatasetFilter) -> Vec<Dataset> => (&filter);
         dataset_pin(id: DatasetId, pin: DatasetPin) -> () => (id, pin.clone());
         dataset_unpin(id: DatasetId, actor: &str, now: Instant) -> () => (id, &actor, now);
+    }
+}
+
+pass_on! {
+    Triggering {
+        happened() -> Happened => ();
+        firings_add(seen: i64, until: i64, firings: &[NewFiring], now: Instant) -> () => (seen, until, &firings, now);
+        firings(limit: u32) -> Vec<Firing> => (limit);
+        firings_open() -> Vec<Firing> => ();
+        firing_move(firing: &Firing, progress: &FiringProgress, now: Instant) -> () => (&firing, &progress, now);
     }
 }
 

@@ -130,6 +130,15 @@ pub(crate) const STEPS: &[Step] = &[
             postgres: include_str!("../migrations/postgres/0012_datasets.sql"),
         },
     },
+    Step {
+        name: "0013_firings",
+        // Older programs trigger no recipes.
+        compatible_from: 12,
+        text: Sql {
+            sqlite: include_str!("../migrations/sqlite/0013_firings.sql"),
+            postgres: include_str!("../migrations/postgres/0013_firings.sql"),
+        },
+    },
 ];
 
 /// The step that chains the events that are there, which no SQL can do.

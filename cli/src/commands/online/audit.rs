@@ -3,17 +3,19 @@
 use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::json;
+use tidegate_registry::audit::NewAuditEvent;
+use tidegate_registry::ids::ViewId;
 use tidegate_worker::serving::AuditOptions;
 
 use super::{chosen, serving};
-use crate::context::Context;
+use crate::context::{Context, Registry};
 use crate::error::Exit;
 use crate::output::Row;
 use crate::progress::note;
 
 #[derive(Debug, Serialize)]
-struct Line {
-    view: String,
+pub(super) struct Line {
+    pub(super) view: String,
     store: String,
     snapshot: Option<String>,
     entities: u64,
@@ -23,6 +25,13 @@ struct Line {
     extra: u64,
     repaired: bool,
     examples: Vec<String>,
+}
+
+impl Line {
+    /// Whether something differs still.
+    pub(super) fn differs(&self) -> bool {
+        self.missing + self.different + self.extra > 0 && !self.repaired
+    }
 }
 
 impl Row for Line {
@@ -50,26 +59,45 @@ pub(super) async fn run(
 ) -> anyhow::Result<Exit> {
     let registry = context.registry().await?;
     let views = chosen(&registry, views)?;
+    let lines = compare(&views, AuditOptions { sample, repair }, &context.actor(), &registry, context).await?;
+    if lines.is_empty() {
+        note("no view is published online");
+    }
+    for line in &lines {
+        for example in &line.examples {
+            note(format!("{}: {example}", line.view));
+        }
+    }
+    context.output.list(&lines)?;
+    if lines.iter().any(Line::differs) {
+        note("online and lake differ: `--repair` puts it right");
+        return Ok(Exit::Wrong);
+    }
+    Ok(Exit::Done)
+}
+
+/// Compares in every store that the project keeps alike. What differs is written to the audit trail.
+pub(super) async fn compare(
+    views: &[ViewId],
+    options: AuditOptions,
+    actor: &str,
+    registry: &Registry,
+    context: &Context,
+) -> anyhow::Result<Vec<Line>> {
     let mut lines = Vec::new();
-    let mut exit = Exit::Done;
-    for serving in serving(context, &registry).await? {
-        for view in &views {
-            let options = AuditOptions { sample, repair };
+    for serving in serving(context, registry).await? {
+        for view in views {
             let begun = std::time::Instant::now();
             let audit = serving.audit(view, options).await.with_context(|| format!("auditing `{view}`"))?;
-            if audit.repaired {
-                let event = context.event(&registry, "online_repair", view.to_string()).took(begun.elapsed());
+            if audit.differing() > 0 {
+                let action = if audit.repaired { "online_repair" } else { "online_differ" };
+                let event = NewAuditEvent::new(registry.clock.now(), actor, action, view.to_string());
                 let (missing, different, extra) = (audit.missing, audit.different, audit.extra);
                 let detail = json!({
                     "store": serving.online.to_string(), "missing": missing, "different": different, "extra": extra,
                 });
-                registry.store.audit(event.with(detail)).await.context("noting what was repaired")?;
-            }
-            if audit.differing() > 0 && !audit.repaired {
-                exit = Exit::Wrong;
-            }
-            for example in &audit.examples {
-                note(format!("{view}: {example}"));
+                let noting = "noting what differs between online and lake";
+                registry.store.audit(event.took(begun.elapsed()).with(detail)).await.context(noting)?;
             }
             lines.push(Line {
                 view: view.to_string(),
@@ -86,12 +114,5 @@ pub(super) async fn run(
         }
         serving.online.close().await;
     }
-    if lines.is_empty() {
-        note("no view is published online");
-    }
-    context.output.list(&lines)?;
-    if exit == Exit::Wrong {
-        note("online and lake differ: `--repair` puts it right");
-    }
-    Ok(exit)
+    Ok(lines)
 }

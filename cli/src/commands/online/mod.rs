@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use tidegate_registry::ids::ViewId;
 use tidegate_registry::model::FeatureView;
 use tidegate_worker::engine::Engine;
-use tidegate_worker::serving::Serving;
+use tidegate_worker::serving::{AuditOptions, Serving};
 
 pub use self::get::{Answer, get};
 use crate::context::{Context, Registry};
@@ -80,6 +80,22 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
 /// As [`run`].
 pub(super) async fn validate(views: &[String], sample: Option<u64>, context: &Context) -> anyhow::Result<Exit> {
     audit::run(views, sample, false, context).await
+}
+
+/// The views of `views` that differ from the lake, on behalf of `actor`; nothing is printed.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn differing(
+    views: &[ViewId],
+    sample: Option<u64>,
+    actor: &str,
+    registry: &Registry,
+    context: &Context,
+) -> anyhow::Result<Vec<String>> {
+    let options = AuditOptions { sample, repair: false };
+    let lines = audit::compare(views, options, actor, registry, context).await?;
+    Ok(lines.into_iter().filter(audit::Line::differs).map(|line| line.view).collect())
 }
 
 /// The project has no online store.

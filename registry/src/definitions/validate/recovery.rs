@@ -12,7 +12,9 @@ use crate::definitions::written::{
 };
 use crate::diagnostics::{Diagnostic, Origin, ids};
 use crate::ids::{DrillName, OwnerName, RecipeName, RuleName};
-use crate::model::{FeatureView, Hours, Matching, PolicyRule, Project, Recipe, RecipeStep, ScheduledDrill, glob};
+use crate::model::{
+    COOLDOWN_SECS, FeatureView, Hours, Matching, PolicyRule, Project, Recipe, RecipeStep, ScheduledDrill, Trigger, glob,
+};
 use crate::switches::{BUCKETS, Serve};
 
 /// Adds the rules, recipes and drills that are right to `project`, whose views are known.
@@ -173,11 +175,15 @@ fn recipe(file: &At<RecipeFile>, project: &Project, catalog: &Catalog, out: &mut
     let matching = matching?;
     let all_known = all_known(project, catalog);
     let views = views_meant("recipe", &matching, &origin, all_known, project, out)?;
+    let on = triggers(file, out);
+    let cooldown_secs = file.cooldown.get().map_or(COOLDOWN_SECS, |cooldown| cooldown.value.0.as_secs());
     let steps: Vec<Option<RecipeStep>> = written.iter().map(|at| step(at, &views, all_known, out)).collect();
     Some(Recipe {
         name: name?,
         description: file.description.value()?,
         matching,
+        on: on?,
+        cooldown_secs,
         steps: steps.into_iter().collect::<Option<_>>()?,
         origin,
     })
@@ -234,6 +240,39 @@ fn drill(
         scenarios: scenarios?,
         origin,
     })
+}
+
+fn triggers(file: &RecipeFile, out: &mut Vec<Diagnostic>) -> Option<Vec<Trigger>> {
+    let on = match &file.on {
+        Field::Is(on) => on,
+        Field::Bad => return None,
+        Field::Missing => {
+            if let Some(cooldown) = file.cooldown.get() {
+                out.push(
+                    Diagnostic::error(ids::BAD_RECIPE, cooldown.origin.clone(), "nothing triggers this recipe")
+                        .with_label("so it never has to cool down")
+                        .with_help("say what does, as in `on: [marked_bad]`, or leave `cooldown` out"),
+                );
+                return None;
+            }
+            return Some(Vec::new());
+        }
+    };
+    if on.is_empty() {
+        out.push(
+            Diagnostic::error(ids::EMPTY_LIST, on.origin.clone(), "an empty list triggers nothing")
+                .with_help("leave `on` out for a recipe that only people run"),
+        );
+        return None;
+    }
+    let mut triggers: Vec<Trigger> = Vec::new();
+    for trigger in on.iter() {
+        let known = trigger.value.0?;
+        if !triggers.contains(&known) {
+            triggers.push(known);
+        }
+    }
+    Some(triggers)
 }
 
 fn step(at: &At<StepFile>, views: &[&FeatureView], all_known: bool, out: &mut Vec<Diagnostic>) -> Option<RecipeStep> {

@@ -10,6 +10,7 @@ use crate::definitions::scalars::WrittenDuration;
 use crate::definitions::yaml::Value;
 use crate::diagnostics::{Diagnostic, ids};
 use crate::drill::Scenario;
+use crate::model::Trigger;
 use crate::restore::HoldPolicy;
 use crate::switches::Serve;
 
@@ -68,6 +69,10 @@ record! {
         description: required String,
         /// The views that it is for; all when left out.
         r#match: optional MatchFile,
+        /// What triggers it by itself; only people run it when this is left out.
+        on: optional Vec<At<TriggerWord>>,
+        /// Triggered for a view, it is not triggered for it again within this time; `1h` when left out.
+        cooldown: optional WrittenDuration,
         /// What is done, in this order.
         steps: required Vec<At<StepFile>>,
     }
@@ -204,6 +209,23 @@ words!(Scenario, "a scenario" {
     "training_set_out_of_step" => Self::TrainingSetOutOfStep,
     "online_store_lost" => Self::OnlineStoreLost,
 });
+/// One of `on:`. A word that is none is reported where it is read, and stays, lest its list look empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::definitions) struct TriggerWord(pub(in crate::definitions) Option<Trigger>);
+
+impl Read for TriggerWord {
+    fn read(node: &Node, out: &mut Vec<Diagnostic>) -> Option<Self> {
+        Some(Self(Trigger::read(node, out)))
+    }
+}
+
+words!(Trigger, "something that triggers a recipe" {
+    "check_failed_after_publish" => Self::CheckFailedAfterPublish,
+    "validation_failed" => Self::ValidationFailed,
+    "online_differs" => Self::OnlineDiffers,
+    "marked_bad" => Self::MarkedBad,
+    "incident" => Self::Incident,
+});
 words!(HoldPolicy, "a choice for runs" { "skip_runs" => Self::SkipRuns, "stage_only" => Self::StageOnly, });
 
 schema_of!(Scenario, "scenario", {
@@ -213,6 +235,9 @@ schema_of!(ApprovalWord, "approval", { "enum": ["required", "none"] });
 schema_of!(LastGoodWord, "to", { "enum": ["last_good"] });
 schema_of!(CascadeWord, "cascade", { "enum": ["with", "without"] });
 schema_of!(Serve, "serve", { "enum": ["default", "null"] });
+schema_of!(TriggerWord, "trigger", {
+    "enum": ["check_failed_after_publish", "validation_failed", "online_differs", "marked_bad", "incident"]
+});
 schema_of!(HoldPolicy, "while_held", { "enum": ["skip_runs", "stage_only"] });
 
 /// `null` is what it says, also where YAML takes it for nothing.

@@ -52,6 +52,8 @@ pub(super) const TABLES: &[(&str, &str)] = &[
     ("notice_deliveries", "notice, webhook"),
     ("audit_events", "id"),
     ("audit_head", "one"),
+    ("recipe_firings", "id"),
+    ("recipe_looks", "one"),
     ("workers", "owner"),
     ("duties", "name"),
 ];

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tidegate_registry::care::{Care, Pin, TableRows};
+use tidegate_registry::firing::NewFiring;
 use tidegate_registry::ids::SnapshotId;
+use tidegate_registry::model::Trigger;
 use tidegate_registry::notice::Subscription;
 use tidegate_registry::restore::BadMark;
 use tidegate_registry::restore::plan::Target;
@@ -87,6 +89,19 @@ async fn fill(store: Arc<dyn Store>) {
     world.store.drill_end(rehearsed.id, end(&[("a", 7)], &[], 4)).await.unwrap();
     let built = dataset(&*world.store, "scores", snapshot).await;
     world.store.dataset_record(&built).await.unwrap();
+    let firing = NewFiring {
+        recipe: "back".parse().unwrap(),
+        trigger: Trigger::Incident,
+        subject: "event 1".to_owned(),
+        number: 1,
+        snapshot: None,
+        views: vec!["a@v1".parse().unwrap()],
+        steps: Vec::new(),
+        reason: "odd".to_owned(),
+        passed_over: None,
+    };
+    let seen = world.store.happened().await.unwrap().seen;
+    world.store.firings_add(seen, seen + 1, &[firing], day(3)).await.unwrap();
     let all = [Subscription { webhook: "oncall".to_owned(), events: Vec::new() }];
     assert!(world.store.notices_route(&all, LONG).await.unwrap() > 0);
     world.store.worker_heartbeat(&beat("w1", &["slow"])).await.unwrap();

@@ -18,6 +18,7 @@ pub mod datasets;
 pub mod decisions;
 pub mod definitions;
 pub mod drills;
+pub mod firings;
 pub mod histories;
 pub mod notices;
 pub mod placement;
@@ -62,6 +63,12 @@ macro_rules! conformance {
                 a_hold_stays_while_its_restore_is_under_way,
                 the_last_good_snapshot_is_no_restore_and_not_bad,
                 what_a_restore_goes_back_to_stays,
+            }
+            firings {
+                what_was_before_the_first_look_triggers_nothing,
+                what_happens_triggers_a_recipe_once,
+                what_a_recipe_does_triggers_none,
+                a_triggered_recipe_is_moved_by_one_at_a_time,
             }
             definitions {
                 before_the_first_apply_the_project_is_empty,
