@@ -1,9 +1,9 @@
-//! `/healthz` and `/readyz` of a process: for supervisors, load balancers and people.
+//! `/healthz`, `/readyz` and `/metrics` of a process: for supervisors, load balancers, scrapers and people.
 //!
 //! *Healthy* means that the loops of all its roles still turn: a process that does not should be started anew. It says
 //! nothing about other parts, for a restart mends none of them. *Ready* means that it can do its work now: the registry
-//! answers, and nobody has asked it to stop. Both are plain HTTP with a line of JSON, tell no secrets, and change nothing;
-//! they listen on the address that the operator gives, and nowhere when none is given.
+//! answers, and nobody has asked it to stop. Both are plain HTTP with a line of JSON, tell no secrets, and change nothing, as
+//! do the metrics ([`crate::metrics`]); they listen on the address that the operator gives, and nowhere when none is given.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,13 +13,15 @@ use anyhow::Context as _;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::json;
 use tidegate_registry::pulse::Pulse;
 use tidegate_registry::store::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
 
 /// A loop that has not turned for longer than this hangs. Each turns at least every second, and waits for the registry for
 /// less than half of this.
@@ -31,7 +33,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(3);
 /// Where a process tells how it is.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct Listen {
-    /// Answer /healthz and /readyz on this address, as in `127.0.0.1:9464` [default: not at all]
+    /// Answer /healthz, /readyz and /metrics on this address, as in `127.0.0.1:9464` [default: not at all]
     #[arg(long, value_name = "ADDRESS", env = "TIDEGATE_HEALTH", hide_env_values = true)]
     pub health: Option<SocketAddr>,
 }
@@ -43,6 +45,8 @@ pub struct Health {
     pub pulses: Vec<(&'static str, Pulse)>,
     /// The registry.
     pub store: Arc<dyn Store>,
+    /// How the project stands.
+    pub metrics: Metrics,
     /// Cancelled when the process is to stop.
     pub stopping: CancellationToken,
 }
@@ -55,8 +59,12 @@ pub async fn serve(address: SocketAddr, health: Health, stop: CancellationToken)
     let listener =
         TcpListener::bind(address).await.with_context(|| format!("listening for health checks on `{address}`"))?;
     let bound = listener.local_addr().context("listening for health checks")?;
-    tracing::info!("answering /healthz and /readyz on http://{bound}");
-    let routes = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(health);
+    tracing::info!("answering /healthz, /readyz and /metrics on http://{bound}");
+    let routes = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(health);
     axum::serve(listener, routes)
         .with_graceful_shutdown(async move { stop.cancelled().await })
         .await
@@ -83,6 +91,20 @@ async fn readyz(State(health): State<Health>) -> impl IntoResponse {
         Ok(Ok(_)) => answer(true, &json!({ "status": "ready" })),
         Ok(Err(_)) => answer(false, &json!({ "status": "not ready", "reason": "the registry is not available" })),
         Err(_) => answer(false, &json!({ "status": "not ready", "reason": "the registry does not answer in time" })),
+    }
+}
+
+async fn metrics(State(health): State<Health>) -> Response {
+    let roles = health.pulses.iter().map(|(role, pulse)| (*role, pulse.age())).collect();
+    match tokio::time::timeout(ANSWER_MAX, health.metrics.text(roles)).await {
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+        failed => {
+            // As above.
+            if let Ok(Err(error)) = failed {
+                tracing::warn!("The metrics could not be read: {error:#}");
+            }
+            answer(false, &json!({ "status": "not ready", "reason": "the registry is not available" })).into_response()
+        }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod example;
 pub mod firing;
 pub mod health;
 pub mod logging;
+pub mod metrics;
 pub mod notices;
 pub mod output;
 pub mod policy;

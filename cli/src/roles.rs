@@ -23,6 +23,7 @@ use crate::engine::{self, Bells};
 use crate::error::UserError;
 use crate::firing;
 use crate::health::{self, Health, Listen};
+use crate::metrics::Metrics;
 use crate::notices;
 use crate::process;
 use crate::shutdown::Stopped;
@@ -107,7 +108,12 @@ pub async fn play(roles: Roles, listen: Listen, context: &Context) -> anyhow::Re
     let _stop_answering = answering.clone().drop_guard();
     let mut listener: JoinSet<anyhow::Result<()>> = JoinSet::new();
     if let Some(address) = listen.health {
-        let health = Health { pulses, store: Arc::clone(&registry.store), stopping: cancel.clone() };
+        let health = Health {
+            pulses,
+            store: Arc::clone(&registry.store),
+            metrics: Metrics::of(registry.clone()),
+            stopping: cancel.clone(),
+        };
         listener.spawn(health::serve(address, health, answering));
     }
     info!(

@@ -15,6 +15,7 @@ pub mod definitions;
 pub mod diagnostics;
 pub mod drill;
 pub mod features;
+pub mod figures;
 pub mod fingerprint;
 pub mod firing;
 pub mod ids;

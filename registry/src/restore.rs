@@ -403,7 +403,7 @@ pub trait Restoring {
     /// What a recorded run read; `None` of a restore, and when it is not known.
     async fn reads_of(&self, run: RunId) -> Result<Option<crate::run::Pins>>;
 
-    /// Notes what was found after a restore.
+    /// Notes what was found after a restore. What was noted first stands: two that compare at the same time see the same.
     async fn restore_validated(&self, id: RunId, validation: &Validation, now: Instant) -> Result<()>;
 
     /// The holds in force.

@@ -21,6 +21,7 @@ use crate::audit::{AuditEvent, AuditFilter, AuditVerdict, NewAuditEvent};
 use crate::care::Care;
 use crate::dataset::Datasets;
 use crate::drill::Drilling;
+use crate::figures::Measuring;
 use crate::firing::Triggering;
 use crate::ids::{DagName, LeaseToken, PoolName, QueueName, RegistryId, RunId, SnapshotId, ViewId};
 use crate::model::{Alike, Project};
@@ -473,7 +474,7 @@ pub struct CheckFilter {
 /// The registry.
 #[async_trait]
 pub trait Store:
-    Approving + Care + Datasets + Drilling + Outbox + Restoring + Switching + Triggering + Send + Sync + Debug
+    Approving + Care + Datasets + Drilling + Measuring + Outbox + Restoring + Switching + Triggering + Send + Sync + Debug
 {
     // --- definitions -------------------------------------------------------------------------------------------------
 

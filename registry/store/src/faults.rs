@@ -19,6 +19,7 @@ use tidegate_registry::audit::{AuditEvent, AuditFilter, AuditVerdict, NewAuditEv
 use tidegate_registry::care::{self, Care, PrunedRows, Rebuild, TableRows, ViewKeep};
 use tidegate_registry::dataset::{Dataset, DatasetFilter, DatasetPin, Datasets};
 use tidegate_registry::drill::{Drill, DrillEnd, Drilling, Proven};
+use tidegate_registry::figures::{Figures, Measuring};
 use tidegate_registry::firing::{Firing, FiringProgress, Happened, NewFiring, Triggering};
 use tidegate_registry::ids::{
     ApprovalId, DagName, DatasetId, DrillId, DrillName, LeaseToken, NoticeId, RegistryId, RunId, SnapshotId, ViewId,
@@ -319,6 +320,12 @@ pass_on! {
         drills_open() -> Vec<Drill> => ();
         drilled_last(drill: &DrillName) -> Option<Instant> => (&drill);
         proven(views: &[ViewId]) -> IndexMap<ViewId, Proven> => (&views);
+    }
+}
+
+pass_on! {
+    Measuring {
+        figures(now: Instant) -> Figures => (now);
     }
 }
 

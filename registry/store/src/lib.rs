@@ -22,6 +22,7 @@ mod decisions;
 mod definitions;
 mod drills;
 pub mod faults;
+mod figures;
 mod firings;
 mod holds;
 mod moves;

@@ -591,12 +591,15 @@ async fn state_change(tx: &mut Conn, view: &ViewId, restore: &ViewRestore, what:
 pub(crate) async fn validated(db: &Db, id: RunId, validation: &Validation, now: Instant) -> Result<()> {
     let mut tx = db.write().await?;
     let before = get_in_tx(&mut tx, id).await?;
-    query("UPDATE restores SET validation = $1 WHERE run = $2")
+    let noted = query("UPDATE restores SET validation = $1 WHERE run = $2 AND validation IS NULL")
         .bind(codec::json(validation)?)
         .bind(id.to_string())
         .execute(&mut tx)
         .await
         .map_err(on("noting what was found after a restore"))?;
+    if noted == 0 {
+        return commit(tx).await;
+    }
     if !validation.passed {
         let message =
             format!("what came of the restore {id} is not what was promised: {}", validation.findings.join("; "));

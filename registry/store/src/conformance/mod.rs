@@ -18,6 +18,7 @@ pub mod datasets;
 pub mod decisions;
 pub mod definitions;
 pub mod drills;
+pub mod figures;
 pub mod firings;
 pub mod histories;
 pub mod notices;
@@ -63,6 +64,9 @@ macro_rules! conformance {
                 a_hold_stays_while_its_restore_is_under_way,
                 the_last_good_snapshot_is_no_restore_and_not_bad,
                 what_a_restore_goes_back_to_stays,
+            }
+            figures {
+                figures_count_what_is_there,
             }
             firings {
                 what_was_before_the_first_look_triggers_nothing,
