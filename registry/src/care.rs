@@ -13,6 +13,7 @@ use indexmap::IndexMap;
 use serde::Serialize;
 
 use crate::ids::{DagName, RegistryId, RunId, SnapshotId, ViewId};
+use crate::restore::RestorePlan;
 use crate::run::Cause;
 use crate::store::Result;
 use crate::time::{Instant, Interval};
@@ -164,6 +165,34 @@ pub struct FoundRun {
     pub committed_at: Instant,
     /// Whether the versions that it left can be read: else its snapshot is made as an expired one.
     pub restorable: bool,
+    /// What it took back, when it is a restore.
+    pub restore: Option<FoundRestore>,
+}
+
+/// A restore as the lake tells of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FoundRestore {
+    /// What was decided, as far as commits tell: nothing of quarantine tables and of the online store.
+    pub plan: RestorePlan,
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+    /// When it was decided, in project time; `None` when its commits do not tell.
+    pub begun_at: Option<Instant>,
+    /// Per view of the plan what it left.
+    pub landed: IndexMap<ViewId, LandedRestore>,
+}
+
+/// What a restore left of one view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LandedRestore {
+    /// The version of its table.
+    pub delta_version: u64,
+    /// The fence that it was committed with.
+    pub publish_number: u64,
+    /// The version of its quarantine table by then; `None` when nothing had ever been set aside.
+    pub quarantine_version: Option<u64>,
 }
 
 /// See [`Care::rebuild`].

@@ -20,10 +20,10 @@ use deltalake::DeltaTable;
 use futures::StreamExt;
 use indexmap::IndexMap;
 use serde::Serialize;
-use tidegate_registry::care::{FoundInterval, FoundRun, Rebuild, ViewRebuild};
+use tidegate_registry::care::{FoundInterval, FoundRestore, FoundRun, LandedRestore, Rebuild, ViewRebuild};
 use tidegate_registry::ids::{DagName, RunId, SnapshotId, ViewId};
 use tidegate_registry::model::{FeatureView, Project};
-use tidegate_registry::restore::Slice;
+use tidegate_registry::restore::{HoldPolicy, RestorePlan, Slice, TableTarget, ViewRestore};
 use tidegate_registry::run::{Cause, RunState};
 use tidegate_registry::store::{LedgerEntry, RunFilter, Store};
 use tidegate_registry::time::{Instant, Interval};
@@ -31,7 +31,7 @@ use tidegate_registry::time::{Instant, Interval};
 use crate::digest::Digester;
 use crate::engine::{Engine, Joins};
 use crate::lake::care::{LogEntry, LogListing, TableFile};
-use crate::lake::{Lake, RestoreNote};
+use crate::lake::{DecidedNote, Lake, RestoreNote};
 use crate::online::OnlineStore;
 use crate::reads::{column, instant_literal, scan};
 use crate::stage::digest_columns;
@@ -201,7 +201,8 @@ pub async fn plan(parts: &RebuildParts) -> Result<RebuildPlan> {
     }
     settle_half_published(&fates, &tables, &mut plan);
     let of_view = |view: &ViewRebuild| -> Vec<RunId> {
-        view.found.iter().map(|found| found.run).chain(view.left.iter().map(|(_, restore)| *restore)).collect()
+        let found = view.found.iter().flat_map(|found| [found.run, found.by]);
+        found.chain(view.left.iter().map(|(_, restore)| *restore)).collect()
     };
     let named: HashSet<RunId> = plan.rebuild.views.values().flat_map(of_view).collect();
     plan.rebuild.runs.retain(|run, _| named.contains(run));
@@ -288,7 +289,7 @@ async fn read(parts: &RebuildParts, id: &ViewId, runs: &mut BTreeMap<RunId, Foun
     let (mut commits, mut restores) = (Vec::new(), Vec::new());
     for (version, entry) in &entries {
         commits.extend(commit_of(*version, entry, &log, runs));
-        restores.extend(restore_of(*version, entry, &log, runs));
+        restores.extend(restore_of(id, *version, entry, &log, runs));
     }
     let ledger = parts.store.ledger(id, None, 0).await?;
     let ledger = ledger.into_iter().map(|entry| (entry.interval.start().timestamp_micros(), entry)).collect();
@@ -321,6 +322,7 @@ fn commit_of(version: u64, entry: &LogEntry, log: &LogListing, runs: &mut BTreeM
         revision: note.revision,
         committed_at: at,
         restorable: true,
+        restore: None,
     });
     known.committed_at = known.committed_at.max(at);
     let found = FoundInterval {
@@ -339,6 +341,7 @@ fn commit_of(version: u64, entry: &LogEntry, log: &LogListing, runs: &mut BTreeM
 }
 
 fn restore_of(
+    id: &ViewId,
     version: u64,
     entry: &LogEntry,
     log: &LogListing,
@@ -355,9 +358,45 @@ fn restore_of(
         revision: 0,
         committed_at: at,
         restorable: true,
+        restore: None,
     });
     known.committed_at = known.committed_at.max(at);
+    let restore = known.restore.get_or_insert_with(|| decided(note));
+    restore.plan.views.insert(
+        id.clone(),
+        ViewRestore {
+            from_version: note.from_version,
+            table: note.table.clone().unwrap_or(TableTarget { version: Some(version), slices: Vec::new() }),
+            quarantine: None,
+            online: None,
+            leaves: note.leaves.clone(),
+            comes_back: note.comes_back.clone(),
+            newest: note.newest.clone(),
+            fingerprint: note.fingerprint.clone(),
+            only_unfinished: false,
+        },
+    );
+    // Parents first, whichever table was looked at first.
+    restore.plan.views.sort_by_cached_key(|view, _| note.views.iter().position(|known| known == view));
+    let landed = LandedRestore { delta_version: version, publish_number, quarantine_version: None };
+    restore.landed.insert(id.clone(), landed);
     Some(RestoreCommit { run, version, publish_number, note: note.clone() })
+}
+
+/// What is known of a restore as a whole.
+fn decided(note: &RestoreNote) -> FoundRestore {
+    let unknown = DecidedNote {
+        asked: "found in the lake".to_owned(),
+        actor: "unknown".to_owned(),
+        reason: "found in the lake".to_owned(),
+        begun_at: DateTime::UNIX_EPOCH,
+        holds: Vec::new(),
+        hold_policy: HoldPolicy::default(),
+    };
+    let begun_at = note.decided.as_ref().map(|decided| decided.begun_at);
+    let DecidedNote { asked, actor, reason, holds, hold_policy, .. } = note.decided.clone().unwrap_or(unknown);
+    let plan = RestorePlan { asked, views: IndexMap::new(), holds, hold_policy };
+    FoundRestore { plan, actor, reason, begun_at, landed: IndexMap::new() }
 }
 
 /// The versions that can be read with all their files.
@@ -477,6 +516,15 @@ async fn view(
                     run.restorable = false;
                 }
             }
+            for restore in &table.restores {
+                let Some(run) = plan.rebuild.runs.get_mut(&restore.run) else { continue };
+                run.restorable &= table.whole.contains(&restore.version);
+                if let Some(landed) = run.restore.as_mut().and_then(|restore| restore.landed.get_mut(id)) {
+                    let mut aside = aside.iter().flat_map(|aside| &aside.versions);
+                    let by_then = aside.rfind(|(mark, _)| *mark <= restore.publish_number);
+                    landed.quarantine_version = by_then.map(|(_, version)| *version);
+                }
+            }
             // Empty slices have no files, so only those with rows can be missed.
             let gone = table
                 .ledger
@@ -577,14 +625,6 @@ fn follow_restore(id: &ViewId, restore: &RestoreCommit, runs: &mut BTreeMap<RunI
         quarantine_version: None,
         by: *run,
     };
-    if let Some(newest) = &note.newest {
-        // Its own snapshot, which the slices below take the ledger from again.
-        let own = FoundInterval { run: *run, ..of(newest) };
-        if let Some(run) = runs.get_mut(run) {
-            run.interval = newest.interval;
-        }
-        followed.found.push(own);
-    }
     for slice in note.comes_back.iter().chain(&note.newest) {
         followed.gone.remove(&slice.interval);
         let known = followed.found.iter().rfind(|found| found.interval == slice.interval && found.run == slice.run);
@@ -597,6 +637,7 @@ fn follow_restore(id: &ViewId, restore: &RestoreCommit, runs: &mut BTreeMap<RunI
             revision: 0,
             committed_at: DateTime::UNIX_EPOCH,
             restorable: false,
+            restore: None,
         });
         if !of_run.views.contains(id) {
             of_run.views.push(id.clone());
@@ -682,6 +723,7 @@ async fn content_only(
             revision: 0,
             committed_at: DateTime::UNIX_EPOCH,
             restorable: false,
+            restore: None,
         });
         if !run.views.contains(&view.id) {
             run.views.push(view.id.clone());

@@ -24,8 +24,8 @@ use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tidegate_registry::ids::{DagName, RunId, ViewId};
-use tidegate_registry::restore::Slice;
-use tidegate_registry::time::Interval;
+use tidegate_registry::restore::{HoldPolicy, Slice, TableTarget};
+use tidegate_registry::time::{Instant, Interval};
 
 use super::Lake;
 use super::table::log_path;
@@ -122,6 +122,32 @@ pub struct RestoreNote {
     pub leaves: Vec<Slice>,
     /// Intervals that are in the ledger anew, or from another run than before.
     pub comes_back: Vec<Slice>,
+    /// The version of the table that it was decided on.
+    #[serde(default)]
+    pub from_version: u64,
+    /// What the table holds since; `None` in commits of older programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<TableTarget>,
+    /// Who decided it, and how; `None` in commits of older programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided: Option<DecidedNote>,
+}
+
+/// How a restore was decided.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DecidedNote {
+    /// As it was asked for.
+    pub asked: String,
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+    /// When, in project time.
+    pub begun_at: Instant,
+    /// Views that it held.
+    pub holds: Vec<ViewId>,
+    /// How.
+    pub hold_policy: HoldPolicy,
 }
 
 fn is_none(rows: &u64) -> bool {

@@ -36,7 +36,7 @@ use tidegate_registry::ids::{RegistryId, RunId, ViewId};
 use url::Url;
 
 pub(crate) use commit::{COMPACTION, CompactionRequest};
-pub use commit::{CommitError, CommitNote, CommitRequest, Committed, Replaces, RestoreNote};
+pub use commit::{CommitError, CommitNote, CommitRequest, Committed, DecidedNote, Replaces, RestoreNote};
 pub use table::TableSchema;
 pub use target::TableChange;
 

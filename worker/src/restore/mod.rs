@@ -22,7 +22,7 @@ use tidegate_registry::time::Interval;
 
 use crate::execute::Parts;
 use crate::executor::Outcome;
-use crate::lake::{CommitError, CommitRequest, Lake, Replaces, RestoreNote, TableChange};
+use crate::lake::{CommitError, CommitRequest, DecidedNote, Lake, Replaces, RestoreNote, TableChange};
 use crate::online::{Begun, CutOver, OnlineError, OnlineStore, defaults};
 use crate::publish::{overtaken, refused, view_of};
 use crate::serving::{Content, bring_switches};
@@ -161,6 +161,16 @@ async fn commit_all(
             newest: what.newest.clone(),
             leaves: what.leaves.clone(),
             comes_back: what.comes_back.clone(),
+            from_version: what.from_version,
+            table: Some(what.table.clone()),
+            decided: Some(DecidedNote {
+                asked: restore.plan.asked.clone(),
+                actor: restore.actor.clone(),
+                reason: restore.reason.clone(),
+                begun_at: restore.begun_at,
+                holds: restore.plan.holds.clone(),
+                hold_policy: restore.plan.hold_policy,
+            }),
         };
         let commit = async |lake: &Lake, target: &TableTarget| {
             let failed = |source: anyhow::Error| CommitError::Store { view: view.clone(), source };

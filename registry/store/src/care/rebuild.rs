@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 use tidegate_registry::audit::NewAuditEvent;
-use tidegate_registry::care::{FoundInterval, FoundRun, Rebuild, ViewRebuild};
+use tidegate_registry::care::{FoundInterval, FoundRestore, FoundRun, Rebuild, ViewRebuild};
 use tidegate_registry::ids::{BackfillId, DagName, RunId, ViewId};
 use tidegate_registry::run::{Cause, RunState};
 use tidegate_registry::store::{Result, StoreError};
@@ -15,7 +15,7 @@ use tidegate_registry::time::{Instant, Interval};
 
 use crate::codec::{json as to_json, micros, number, number_option};
 use crate::db::{Conn, Db, commit, on};
-use crate::sql::query;
+use crate::sql::{db_now, query};
 use crate::{audit, creation, definitions, moves, restoring, runs};
 
 /// What is stored as a DAG's planning mark so that the next planning compares its whole history.
@@ -38,6 +38,9 @@ pub(super) async fn rebuild(db: &Db, request: &Rebuild, now: Instant) -> Result<
     for (id, run) in found {
         run_ensure(&mut tx, *id, run, definitions, now).await?;
         snapshot_ensure(&mut tx, *id, run, request, now).await?;
+        if let Some(restore) = &run.restore {
+            restore_ensure(&mut tx, *id, restore, now).await?;
+        }
     }
     for (view, what) in &request.views {
         view_rebuild(&mut tx, view, what).await?;
@@ -170,6 +173,9 @@ async fn snapshot_ensure(tx: &mut Conn, id: RunId, run: &FoundRun, request: &Reb
     .execute(&mut *tx)
     .await
     .map_err(on(doing))?;
+    if let Some(restore) = &run.restore {
+        return restored_views(tx, id, restore, request).await;
+    }
     for (position, (view, found, what)) in (0_i64..).zip(views) {
         let generation = what.online_generation.filter(|live| *live == found.publish_number);
         query(
@@ -192,6 +198,58 @@ async fn snapshot_ensure(tx: &mut Conn, id: RunId, run: &FoundRun, request: &Reb
         .await
         .map_err(on(doing))?;
     }
+    Ok(())
+}
+
+/// What a restore made of each view: the newest interval afterwards, or nothing.
+async fn restored_views(tx: &mut Conn, id: RunId, restore: &FoundRestore, request: &Rebuild) -> Result<()> {
+    for (position, (view, what)) in (0_i64..).zip(&restore.plan.views) {
+        let (Some(landed), Some(of)) = (restore.landed.get(view), request.views.get(view)) else {
+            continue;
+        };
+        let newest = what.newest.as_ref();
+        let generation = of.online_generation.filter(|live| *live == landed.publish_number);
+        query(
+            "INSERT INTO snapshot_views (snapshot, position, view, fingerprint, delta_version, publish_number, rows, \
+             digest, online_generation, profile, newest_start, newest_end, quarantine_version) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '{}', $10, $11, $12)",
+        )
+        .bind(id.to_string())
+        .bind(position)
+        .bind(view.to_string())
+        .bind(&what.fingerprint)
+        .bind(number(landed.delta_version)?)
+        .bind(number(landed.publish_number)?)
+        .bind(number(newest.map_or(0, |slice| slice.rows))?)
+        .bind(newest.map_or("0".repeat(32), |slice| slice.digest.clone()))
+        .bind(number_option(generation)?)
+        .bind(newest.map(|slice| micros(slice.interval.start())))
+        .bind(newest.map(|slice| micros(slice.interval.end())))
+        .bind(number_option(landed.quarantine_version)?)
+        .execute(&mut *tx)
+        .await
+        .map_err(on("storing a snapshot that the lake tells of"))?;
+    }
+    Ok(())
+}
+
+/// Makes the restore exist, as recorded.
+async fn restore_ensure(tx: &mut Conn, id: RunId, restore: &FoundRestore, now: Instant) -> Result<()> {
+    let at = restore.begun_at.unwrap_or(now);
+    query(concat!(
+        "INSERT INTO restores (run, plan, actor, reason, begun_at, recorded_at, begun_real) \
+         VALUES ($1, $2, $3, $4, $5, $5, ",
+        db_now!(),
+        ") ON CONFLICT (run) DO NOTHING"
+    ))
+    .bind(id.to_string())
+    .bind(to_json(&restore.plan)?)
+    .bind(&restore.actor)
+    .bind(&restore.reason)
+    .bind(micros(at))
+    .execute(tx)
+    .await
+    .map_err(on("storing a restore that the lake tells of"))?;
     Ok(())
 }
 

@@ -249,6 +249,7 @@ fn from_lake(runs: &[RunId]) -> Rebuild {
                 revision,
                 committed_at: day(10 + number + i64::from(revision)),
                 restorable: true,
+                restore: None,
             },
         );
     }
@@ -331,6 +332,7 @@ pub async fn an_old_copy_is_brought_up_to_the_lake(fixture: &Fixture) {
         revision: 0,
         committed_at,
         restorable: true,
+        restore: None,
     };
     rebuild.runs.insert(third, run);
     for what in rebuild.views.values_mut() {

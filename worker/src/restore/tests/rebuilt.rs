@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use tidegate_registry::care::Care as _;
 use tidegate_registry::ids::{RunId, SnapshotId, ViewId};
-use tidegate_registry::restore::Restoring as _;
 use tidegate_registry::restore::plan::Target;
-use tidegate_registry::store::{LedgerEntry, Store as _};
+use tidegate_registry::restore::{Restore, Restoring as _};
+use tidegate_registry::store::{LedgerEntry, Snapshot, SnapshotView, Store as _};
+use tidegate_registry::time::Interval;
 use tidegate_store::SqliteStore;
 
-use super::{DEFINITIONS, all_published, begun, carried_out, planned, restored, sell, view, views};
+use super::{DEFINITIONS, Published, all_published, begun, carried_out, planned, restored, sell, view, views};
 use crate::engine::Engine;
 use crate::rebuild::{RebuildParts, RebuildPlan, plan};
 use crate::tests::{World, at, interval};
@@ -60,6 +61,29 @@ async fn histories(world: &World, snapshots: &[SnapshotId]) -> Vec<Vec<LedgerEnt
     histories
 }
 
+/// What restores there were, as far as the lake keeps it.
+async fn restores(world: &World) -> Vec<(RunId, String, String, Vec<ViewId>, usize)> {
+    let restores = world.store.restores(0).await.unwrap();
+    let of = |restore: Restore| {
+        let left = restore.plan.views.values().map(|what| what.leaves.len()).sum();
+        assert!(restore.recorded_at.is_some());
+        let views = restore.plan.views.keys().cloned().collect();
+        (restore.id, restore.plan.asked, format!("{}: {}", restore.actor, restore.reason), views, left)
+    };
+    let mut restores: Vec<_> = restores.into_iter().map(of).collect();
+    restores.sort_unstable();
+    restores
+}
+
+/// How each snapshot is looked upon, and what each holds of each view.
+async fn told(world: &World) -> BTreeMap<SnapshotId, (String, Vec<(ViewId, u64, u64, Option<Interval>)>)> {
+    let snapshots = world.store.snapshots(None, None, 0).await.unwrap();
+    let of = |view: SnapshotView| (view.view, view.delta_version, view.rows, view.interval);
+    let line =
+        |snapshot: Snapshot| (snapshot.id, (snapshot.status, snapshot.views.into_iter().map(of).collect::<Vec<_>>()));
+    snapshots.into_iter().map(line).collect()
+}
+
 /// Day 1, day 2 (of which one view's rows are set aside, and which sold nothing at last), day 1 again; and back.
 async fn lived() -> (World, Vec<SnapshotId>) {
     let world = World::with(DEFINITIONS).await;
@@ -78,8 +102,14 @@ async fn a_registry_that_is_made_anew_knows_what_was_taken_back() {
     snapshots.push(SnapshotId(back.id.0));
     let (then, was) = (ledgers(&world).await, histories(&world, &snapshots).await);
     let before = all_published(&world).await;
+    let (done, status) = (restores(&world).await, told(&world).await);
+    let good = world.store.good_numbers(&views(), 0).await.unwrap();
+    assert_eq!((done.len(), good.len()), (1, 1), "only the first run can be gone back to");
     let world = registry_lost(world).await;
     rebuild(&world).await;
+    assert_eq!(restores(&world).await, done);
+    assert_eq!(told(&world).await, status);
+    assert_eq!(world.store.good_numbers(&views(), 0).await.unwrap(), good);
     let now = ledgers(&world).await;
     assert_eq!(now, then, "day 1 is of its first run, day 2 is empty and there, day 3 is gone");
     assert_eq!(now[&view("revenue")].iter().map(|entry| entry.rows).collect::<Vec<_>>(), [0, 2]);
@@ -92,6 +122,30 @@ async fn a_registry_that_is_made_anew_knows_what_was_taken_back() {
     assert_eq!(all_published(&world).await, before);
     sell(&world, 3, 1, 5).await;
     world.succeed(3, 7).await;
+}
+
+/// A restore may leave nothing of a view. That, too, is something to go back to.
+#[tokio::test]
+async fn a_registry_that_is_made_anew_knows_that_a_view_was_emptied() {
+    let world = World::with(DEFINITIONS).await;
+    sell(&world, 1, 7, 400).await;
+    let first = world.succeed(1, 0).await.id;
+    let emptied = restored(&world, &views(), Target::Run(first)).await;
+    // The lake does not tell which generation held what, so it is written anew, under a tag of its own.
+    let untagged = |all: BTreeMap<ViewId, Published>| -> Vec<Published> {
+        all.into_values().map(|published| Published { tag: None, ..published }).collect()
+    };
+    let nothing = untagged(all_published(&world).await);
+    sell(&world, 2, 7, 30).await;
+    world.succeed(2, 0).await;
+    let (then, status) = (ledgers(&world).await, told(&world).await);
+    let world = registry_lost(world).await;
+    rebuild(&world).await;
+    assert_eq!(ledgers(&world).await, then);
+    assert_eq!(told(&world).await, status);
+    restored(&world, &views(), Target::To(SnapshotId(emptied.id.0))).await;
+    assert!(ledgers(&world).await.values().all(Vec::is_empty));
+    assert_eq!(untagged(all_published(&world).await), nothing);
 }
 
 #[tokio::test]
@@ -152,6 +206,9 @@ async fn a_restore_under_way_finishes_after_a_rebuild() {
         newest: what.newest.clone(),
         leaves: what.leaves.clone(),
         comes_back: what.comes_back.clone(),
+        from_version: what.from_version,
+        table: Some(what.table.clone()),
+        decided: None,
     };
     let commit = crate::lake::CommitRequest {
         view: &revenue,
