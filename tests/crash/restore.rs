@@ -186,8 +186,44 @@ fn a_restore_that_dies_when_it_is_recorded_has_nothing_left_to_do() {
     let died = world.run_at(&restore(&to), "restore.record.after=panic");
     assert_eq!(died.status.signal(), Some(6), "{}", told(&died));
     assert_outcome(&world, &UNDISTURBED);
+    let validation = || block_on(async { world.registry().await.restores(1).await.unwrap().remove(0).validation });
+    assert_eq!(validation(), None, "nobody has compared");
     done(&world, &restore(&to));
     assert_outcome(&world, &UNDISTURBED);
+    assert!(validation().is_some_and(|validation| validation.passed), "whoever comes next does");
+}
+
+/// A switch that is stored and not yet online: the same command brings it there.
+fn dies_switching(backend: &Backend) {
+    let world = world(backend);
+    let disable = ["feature", "disable", "revenue.total", "--serve", "null", "--reason", "odd"];
+    let died = world.run_at(&disable, &format!("{SWITCH}=panic"));
+    assert_eq!(died.status.signal(), Some(6), "it did not come to `{SWITCH}`: {}", told(&died));
+    let online = || {
+        block_on(async {
+            let online = world.online().await;
+            let switches = online.switches(&VIEWS[0].parse().unwrap()).await.unwrap();
+            online.close().await;
+            switches.off.len()
+        })
+    };
+    let stored = block_on(async { world.registry().await.switches().await.unwrap().switches.len() });
+    assert_eq!((stored, online()), (1, 0));
+    done(&world, &disable);
+    assert_eq!(online(), 1);
+}
+
+/// The fail point of `feature`.
+pub(crate) const SWITCH: &str = "switch.stored";
+
+#[test]
+fn a_switch_that_is_only_stored_is_brought_online_by_the_same_command() {
+    dies_switching(&Backend::Embedded);
+}
+
+#[test]
+fn a_switch_that_is_only_stored_is_brought_online_by_the_same_command_on_servers() {
+    dies_switching(&Backend::shared());
 }
 
 fn brings_back_exactly_what_was(backend: &Backend) {

@@ -15,6 +15,7 @@ use tidegate_registry::store::TaskEnd;
 use crate::execute::{Parts, execute};
 use crate::lake::CommitError;
 use crate::publish::{discard_other_attempts, require_known};
+use crate::restore::compare_pending;
 
 /// How a task went.
 #[derive(Debug)]
@@ -41,6 +42,14 @@ pub trait Executor: Debug + Send + Sync {
 
     /// Deletes what other attempts staged for a view than the one that was published, which left `staged`.
     async fn discard_other_attempts(&self, run: RunId, view: &ViewId, staged: &StagedView);
+
+    /// Compares what came of restores with what was promised, where whoever recorded them has not. Returns how many.
+    ///
+    /// # Errors
+    /// When the registry cannot be reached.
+    async fn compare_restores(&self) -> Result<usize> {
+        Ok(0)
+    }
 }
 
 #[async_trait]
@@ -69,6 +78,10 @@ impl Executor for Parts {
         if let Err(error) = discard_other_attempts(self, run, view, staged).await {
             tracing::warn!(run.id = %run, view = %view, "Staged files were left behind: {error:#}");
         }
+    }
+
+    async fn compare_restores(&self) -> Result<usize> {
+        compare_pending(self).await
     }
 }
 

@@ -171,7 +171,24 @@ impl Worker {
         if let Some(period) = self.reconcile_every.filter(|_| !self.serving.is_empty()) {
             beside.spawn(reconcile(self.serving.clone(), period));
         }
+        let executor = Arc::clone(&self.hands.executor);
+        beside.spawn(async move {
+            loop {
+                if let Err(error) = executor.compare_restores().await {
+                    tracing::warn!("Restores could not be compared; trying again: {error:#}");
+                }
+                sleep(RECONCILE_EVERY).await;
+            }
+        });
         self.work(&[], &cancel).await
+    }
+
+    /// Compares what came of restores with what was promised, where whoever recorded them has not. Returns how many.
+    ///
+    /// # Errors
+    /// When the registry cannot be reached.
+    pub async fn compare_restores(&self) -> Result<usize> {
+        self.hands.executor.compare_restores().await
     }
 
     /// Executes the tasks of `runs` until all of them have ended, or until `cancel`.

@@ -143,6 +143,7 @@ pub(super) async fn switch(
         now: registry.clock.now(),
     };
     let mut switches = registry.store.switch_set(&change).await.context("storing the switch")?;
+    fail::fail_point!("switch.stored");
     // A store that did not answer above, or that another registry wrote, may be ahead.
     let there = write(&*online, view, &switches).await?;
     if there > switches.revision {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use indexmap::IndexMap;
 use serde::Serialize;
+use tidegate_registry::definitions::Settings;
 use tidegate_registry::ids::{RunId, ViewId};
 use tidegate_registry::restore::plan::{self, Asked, Definitions, PlanError, Planned, Target};
 use tidegate_registry::restore::policy::Ask;
@@ -197,6 +198,9 @@ pub(super) async fn restore_as_asked(
         note(format!("restore {} of the same is under way: seeing it through", begun.id));
         return see_through(begun.id, registry, context).await;
     }
+    if !how.dry_run {
+        compare_pending(&settings, registry).await?;
+    }
     let online = engine::online(&settings).await?;
     let lake = engine::claimed_lake(&settings, registry).await?;
     let mut shown = false;
@@ -279,6 +283,25 @@ async fn under_way(asked: &Asked, registry: &Registry) -> anyhow::Result<Option<
         }
     }
     Ok(None)
+}
+
+/// Makes up for the comparison of a restore whose process died before it, and says what it found.
+async fn compare_pending(settings: &Settings, registry: &Registry) -> anyhow::Result<()> {
+    let pending = |restore: &Restore| restore.recorded_at.is_some() && restore.validation.is_none();
+    let restores = registry.store.restores(20).await.context("looking for restores to compare")?;
+    let waiting: Vec<RunId> = restores.iter().filter(|restore| pending(restore)).map(|restore| restore.id).collect();
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    let worker = engine::worker(settings, registry, Slots::default(), Serving::default(), &Bells::default()).await?;
+    worker.compare_restores().await?;
+    for id in waiting {
+        if let Some(validation) = registry.store.restore_of(id).await?.validation {
+            let verdict = if validation.passed { "as promised" } else { "NOT as promised" };
+            note(format!("restore {id} was not compared yet: it is {verdict}; {}", validation.findings.join("; ")));
+        }
+    }
+    Ok(())
 }
 
 /// Asks the policy. An approval that lets the restore through is used up before it begins: a person who dies in between asks

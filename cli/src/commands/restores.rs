@@ -99,6 +99,7 @@ impl Row for Line {
 
     fn cells(&self) -> Vec<String> {
         let checked = match self.validated {
+            None if self.recorded_at.is_some() => "not yet",
             None => "-",
             Some(true) => "as promised",
             Some(false) => "NOT as promised",

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use indexmap::IndexMap;
-use tidegate_registry::ids::ViewId;
+use tidegate_registry::ids::{SnapshotId, ViewId};
 use tidegate_registry::model::Project;
 use tidegate_registry::restore::plan::Planned;
 use tidegate_registry::restore::{OnlineTarget, Restore, RestoreRecord, RestoredView, TableTarget, ViewRestore};
@@ -139,6 +139,32 @@ pub(crate) async fn execute(parts: &Parts, claim: &Claim, project: &Arc<Project>
         tracing::warn!(run.id = %claim.run.id, "What was found after a restore was not noted: {error}");
     }
     Ok(Outcome::Recorded)
+}
+
+/// How many restores back one is looked for that nobody has compared.
+const COMPARED_MAX: u32 = 20;
+
+/// Compares what came of restores that were recorded by a process which died before it did so, where nothing was published
+/// since. Returns how many.
+///
+/// # Errors
+/// When the registry cannot be reached.
+pub(crate) async fn compare_pending(parts: &Parts) -> Result<usize> {
+    let mut compared = 0;
+    let restores = parts.store.restores(COMPARED_MAX).await.context("looking for restores to compare")?;
+    for restore in restores.iter().filter(|restore| restore.recorded_at.is_some() && restore.validation.is_none()) {
+        let snapshot = parts.store.snapshot(SnapshotId(restore.id.0)).await?;
+        if snapshot.status != "live" {
+            continue;
+        }
+        let (run, _) = parts.store.run(restore.id).await?;
+        let (_, project) = parts.store.project(Some(run.definitions)).await?;
+        let validation = validate::validate(parts, &Arc::new(project), restore).await;
+        parts.store.restore_validated(restore.id, &validation, parts.clock.now()).await?;
+        tracing::info!(run.id = %restore.id, passed = validation.passed, "Compared what came of a restore that nobody had.");
+        compared += 1;
+    }
+    Ok(compared)
 }
 
 /// Commits every table; what is known of each view then.
