@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use tidegate_registry::ids::{SnapshotId, ViewId};
-use tidegate_registry::store::{Snapshot, SnapshotView};
+use tidegate_registry::restore::Restore;
+use tidegate_registry::store::{Snapshot, SnapshotView, StoreError};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::Serving;
@@ -137,7 +138,11 @@ impl Serving {
         let tag = match self.online.live(view).await? {
             // After a restore it names the snapshot that the content comes from.
             Some(live) if live.publish_number == of_view.publish_number => live.tag,
-            _ => tag(definition, snapshot.id),
+            _ => match self.store.restore_of(snapshot.run).await {
+                Ok(restore) => restored_tag(&restore, view).unwrap_or_else(|| tag(definition, snapshot.id)),
+                Err(StoreError::NotFound { .. }) => tag(definition, snapshot.id),
+                Err(error) => return Err(error.into()),
+            },
         };
         let at = state.newest.map_or(interval.end(), |newest| newest.end().max(interval.end()));
         Ok(Some(Recorded {
@@ -303,6 +308,11 @@ impl Serving {
         comparison.audit.repaired = options.repair && comparison.audit.differing() > 0;
         Ok(comparison.audit)
     }
+}
+
+/// The tag that a restore gave a view: of the snapshot that the content comes from.
+fn restored_tag(restore: &Restore, view: &ViewId) -> Option<String> {
+    Some(restore.plan.views.get(view)?.online.as_ref()?.tag.clone())
 }
 
 /// One audit under way.
