@@ -306,6 +306,12 @@ pub struct Validation {
     pub findings: Vec<String>,
     /// How long it took, in milliseconds.
     pub took_ms: u64,
+    /// How long committing the tables took, in milliseconds. Of the last attempt, where one of the restore's processes died.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit_ms: Option<u64>,
+    /// How long bringing the content online took, up to and with the one step in which all views change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub online_ms: Option<u64>,
 }
 
 /// A restore, under way or done.

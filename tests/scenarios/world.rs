@@ -171,7 +171,7 @@ fn without_chance(text: &str) -> String {
             rule(r"127\.0\.0\.1:\d+", "127.0.0.1:[port]"),
             rule(r"took( +)[0-9.]+ s", "took$1[n] s"),
             rule(r"\d+\.\d\d s {2,}", "[n] s  "),
-            rule(r#""(took_ms)": ?\d+"#, r#""$1": [n]"#),
+            rule(r#""((?:took|commit|online|plan|check|validate|whole|copy|remove)_ms)": ?\d+"#, r#""$1": [n]"#),
             rule(r#""duration_seconds": ?[0-9.e-]+"#, r#""duration_seconds":[n]"#),
             rule(r"\bin \d+\.\d\d s\b", "in [n] s"),
             rule(r#"("(?:before|after|(?:mean|max)_(?:absolute|relative))": -?\d+\.\d{1,4})\d*"#, "$1"),

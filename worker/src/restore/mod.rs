@@ -6,7 +6,7 @@
 
 #[cfg(test)]
 mod tests;
-mod validate;
+pub(crate) mod validate;
 
 use std::sync::Arc;
 
@@ -15,7 +15,9 @@ use indexmap::IndexMap;
 use tidegate_registry::ids::{SnapshotId, ViewId};
 use tidegate_registry::model::Project;
 use tidegate_registry::restore::plan::Planned;
-use tidegate_registry::restore::{OnlineTarget, Restore, RestoreRecord, RestoredView, TableTarget, ViewRestore};
+use tidegate_registry::restore::{
+    OnlineTarget, Restore, RestoreRecord, RestoredView, TableTarget, Validation, ViewRestore,
+};
 use tidegate_registry::run::{Claim, Intent};
 use tidegate_registry::store::{Store, StoreError, TaskEnd};
 use tidegate_registry::time::Interval;
@@ -117,13 +119,16 @@ async fn way_online(
 pub(crate) async fn execute(parts: &Parts, claim: &Claim, project: &Arc<Project>) -> Result<Outcome> {
     let restore = parts.store.restore_of(claim.run.id).await?;
     let intent = parts.store.intent(claim.run.id).await?.context("a restore has its intent from the beginning")?;
+    let begun = tokio::time::Instant::now();
     let mut views = match commit_all(parts, claim, &restore, &intent).await? {
         Ok(views) => views,
         Err(end) => return Ok(Outcome::End(end)),
     };
+    let committed = tokio::time::Instant::now();
     if let Err(end) = go_online(parts, claim, project, &restore, &mut views).await? {
         return Ok(Outcome::End(end));
     }
+    let is_live = tokio::time::Instant::now();
     fail::fail_point!("restore.record.before");
     let record = RestoreRecord { views, actor: format!("worker {}", parts.owner) };
     match parts.store.restore_record(claim.token, record, parts.clock.now()).await {
@@ -134,7 +139,14 @@ pub(crate) async fn execute(parts: &Parts, claim: &Claim, project: &Arc<Project>
         Err(error) => return Err(error.into()),
     }
     fail::fail_point!("restore.record.after");
-    let validation = validate::validate(parts, project, &restore).await;
+    let between = |from: tokio::time::Instant, to: tokio::time::Instant| {
+        u64::try_from((to - from).as_millis()).unwrap_or(u64::MAX)
+    };
+    let validation = Validation {
+        commit_ms: Some(between(begun, committed)),
+        online_ms: parts.online.is_some().then(|| between(committed, is_live)),
+        ..validate::validate(parts, project, &restore).await
+    };
     if let Err(error) = parts.store.restore_validated(claim.run.id, &validation, parts.clock.now()).await {
         tracing::warn!(run.id = %claim.run.id, "What was found after a restore was not noted: {error}");
     }

@@ -10,6 +10,7 @@ use tidegate_registry::ids::ViewId;
 use tidegate_registry::model::{FeatureView, Project};
 use tidegate_registry::restore::{Restore, Slice, Validation, ViewRestore};
 use tidegate_registry::store::ViewState;
+use tidegate_registry::time::Interval;
 
 use super::content;
 use crate::digest::Digester;
@@ -38,7 +39,7 @@ pub(super) async fn validate(parts: &Parts, project: &Arc<Project>, restore: &Re
     let passed = wrong.is_empty();
     wrong.extend(right);
     let took_ms = begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
-    Validation { passed, findings: wrong, took_ms }
+    Validation { passed, findings: wrong, took_ms, commit_ms: None, online_ms: None }
 }
 
 async fn validate_view(
@@ -109,20 +110,7 @@ async fn digests(
     }
     let mut differ = Vec::new();
     for slice in &chosen {
-        let (lake, engine, id) = (parts.lake.clone(), Arc::clone(&parts.engine), view.id.clone());
-        let (columns, start) = (digest_columns(project, view), slice.interval.start());
-        let digest = parts.engine.run(async move {
-            let ctx = engine.context(Joins::Hash)?;
-            let table = lake.load(&id, Some(version)).await?;
-            let rows = scan(&ctx, &table).await?.filter(column("interval_start").eq(instant_literal(start)))?;
-            let mut digester = Digester::new(columns);
-            let mut stream = rows.execute_stream().await?;
-            while let Some(batch) = stream.next().await {
-                digester.update(&batch?)?;
-            }
-            anyhow::Ok(digester.digest().to_string())
-        });
-        if digest.await?? != slice.digest {
+        if digest(parts, project, view, version, slice.interval).await? != slice.digest {
             differ.push(format!(
                 "{}: the rows of the interval {} are not those that were published",
                 view.id, slice.interval
@@ -138,6 +126,30 @@ async fn digests(
         ""
     };
     Ok(Ok(format!("{}: the digests of {} intervals are as recorded{rest}", view.id, chosen.len())))
+}
+
+/// The digest of one interval's rows, as a version of the table has them.
+pub(crate) async fn digest(
+    parts: &Parts,
+    project: &Project,
+    view: &FeatureView,
+    version: u64,
+    interval: Interval,
+) -> Result<String> {
+    let (lake, engine, id) = (parts.lake.clone(), Arc::clone(&parts.engine), view.id.clone());
+    let (columns, start) = (digest_columns(project, view), interval.start());
+    let reading = parts.engine.run(async move {
+        let ctx = engine.context(Joins::Hash)?;
+        let table = lake.load(&id, Some(version)).await?;
+        let rows = scan(&ctx, &table).await?.filter(column("interval_start").eq(instant_literal(start)))?;
+        let mut digester = Digester::new(columns);
+        let mut stream = rows.execute_stream().await?;
+        while let Some(batch) = stream.next().await {
+            digester.update(&batch?)?;
+        }
+        anyhow::Ok(digester.digest().to_string())
+    });
+    reading.await?
 }
 
 /// What should be online.

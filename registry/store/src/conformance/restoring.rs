@@ -135,7 +135,13 @@ pub async fn a_restore_moves_ledger_and_states_and_can_be_undone(fixture: &Fixtu
     assert_eq!(listed.len(), 3);
     assert!(listed.iter().all(|restore| restore.recorded_at == Some(day(10)) && restore.took_ms.is_some()));
     assert!(listed.iter().all(|restore| restore.under_way_ms.is_none()));
-    let found = Validation { passed: false, findings: vec!["a row is missing".to_owned()], took_ms: 3 };
+    let found = Validation {
+        passed: false,
+        findings: vec!["a row is missing".to_owned()],
+        took_ms: 3,
+        commit_ms: Some(1),
+        online_ms: None,
+    };
     world.store.restore_validated(request.id, &found, day(10)).await.unwrap();
     assert_eq!(world.store.restore_of(request.id).await.unwrap().validation, Some(found));
 }

@@ -33,6 +33,7 @@ async fn clean(world: &World, retention: Retention) -> Report {
         online: Some(Arc::clone(&world.online)),
         engine: Some(Arc::new(engine)),
         retention,
+        drills: None,
         owner: "janitor".to_owned(),
     });
     let report = janitor.pass(false).await.unwrap().expect("nobody else is at it");
