@@ -98,6 +98,8 @@ commands! {
     Resume => resume,
     Recipe => recipe,
     Incident => incident,
+    Drill => drill,
+    Drills => drills,
     Approve => approve,
     Approvals => approvals,
     Feature => feature,
@@ -127,6 +129,7 @@ impl Command {
                 | Self::Backfill(_)
                 | Self::Restore(_)
                 | Self::Recipe(_)
+                | Self::Drill(_)
                 | Self::Demo(_)
         )
     }

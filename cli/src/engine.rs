@@ -6,6 +6,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tidegate_registry::definitions::Settings;
 use tidegate_registry::definitions::settings::LakeLocation;
+use tidegate_registry::store::Store;
+use tidegate_store::SqliteStore;
+use tidegate_worker::drill::{DrillParts, DrillPlaces};
 use tidegate_worker::engine::Engine;
 use tidegate_worker::janitor::{Janitor, JanitorParts};
 use tidegate_worker::lake::Lake;
@@ -86,8 +89,42 @@ pub async fn janitor(settings: &Settings, registry: &Registry) -> anyhow::Result
         online,
         engine: Some(care_engine(settings)?),
         retention: settings.retention,
+        drills: Some(drill_places(settings, registry)),
         owner: process::owner(),
     }))
+}
+
+/// What rehearses restores: with a share of the memory, since workers may be at it beside.
+///
+/// # Errors
+/// As [`janitor`].
+pub async fn drills(settings: &Settings, registry: &Registry) -> anyhow::Result<DrillParts> {
+    Ok(DrillParts {
+        store: Arc::clone(&registry.store),
+        clock: Arc::clone(&registry.clock),
+        lake: claimed_lake(settings, registry).await?,
+        places: drill_places(settings, registry),
+        stores: stores(settings),
+        engine: care_engine(settings)?,
+        owner: process::owner(),
+        open_copy: Arc::new(|file| {
+            Box::pin(async move {
+                let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&file).await?);
+                Ok(store)
+            })
+        }),
+    })
+}
+
+/// Where drills of this project leave traces.
+fn drill_places(settings: &Settings, registry: &Registry) -> DrillPlaces {
+    DrillPlaces {
+        project: settings.project.clone(),
+        online: settings.online.clone(),
+        simulated_clock: settings.clock.is_some(),
+        // Projects may share a folder to spill into.
+        scratch: settings.spill_dir.join(format!("drills-{}", registry.id)),
+    }
 }
 
 /// What makes a registry anew from the lake.

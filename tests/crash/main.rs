@@ -9,6 +9,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics says where")]
 #![expect(clippy::print_stderr, reason = "what could not be tried, and the numbers of the soak, must be seen")]
 
+mod drill;
 mod frozen;
 mod janitor;
 mod kills;

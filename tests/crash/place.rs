@@ -199,6 +199,15 @@ impl Place {
         }
     }
 
+    /// The keys of its Redis that `pattern` means, in order; none where the online store is a file.
+    pub(crate) fn online_keys(&self, pattern: &str) -> Vec<String> {
+        let Self::Servers { servers, number } = self else { return Vec::new() };
+        let said = servers.redis.lock().unwrap().cli(&["-n", &number.to_string(), "--scan", "--pattern", pattern]);
+        let mut keys: Vec<String> = said.unwrap().lines().map(ToOwned::to_owned).collect();
+        keys.sort();
+        keys
+    }
+
     /// The files in the folder `below` of the lake, what an interrupted write left included, as URIs end.
     pub(crate) fn files(&self, folder: &Path, below: &str) -> Vec<String> {
         match self {

@@ -171,13 +171,20 @@ fn without_chance(text: &str) -> String {
             rule(r"127\.0\.0\.1:\d+", "127.0.0.1:[port]"),
             rule(r"took( +)[0-9.]+ s", "took$1[n] s"),
             rule(r"\d+\.\d\d s {2,}", "[n] s  "),
-            rule(r#""((?:took|commit|online|plan|check|validate|whole|copy|remove)_ms)": ?\d+"#, r#""$1": [n]"#),
+            rule(
+                r#""((?:took|commit|online|plan|check|validate|whole|copy|remove|proven|slowest)_ms)": ?\d+"#,
+                r#""$1": [n]"#,
+            ),
             rule(r#""duration_seconds": ?[0-9.e-]+"#, r#""duration_seconds":[n]"#),
             rule(r"\bin \d+\.\d\d s\b", "in [n] s"),
             rule(r#"("(?:before|after|(?:mean|max)_(?:absolute|relative))": -?\d+\.\d{1,4})\d*"#, "$1"),
             rule(r#""digest": "[0-9a-f]{32}""#, r#""digest": "[digest]""#),
             rule(r"(?m)  [0-9a-f]{32}$", "  [digest]"),
             rule(r"\d+ bytes", "[n] bytes"),
+            rule(r"\bin \d+ ms\b", "in [n] ms"),
+            rule(r#"("[a-z_]+@v\d+"): \d+"#, "$1: [n]"),
+            rule(r#""bytes": ?\d+"#, r#""bytes": [n]"#),
+            rule(r"\d+\.\d\d s\b", "[n] s"),
             rule(r"(?m)^run \[id \d+\] is (waiting|queued|running|publishing)\n", ""),
         ]
     });

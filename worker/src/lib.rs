@@ -3,6 +3,7 @@
 pub mod checks;
 pub mod definition_test;
 pub mod digest;
+pub mod drill;
 pub mod engine;
 pub mod entity_key;
 mod execute;

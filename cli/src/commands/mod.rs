@@ -9,6 +9,8 @@ pub mod checks;
 pub mod dags;
 pub mod definitions;
 pub mod demo;
+pub mod drill;
+pub mod drills;
 pub mod entities;
 pub mod feature;
 pub mod features;

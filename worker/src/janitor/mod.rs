@@ -37,6 +37,7 @@ use tidegate_registry::store::Store;
 use tidegate_registry::time::{Clock, Instant};
 use tokio_util::sync::CancellationToken;
 
+use crate::drill::{self, DrillPlaces};
 use crate::engine::Engine;
 use crate::lake::Lake;
 use crate::online::{OnlineStore, SUPERSEDED_AGE_MIN};
@@ -68,6 +69,8 @@ pub struct JanitorParts {
     pub engine: Option<Arc<Engine>>,
     /// What to keep.
     pub retention: Retention,
+    /// Where drills that died left their copies; `None` to leave those alone.
+    pub drills: Option<DrillPlaces>,
     /// Unique per process, as in `host:pid:start`.
     pub owner: String,
 }
@@ -192,6 +195,12 @@ impl Janitor {
     async fn pass_on_duty(&self, dry_run: bool, stop: &CancellationToken) -> Result<Report> {
         let Parts { store, clock, lake, retention, owner, .. } = &self.parts;
         let begun = std::time::Instant::now();
+        if let Some(places) = self.parts.drills.as_ref().filter(|_| !dry_run) {
+            // What is left costs room, and nothing else.
+            if let Err(error) = drill::sweep(&**store, lake, places, owner, &**clock).await {
+                tracing::warn!("What drills left behind was not removed: {error:#}");
+            }
+        }
         let views = store.known_views().await.context("listing the views")?;
         let (_, project) = store.project(None).await.context("reading the definitions")?;
         let keeps = store.keep(&views).await.context("reading what must be kept")?;

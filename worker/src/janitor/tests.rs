@@ -43,6 +43,7 @@ fn janitor(world: &World, retention: Retention) -> Janitor {
         online: Some(Arc::clone(&world.online)),
         engine: Some(Arc::new(engine)),
         retention,
+        drills: None,
         owner: "janitor".to_owned(),
     })
 }

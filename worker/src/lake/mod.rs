@@ -14,6 +14,7 @@
 pub(crate) mod care;
 mod commit;
 mod overlay;
+mod shadow;
 mod table;
 mod target;
 #[cfg(test)]

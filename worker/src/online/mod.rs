@@ -16,6 +16,7 @@ mod encode;
 mod redis;
 mod serve;
 mod several;
+mod shadow;
 mod sqlite;
 
 pub mod conformance;
@@ -34,6 +35,7 @@ pub use self::encode::{EncodeError, defaults, encode, encode_keys};
 pub use self::redis::RedisOnline;
 pub use self::serve::{Given, Served, bucket, serve};
 pub use self::several::SeveralOnline;
+pub(crate) use self::shadow::{ShadowOnline, ShadowPlaces};
 pub use self::sqlite::SqliteOnline;
 
 /// A superseded generation stays at least this long, so that a reader who asked which one is live can still read it.

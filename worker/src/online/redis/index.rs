@@ -97,7 +97,6 @@ pub(super) async fn wipe(
     states: &[&str],
     token: Option<&str>,
 ) -> Result<bool> {
-    let prefix = keys.row_prefix(view, generation);
     for name in chunks(connections, keys, view, generation).await? {
         let entry = scripts::entry(connections, keys, view, generation).await?;
         let as_meant =
@@ -105,12 +104,31 @@ pub(super) async fn wipe(
         if !entry.is_some_and(as_meant) {
             return Ok(false);
         }
-        let listed = chunk(connections, keys, view, generation, &name).await?;
-        let rows: Vec<String> = listed.into_iter().map(|listed| format!("{prefix}{}", listed.entity_key)).collect();
-        sum_over(connections, "removing rows from", "UNLINK", &rows).await?;
-        let mut cmd = redis::cmd("HDEL");
-        cmd.arg(keys.index(view, generation)).arg(&name);
-        connections.query("removing rows from", &cmd).await?;
+        unlink_chunk(connections, keys, view, generation, &name).await?;
     }
     Ok(true)
+}
+
+/// Deletes the rows of a generation chunk by chunk, whatever its state.
+pub(super) async fn unlink(connections: &Connections, keys: &Keys, view: &ViewId, generation: u64) -> Result<()> {
+    for name in chunks(connections, keys, view, generation).await? {
+        unlink_chunk(connections, keys, view, generation, &name).await?;
+    }
+    Ok(())
+}
+
+async fn unlink_chunk(
+    connections: &Connections,
+    keys: &Keys,
+    view: &ViewId,
+    generation: u64,
+    name: &str,
+) -> Result<()> {
+    let prefix = keys.row_prefix(view, generation);
+    let listed = chunk(connections, keys, view, generation, name).await?;
+    let rows: Vec<String> = listed.into_iter().map(|listed| format!("{prefix}{}", listed.entity_key)).collect();
+    sum_over(connections, "removing rows from", "UNLINK", &rows).await?;
+    let mut cmd = redis::cmd("HDEL");
+    cmd.arg(keys.index(view, generation)).arg(name);
+    connections.query("removing rows from", &cmd).await.map(drop)
 }

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use chrono::{DateTime, SecondsFormat};
 use redis::Value;
-use tidegate_registry::ids::{ProjectName, ViewId};
+use tidegate_registry::ids::{DrillId, ProjectName, ViewId};
 use tidegate_registry::time::Instant;
 
 use crate::online::OnlineRow;
@@ -19,15 +19,27 @@ pub(super) const EXPIRES_AT: &str = "_expires_at";
 /// The field with the publish number that wrote a row in place.
 pub(super) const PUBLISH: &str = "_publish";
 
-/// The keys of one project.
+/// The keys of one project, or of a drill of it.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
     project: ProjectName,
+    /// What stands between `tg:` and the next colon: the project, or a name that no project can have.
+    space: String,
 }
 
 impl Keys {
     pub(super) fn new(project: ProjectName) -> Self {
-        Self { project }
+        Self { space: project.to_string(), project }
+    }
+
+    /// Those of a drill: names of projects hold no `~`.
+    pub(super) fn of_drill(project: ProjectName, id: DrillId) -> Self {
+        Self { space: format!("{project}~drill-{id}"), project }
+    }
+
+    /// Whether they are those of a drill.
+    pub(super) fn is_of_drill(&self) -> bool {
+        self.space != self.project.as_str()
     }
 
     pub(super) fn project(&self) -> &ProjectName {
@@ -35,32 +47,32 @@ impl Keys {
     }
 
     pub(super) fn owner(&self) -> String {
-        format!("tg:{}:owner", self.project)
+        format!("tg:{}:owner", self.space)
     }
 
     pub(super) fn live(&self) -> String {
-        format!("tg:{}:live", self.project)
+        format!("tg:{}:live", self.space)
     }
 
     /// What every row's key of a generation begins with.
     pub(super) fn row_prefix(&self, view: &ViewId, generation: u64) -> String {
-        format!("tg:{}:{view}:g{generation}:", self.project)
+        format!("tg:{}:{view}:g{generation}:", self.space)
     }
 
     /// The hash of chunks that list the entities of a generation.
     pub(super) fn index(&self, view: &ViewId, generation: u64) -> String {
-        format!("tg:{}:index:{view}:g{generation}", self.project)
+        format!("tg:{}:index:{view}:g{generation}", self.space)
     }
 
     /// Who fills the view anew just now.
     pub(super) fn care(&self, view: &ViewId) -> String {
-        format!("tg:{}:care:{view}", self.project)
+        format!("tg:{}:care:{view}", self.space)
     }
 
     /// The key that remembers which publication removed a row in place. It must share the slot of the row, whose own tag
     /// may be anything, so its tag is a number that happens to have this slot.
     pub(super) fn fence(&self, row: &str) -> String {
-        format!("tg:{}:fence:{{{}}}:{row}", self.project, slot_tags()[usize::from(slot(row.as_bytes()))])
+        format!("tg:{}:fence:{{{}}}:{row}", self.space, slot_tags()[usize::from(slot(row.as_bytes()))])
     }
 }
 
@@ -87,6 +99,11 @@ fn slot_tags() -> &'static [u32] {
 /// The field of the live generation, and what the others of the view begin with.
 pub(super) fn generations_field(view: &ViewId) -> String {
     format!("{view}:generations")
+}
+
+/// The view whose generations a field lists.
+pub(super) fn view_of_generations(field: &str) -> Option<ViewId> {
+    field.strip_suffix(":generations")?.parse().ok()
 }
 
 pub(super) fn publish_field(view: &ViewId) -> String {
@@ -245,6 +262,20 @@ mod tests {
         assert_eq!(slot(b"123456789"), 12_739);
         assert_eq!(slot(b"foo{hash_tag}"), slot(b"hash_tag"));
         assert_eq!(slot(b"foo{}{bar}"), crc16(b"foo{}{bar}") % 16_384);
+    }
+
+    #[test]
+    fn keys_of_a_drill_can_be_those_of_no_project() {
+        let id = DrillId::generate();
+        let project = ProjectName::new("flights").unwrap();
+        let (real, drill) = (Keys::new(project.clone()), Keys::of_drill(project, id));
+        assert!(drill.is_of_drill() && !real.is_of_drill());
+        assert_eq!(drill.live(), format!("tg:flights~drill-{id}:live"));
+        assert!(ProjectName::new(format!("flights~drill-{id}")).is_err());
+        let view: ViewId = "carrier_delays@v1".parse().unwrap();
+        let row = drill.row_prefix(&view, 1);
+        let all = [drill.owner(), drill.live(), drill.index(&view, 1), drill.care(&view), drill.fence(&row), row];
+        assert!(all.iter().all(|key| key.starts_with(&format!("tg:flights~drill-{id}:"))), "{all:?}");
     }
 
     #[test]

@@ -50,7 +50,7 @@ use async_trait::async_trait;
 use indexmap::IndexMap;
 use redis::Value;
 use tidegate_registry::definitions::settings::RedisLocation;
-use tidegate_registry::ids::{ProjectName, RegistryId, ViewId};
+use tidegate_registry::ids::{DrillId, ProjectName, RegistryId, ViewId};
 use tidegate_registry::switches::ViewSwitches;
 use tidegate_registry::time::Instant;
 use uuid::Uuid;
@@ -58,7 +58,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use self::connection::{Connections, info_field};
 use self::errors::strange;
-use self::keys::{Keys, decode_row, publish_field, switched_field, switches_field, tag_field, text, writer_field};
+use self::keys::{
+    Keys, decode_row, publish_field, switched_field, switches_field, tag_field, text, view_of_generations, writer_field,
+};
 use self::rows::Target;
 use self::scripts::{BeginAnswer, Entry, UpsertAnswer};
 use super::serve::parse_switches;
@@ -93,7 +95,24 @@ impl RedisOnline {
     /// # Errors
     /// When Redis refuses us, or would evict keys, or the file of certificates cannot be read.
     pub async fn open(location: &RedisLocation, project: &ProjectName, simulated_clock: bool) -> Result<Self> {
-        let store = Self::new(location, project, simulated_clock)?;
+        Self::opened(Self::new(location, project, simulated_clock)?).await
+    }
+
+    /// An online store for a drill of `project`, beside the project's own.
+    ///
+    /// # Errors
+    /// As [`RedisOnline::open`].
+    pub(crate) async fn open_beside(
+        location: &RedisLocation,
+        project: &ProjectName,
+        id: DrillId,
+        simulated_clock: bool,
+    ) -> Result<Self> {
+        let keys = Keys::of_drill(project.clone(), id);
+        Self::opened(Self { keys, ..Self::new(location, project, simulated_clock)? }).await
+    }
+
+    async fn opened(store: Self) -> Result<Self> {
         match store.connections.get().await {
             Ok(_) => {}
             Err(OnlineError::Unavailable(error)) => {
@@ -111,6 +130,37 @@ impl RedisOnline {
             expire: !simulated_clock,
             tokens: Mutex::default(),
         })
+    }
+
+    /// Removes every key of a drill, which nobody else reads or writes. (In a cluster, what says that a row was removed in
+    /// place goes by itself within a day.)
+    ///
+    /// # Errors
+    /// When Redis does not answer, or this is the store of a project.
+    pub(crate) async fn erase(&self) -> Result<()> {
+        if !self.keys.is_of_drill() {
+            return Err(strange("only what a drill wrote is erased"));
+        }
+        let mut cmd = redis::cmd("HKEYS");
+        cmd.arg(self.keys.live());
+        let Value::Array(fields) = self.connections.query("reading", &cmd).await? else {
+            return Err(strange("`HKEYS` answered no list"));
+        };
+        for field in fields {
+            let Some(view) = view_of_generations(&text(field).map_err(strange)?) else { continue };
+            for entry in scripts::entries(&self.connections, &self.keys, &view).await? {
+                index::unlink(&self.connections, &self.keys, &view, entry.generation).await?;
+            }
+            self.unlink(self.keys.care(&view)).await?;
+        }
+        self.unlink(self.keys.live()).await?;
+        self.unlink(self.keys.owner()).await
+    }
+
+    async fn unlink(&self, key: String) -> Result<()> {
+        let mut cmd = redis::cmd("UNLINK");
+        cmd.arg(key);
+        self.connections.query("removing", &cmd).await.map(drop)
     }
 
     async fn target<'a>(&'a self, view: &'a ViewId, generation: u64, rows: &[EncodedRow]) -> Result<Target<'a>> {
