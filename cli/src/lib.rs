@@ -9,6 +9,7 @@ pub mod cli;
 pub mod commands;
 pub mod context;
 pub mod decision;
+pub mod drills;
 pub mod engine;
 pub mod error;
 pub mod example;

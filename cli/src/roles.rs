@@ -19,6 +19,7 @@ use tracing::info;
 
 use crate::commands::up::{Serving, Slots};
 use crate::context::{Context, Registry, release_dead_leases};
+use crate::drills;
 use crate::engine::{self, Bells};
 use crate::error::UserError;
 use crate::firing;
@@ -93,6 +94,11 @@ pub async fn play(roles: Roles, listen: Listen, context: &Context) -> anyhow::Re
     if let Some((slots, serving)) = roles.worker {
         let worker = engine::worker(&settings, &registry, slots, serving, &bells).await?;
         pulses.push(("worker", worker.pulse()));
+        let (rehearsing, stop) = ((settings.clone(), registry.clone()), cancel.clone());
+        tasks.spawn(async move {
+            drills::run(rehearsing.0, rehearsing.1, stop).await;
+            Ok(())
+        });
         let cancel = cancel.clone();
         tasks.spawn(async move { worker.run(cancel).await });
     }

@@ -8,6 +8,7 @@
 
 pub mod admission;
 pub mod backfill;
+pub mod drills;
 mod facts;
 pub mod freshness;
 pub mod grid;
