@@ -64,3 +64,35 @@ fn a_restore_says_why_it_cannot_be() {
     world.run("restores --format json");
     insta::assert_snapshot!(world.transcript());
 }
+
+#[test]
+fn a_restore_is_rehearsed_on_a_copy() {
+    let mut world = World::example();
+    world.edit("flights_daily.yaml", |text| text.replacen("    online: ", "    restore_target: 5m\n    online: ", 1));
+    world.quietly("apply --yes");
+    world.run("drill");
+    world.run("drill --all");
+    world.run("drills");
+    world.quietly("backfill flights_daily --from 2013-01-27 --to 2013-01-29");
+    world.run("status");
+    let tidegate = world.folder.join(".tidegate");
+    let lake = crate::world::files(&tidegate.join("lake"));
+    world.run("drill --dag flights_daily --dry-run");
+    world.run("drill --view carrier_delays --scenario bad_deploy --scenario online_store_lost");
+    assert!(crate::world::files(&tidegate.join("lake")) == lake, "the lake was only read");
+    world.quietly("drill --all");
+    let drill = world.json("drills")[0]["drill"].as_str().unwrap().to_owned();
+    let shown = world.json(&format!("drills show {drill}"));
+    let outcomes = |shown: &serde_json::Value| -> Vec<String> {
+        let scenarios = shown["scenarios"].as_array().unwrap().iter();
+        scenarios
+            .map(|one| format!("{} {}", one["scenario"].as_str().unwrap(), one["outcome"].as_str().unwrap()))
+            .collect()
+    };
+    assert!(outcomes(&shown).iter().all(|one| one.ends_with(" passed")), "{:?}", outcomes(&shown));
+    world.run(&format!("drills show {drill} --format json"));
+    world.run("status --format json --search carrier_delays");
+    world.run("drill --all --scenario bad_day");
+    world.run("audit-log --action drill --limit 2");
+    insta::assert_snapshot!(world.transcript());
+}

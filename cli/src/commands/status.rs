@@ -1,8 +1,10 @@
 //! `tidegate status`: per view what is newest, how old it is, and what stands in its way.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Serialize;
+use tidegate_registry::drill::Proven;
 use tidegate_registry::ids::ViewId;
 use tidegate_registry::model::{Dag, FeatureView};
 use tidegate_registry::restore::{AsOf, Hold};
@@ -11,10 +13,11 @@ use tidegate_registry::store::{RunFilter, ViewState};
 use tidegate_registry::time::{Instant, Interval, format_instant};
 use tidegate_scheduler::freshness::{self, FreshnessState};
 
+use crate::commands::drill::seconds;
 use crate::context::{Context, Registry};
 use crate::decision::Decision;
 use crate::error::Exit;
-use crate::output::Row;
+use crate::output::{Row, grid};
 use crate::progress::note;
 use crate::roles;
 use crate::select::{self, Selection};
@@ -75,7 +78,12 @@ async fn report(
             }
         ));
     }
-    context.output.list(&rows)
+    context.output.list(&rows)?;
+    let rehearsed: Vec<_> = rows.iter().filter_map(|row| Some(row.restore.as_ref()?.cells(&row.view))).collect();
+    if !context.output.is_json() && !rehearsed.is_empty() {
+        context.output.text(format!("\n{}", grid(&REHEARSED, rehearsed)))?;
+    }
+    Ok(())
 }
 
 /// Prints what was live at `at`.
@@ -119,6 +127,7 @@ async fn rows(registry: &Registry, only: Option<&Dag>, selection: &Selection) ->
         }
         let ids: Vec<ViewId> = views.iter().map(|view| view.id.clone()).collect();
         let states = registry.store.view_states(&ids).await?;
+        let proven = registry.store.proven(&ids).await?;
         let filter = RunFilter { dag: Some(dag.name.clone()), ..RunFilter::default() };
         let latest = latest_per_interval(registry.store.runs(&filter).await?);
         for view in views {
@@ -126,7 +135,8 @@ async fn rows(registry: &Registry, only: Option<&Dag>, selection: &Selection) ->
             let paused = paused.get(&dag.name).copied().unwrap_or(false);
             let off = switches.of(&view.id).off;
             let off = off.into_iter().map(|(feature, off)| (feature, off.to_string())).collect();
-            let line = Line { switches: off, ..Line::new(dag, view, &state, &latest, paused, now) };
+            let restore = Rehearsed::of(view, proven.get(&view.id), now);
+            let line = Line { switches: off, restore, ..Line::new(dag, view, &state, &latest, paused, now) };
             lines.push(line.held_by(holds.on(&registry.project, &view.id)));
         }
     }
@@ -178,8 +188,70 @@ struct Line {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     switches: BTreeMap<String, String>,
     held: Option<Held>,
+    /// How long restoring it took in a drill, and may take; left out where there is neither.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restore: Option<Rehearsed>,
     #[serde(skip)]
     age: String,
+}
+
+/// The columns of what was rehearsed.
+const REHEARSED: [&str; 5] = ["VIEW", "RESTORED IN", "REHEARSED", "TARGET", "RESTORE"];
+
+/// What is known of how long it takes to restore a view.
+#[derive(Debug, Serialize)]
+struct Rehearsed {
+    /// How long it may take.
+    target_ms: Option<u64>,
+    /// How long it took in the newest drill in which it came back as it was.
+    proven_ms: Option<u64>,
+    proven_at: Option<String>,
+    drill: Option<String>,
+    /// Whether that is within the target; `null` where one of them is not known.
+    within_target: Option<bool>,
+    /// The newest drill, when it did not come back in it.
+    failed_drill: Option<String>,
+    #[serde(skip)]
+    ago: Option<String>,
+}
+
+impl Rehearsed {
+    /// `None` when nobody asks for it and nobody drilled.
+    fn of(view: &FeatureView, proven: Option<&Proven>, now: Instant) -> Option<Self> {
+        let target = view.restore_target.map(|target| u64::try_from(target.as_millis()).unwrap_or(u64::MAX));
+        let restore = proven.and_then(|proven| proven.restore);
+        if target.is_none() && proven.is_none() {
+            return None;
+        }
+        Some(Self {
+            target_ms: target,
+            proven_ms: restore.map(|restore| restore.took_ms),
+            proven_at: restore.map(|restore| format_instant(restore.at)),
+            drill: restore.map(|restore| restore.drill.to_string()),
+            within_target: target.zip(restore).map(|(target, restore)| restore.took_ms <= target),
+            failed_drill: proven.and_then(|proven| proven.failed).map(|drill| drill.to_string()),
+            ago: restore.map(|restore| short(now - restore.at)),
+        })
+    }
+
+    /// One text per column of [`REHEARSED`].
+    fn cells(&self, view: &str) -> Vec<String> {
+        let target = self.target_ms.map(|target| humantime::format_duration(Duration::from_millis(target)).to_string());
+        let verdict = match (&self.failed_drill, self.proven_ms, self.within_target) {
+            (Some(drill), ..) => format!("NOT in the newest drill, {drill}"),
+            (None, None, _) => "never rehearsed: `tidegate drill` does".to_owned(),
+            (None, Some(_), Some(false)) => "TOO SLOW".to_owned(),
+            (None, Some(_), Some(true)) => "within target".to_owned(),
+            (None, Some(_), None) => "no target".to_owned(),
+        };
+        vec![
+            view.to_owned(),
+            self.proven_ms.map_or_else(|| "-".to_owned(), seconds),
+            self.ago.as_ref().map_or_else(|| "-".to_owned(), |ago| format!("{ago} ago")),
+            target.unwrap_or_else(|| "-".to_owned()),
+            verdict,
+        ]
+    }
 }
 
 /// Why a view is not published.
@@ -223,6 +295,7 @@ impl Line {
             decision: newest.and_then(|run| run.overriding.as_ref()).map(Into::into),
             switches: BTreeMap::new(),
             held: None,
+            restore: None,
             age: age.map_or_else(|| "-".to_owned(), short),
         }
     }
