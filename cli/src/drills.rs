@@ -23,14 +23,14 @@ use crate::process;
 use crate::roles::WORKER_SILENCE_MAX;
 
 /// How often it is looked whether a drill is due.
-const LOOK: Duration = Duration::from_secs(15);
+const LOOK: Duration = Duration::from_secs(5);
 /// After so long without an idle moment somebody is told.
 const BUSY_MAX: TimeDelta = TimeDelta::days(1);
 
 /// Carries out what is due, until `cancel`.
-pub async fn run(settings: Settings, registry: Registry, cancel: CancellationToken) {
+pub async fn run(settings: Settings, mut registry: Registry, cancel: CancellationToken) {
     loop {
-        if let Err(error) = look(&settings, &registry, &cancel).await {
+        if let Err(error) = look(&settings, &mut registry, &cancel).await {
             warn!("Drills could not be looked after; trying again: {error:#}");
         }
         tokio::select! {
@@ -44,9 +44,12 @@ pub async fn run(settings: Settings, registry: Registry, cancel: CancellationTok
 ///
 /// # Errors
 /// When the registry or the lake cannot be reached.
-async fn look(settings: &Settings, registry: &Registry, cancel: &CancellationToken) -> anyhow::Result<()> {
-    let store = &*registry.store;
-    let (revision, project) = store.project(None).await.context("reading the definitions")?;
+async fn look(settings: &Settings, registry: &mut Registry, cancel: &CancellationToken) -> anyhow::Result<()> {
+    if registry.store.info().await.context("reading the definitions")?.revision != registry.revision {
+        (registry.revision, registry.project) =
+            registry.store.project(None).await.context("reading the definitions")?;
+    }
+    let (store, project) = (&*registry.store, &registry.project);
     for scheduled in project.drills.values() {
         let now = registry.clock.now();
         let Some(tick) = is_due(store, scheduled, now).await? else { continue };
@@ -59,10 +62,9 @@ async fn look(settings: &Settings, registry: &Registry, cancel: &CancellationTok
         }
         let views: Vec<ViewId> =
             project.views.values().filter(|view| scheduled.matching.means(view)).map(|view| view.id.clone()).collect();
-        let registry = Registry { revision, project: project.clone(), ..registry.clone() };
-        let parts = engine::drills(settings, &registry).await?;
+        let parts = engine::drills(settings, registry).await?;
         let actor = format!("worker {}", process::owner());
-        let begun = new(Some(scheduled.name.clone()), views, &scheduled.scenarios, actor, &registry);
+        let begun = new(Some(scheduled.name.clone()), views, &scheduled.scenarios, actor, registry);
         match drill(&parts, begun, cancel).await {
             Ok(done) => {
                 info!(drill = %scheduled.name, drill.id = %done.id, state = %done.state, "A drill was carried out.");

@@ -2,8 +2,10 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 
+use tidegate_registry::drill::DrillState;
+
 use crate::place::Backend;
-use crate::world::{World, told};
+use crate::world::{World, block_on, told};
 
 /// Everything that a drill leaves while it is under way: in the lake, in the online store, in the project's folder.
 fn left(world: &World) -> Vec<String> {
@@ -70,4 +72,30 @@ dies_at! {
     while_something_wrong_is_published: "commit.after", drill;
     while_it_restores: "restore.commit.after", drill;
     when_it_is_live_again: "restore.cutover.after", janitor;
+}
+
+#[test]
+fn a_drill_is_carried_out_when_its_definition_says_so() {
+    let world = World::applied(&Backend::Embedded);
+    world.backfill();
+    let add = |file: &str, text: &str| {
+        let file = world.folder.path().join(file);
+        std::fs::write(&file, std::fs::read_to_string(&file).unwrap() + text).unwrap();
+    };
+    // An hour of the project takes a second.
+    add("tidegate.yaml", "clock: {start: 2024-02-10, speed: 3600}\n");
+    add("shop.yaml", "drills: [{name: hourly, schedule: {cron: '0 * * * *'}, scenarios: [bad_deploy]}]\n");
+    let applied = world.run(&["apply", "--yes"]);
+    assert!(applied.status.success(), "{}", told(&applied));
+    let up = world.start(&["up"], "");
+    let begun = std::time::Instant::now();
+    let drills = || block_on(async { world.registry().await.drills(0).await.unwrap() });
+    while !drills().iter().any(|drill| drill.state == DrillState::Passed) {
+        assert!(begun.elapsed().as_secs() < 90, "no drill was carried out: {}", up.said());
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    up.signal("-INT");
+    up.finish();
+    assert!(drills().iter().all(|drill| drill.name.as_ref().is_some_and(|name| name.as_str() == "hourly")));
+    assert_eq!(left(&world), [""; 0]);
 }

@@ -31,7 +31,13 @@ pub async fn figures_count_what_is_there(fixture: &Fixture) {
     assert_eq!(figures.runs_ended.iter().find(|(state, _)| *state == RunState::Succeeded).map(|(_, n)| *n), Some(3));
     let open: u64 = figures.runs_open.iter().map(|(_, count)| count).sum();
     assert_eq!(open, store.runs_open().await.unwrap().len() as u64);
-    let validation = |passed| Validation { passed, findings: vec!["\"passed\":true".to_owned()], took_ms: 1 };
+    let validation = |passed| Validation {
+        passed,
+        findings: vec!["\"passed\":true".to_owned()],
+        took_ms: 1,
+        commit_ms: None,
+        online_ms: None,
+    };
     store.restore_validated(restore.id, &validation(false), day(10)).await.unwrap();
     assert_eq!(store.figures(day(10)).await.unwrap().restores[0].passed, Some(false));
     store.restore_validated(restore.id, &validation(true), day(10)).await.unwrap();
