@@ -147,8 +147,19 @@ fn care_engine(settings: &Settings) -> anyhow::Result<Arc<Engine>> {
     Ok(Arc::new(engine))
 }
 
+/// Where the spines of datasets may lie: whoever runs a command may name any file that they can read; object stores as for
+/// sources.
+///
+/// # Errors
+/// Those of [`sources`].
+pub fn spines(settings: &Settings) -> anyhow::Result<Sources> {
+    let mut roots = settings.allowed_roots.clone();
+    roots.push("/".to_owned());
+    Sources::with_stores(&settings.root, &roots, stores(settings)).context("opening the folders of spines")
+}
+
 /// How this process reaches object stores.
-fn stores(settings: &Settings) -> Stores {
+pub fn stores(settings: &Settings) -> Stores {
     Stores::new(settings.storage.clone())
 }
 

@@ -81,6 +81,38 @@ impl Drop for Progress {
     }
 }
 
+/// Something that is done in so many pieces as there are: on a terminal only, since elsewhere nobody watches numbers grow.
+#[derive(Debug)]
+pub struct Counter(Option<ProgressBar>);
+
+impl Counter {
+    /// Counts what `label` says.
+    pub fn start(label: &str) -> Self {
+        Self(io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{spinner} {human_pos} {msg} · {elapsed}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner());
+            let bar = BARS.add(ProgressBar::no_length().with_style(style).with_message(label.to_owned()));
+            bar.enable_steady_tick(Duration::from_millis(250));
+            bar
+        }))
+    }
+
+    /// So many are done.
+    pub fn set(&mut self, done: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_position(done);
+        }
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 /// Asks on the terminal whether to do what the command is called.
 ///
 /// # Errors

@@ -53,6 +53,8 @@ pub struct Manifest {
 pub struct Spine {
     /// Where it comes from.
     pub from: SpineFrom,
+    /// Its column that says when.
+    pub label_time: String,
     /// Its rows.
     pub rows: u64,
     /// The digest of its rows: their order does not count, doubled rows do.

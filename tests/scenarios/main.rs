@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod data_faults;
+mod datasets;
 mod incident;
 mod recovery;
 mod world;

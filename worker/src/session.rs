@@ -38,7 +38,8 @@ pub fn session_state_builder() -> SessionStateBuilder {
 
 /// A context for views' queries: `config` with the settings above laid over it, in `runtime`.
 pub fn new_context(config: SessionConfig, runtime: Arc<RuntimeEnv>) -> SessionContext {
-    let state = session_state_builder().with_config(settled(config)).with_runtime_env(runtime).build();
+    let builder = session_state_builder().with_config(settled(config)).with_runtime_env(runtime);
+    let state = tidegate_asof::register(builder).build();
     SessionContext::new_with_state(state)
 }
 

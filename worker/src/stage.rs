@@ -198,13 +198,16 @@ async fn stage_with(engine: &Engine, request: &StageRequest, joins: Joins, suffi
 }
 
 /// Something that looks at every staged batch, beside whoever writes them.
-struct Watching<T> {
+pub(crate) struct Watching<T> {
     batches: mpsc::Sender<RecordBatch>,
     task: JoinSet<Result<T, DigestError>>,
 }
 
 impl<T: Send + 'static> Watching<T> {
-    fn begin(mut who: T, look: impl Fn(&mut T, &RecordBatch) -> Result<(), DigestError> + Send + 'static) -> Self {
+    pub(crate) fn begin(
+        mut who: T,
+        look: impl Fn(&mut T, &RecordBatch) -> Result<(), DigestError> + Send + 'static,
+    ) -> Self {
         let (batches, mut coming) = mpsc::channel::<RecordBatch>(BATCHES_AHEAD);
         let mut task = JoinSet::new();
         task.spawn(async move {
@@ -217,12 +220,12 @@ impl<T: Send + 'static> Watching<T> {
     }
 
     /// Hands a batch on; false when nobody looks any more.
-    async fn see(&self, batch: &RecordBatch) -> bool {
+    pub(crate) async fn see(&self, batch: &RecordBatch) -> bool {
         self.batches.send(batch.clone()).await.is_ok()
     }
 
     /// What has seen all.
-    async fn end(self) -> Result<T> {
+    pub(crate) async fn end(self) -> Result<T> {
         let Self { batches, mut task } = self;
         drop(batches);
         Ok(task.join_next().await.context("nobody looked at the rows")???)

@@ -6,8 +6,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use indexmap::IndexMap;
 use serde::Serialize;
+use tidegate_registry::dataset::DatasetFilter;
 use tidegate_registry::definitions::Settings;
 use tidegate_registry::ids::{RunId, ViewId};
+use tidegate_registry::model::Consumer;
 use tidegate_registry::restore::plan::{self, Asked, Definitions, PlanError, Planned, Target};
 use tidegate_registry::restore::policy::Ask;
 use tidegate_registry::restore::{HoldPolicy, Restore, Slice, Validation};
@@ -221,6 +223,7 @@ pub(super) async fn restore_as_asked(
                 .hint("`tidegate snapshots list` shows what else there is")
         })?;
         let mut report = Report::of_plan(&planned, &effects, how.dry_run);
+        report.find_reach(&planned, registry).await?;
         let ask = Ask {
             break_glass: how.break_glass,
             approved: how.approved,
@@ -434,6 +437,10 @@ pub(super) struct Report {
     holds: Vec<String>,
     while_held: String,
     downstream: Vec<DownstreamReport>,
+    /// Who reads features of what is restored or held with it.
+    consumers: Vec<String>,
+    /// Datasets that could see rows which leave.
+    datasets: Vec<DatasetReport>,
     superseded_runs: Vec<String>,
     stopped_runs: Vec<String>,
     actor: Option<String>,
@@ -500,6 +507,8 @@ impl Report {
             holds: Vec::new(),
             while_held: asked.hold_policy.to_string(),
             downstream: Vec::new(),
+            consumers: Vec::new(),
+            datasets: Vec::new(),
             superseded_runs: Vec::new(),
             stopped_runs: Vec::new(),
             actor: None,
@@ -535,6 +544,8 @@ impl Report {
             holds: request.plan.holds.iter().map(ToString::to_string).collect(),
             while_held: request.plan.hold_policy.to_string(),
             downstream: downstream.collect(),
+            consumers: Vec::new(),
+            datasets: Vec::new(),
             superseded_runs: request.supersedes.iter().map(ToString::to_string).collect(),
             stopped_runs: request.stops.iter().map(|(run, _)| run.to_string()).collect(),
             actor: None,
@@ -543,6 +554,38 @@ impl Report {
             took_ms: None,
             validation: None,
         }
+    }
+
+    /// Adds who was given what is taken back: consumers by their definitions, datasets by what they were built from.
+    async fn find_reach(&mut self, planned: &Planned, registry: &Registry) -> anyhow::Result<()> {
+        let touched: Vec<ViewId> = planned
+            .request
+            .plan
+            .views
+            .keys()
+            .cloned()
+            .chain(planned.downstream.iter().map(|below| below.view.clone()))
+            .collect();
+        self.consumers = registry.project.consumers_of(&touched).map(Consumer::label).collect();
+        let leaving = planned
+            .request
+            .plan
+            .views
+            .iter()
+            .flat_map(|(view, what)| what.leaves.iter().map(move |slice| (view.clone(), slice.snapshot)));
+        let filter = DatasetFilter { built_from: Some(leaving.collect()), ..DatasetFilter::default() };
+        let datasets = registry.store.datasets(&filter).await.context("looking for datasets")?;
+        self.datasets = datasets
+            .iter()
+            .map(|dataset| DatasetReport {
+                dataset: dataset.id.to_string(),
+                name: dataset.name.clone(),
+                created_at: format_instant(dataset.created_at),
+                actor: dataset.actor.clone(),
+                out: dataset.place.clone(),
+            })
+            .collect();
+        Ok(())
     }
 
     /// Adds how many entities would change, by reading what they are and what they would be.
@@ -582,6 +625,8 @@ impl Report {
             holds: restore.plan.holds.iter().map(ToString::to_string).collect(),
             while_held: restore.plan.hold_policy.to_string(),
             downstream: Vec::new(),
+            consumers: Vec::new(),
+            datasets: Vec::new(),
             superseded_runs: Vec::new(),
             stopped_runs: Vec::new(),
             actor: Some(restore.actor.clone()),
@@ -630,6 +675,9 @@ impl Report {
         if self.downstream.iter().any(|below| below.built_on_it) {
             lines.push(("", "`--cascade` takes those back, too, that were computed from it".to_owned()));
         }
+        lines.push(("read by", self.consumers.join("\n")));
+        let built: Vec<String> = self.datasets.iter().map(DatasetReport::line).collect();
+        lines.push(("datasets", some_of(&built)));
         lines.push(("superseded", some_of(&self.superseded_runs)));
         lines.push(("stopped", some_of(&self.stopped_runs)));
         if let Some(validation) = &self.validation {
@@ -637,6 +685,23 @@ impl Report {
             lines.push(("checked", format!("{verdict}\n{}", validation.findings.join("\n"))));
         }
         lines
+    }
+}
+
+/// A dataset that was built from what is taken back.
+#[derive(Debug, Serialize)]
+struct DatasetReport {
+    dataset: String,
+    name: Option<String>,
+    created_at: String,
+    actor: String,
+    out: String,
+}
+
+impl DatasetReport {
+    fn line(&self) -> String {
+        let called = self.name.as_ref().unwrap_or(&self.dataset);
+        format!("{called} holds what leaves: built {} by {}, {}", self.created_at, self.actor, self.out)
     }
 }
 

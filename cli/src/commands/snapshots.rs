@@ -183,7 +183,7 @@ pub async fn list(snapshots: Vec<Snapshot>, registry: &Registry, context: &Conte
     context.output.list(&reports)
 }
 
-pub(super) async fn find(store: &dyn Store, asked: &str) -> anyhow::Result<Snapshot> {
+pub(crate) async fn find(store: &dyn Store, asked: &str) -> anyhow::Result<Snapshot> {
     if let Ok(id) = asked.parse::<SnapshotId>() {
         return Ok(store.snapshot(id).await?);
     }

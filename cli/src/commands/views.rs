@@ -1,7 +1,7 @@
 //! `tidegate views`: the feature views that are applied.
 
 use serde::Serialize;
-use tidegate_registry::model::{FeatureView, Output as ViewOutput, Project, Table};
+use tidegate_registry::model::{Consumer, FeatureView, Output as ViewOutput, Project, Table};
 use tidegate_registry::plan::DefinitionKind;
 
 use crate::context::Context;
@@ -131,6 +131,7 @@ struct Details {
     summary: Summary,
     reads: Vec<String>,
     read_by: Vec<String>,
+    consumers: Vec<String>,
     columns: Vec<Column>,
     checks: Vec<CheckLine>,
     fingerprint: String,
@@ -171,6 +172,7 @@ fn details(project: &Project, view: &FeatureView, definitions: Vec<Kept>) -> Det
             .filter(|other| other.id != view.id && other.view_reads().any(|read| *read == view.id))
             .map(|other| other.id.to_string())
             .collect(),
+        consumers: project.consumers_of(std::slice::from_ref(&view.id)).map(Consumer::label).collect(),
         columns: view
             .features
             .iter()
@@ -226,6 +228,7 @@ impl Details {
             ("max age", summary.freshness_max_age.clone().unwrap_or_default()),
             ("reads", self.reads.join(", ")),
             ("read by", self.read_by.join(", ")),
+            ("consumers", self.consumers.join(", ")),
             ("features", columns.collect::<Vec<_>>().join("\n")),
             ("checks", checks.collect::<Vec<_>>().join("\n")),
             ("definitions", definitions.collect::<Vec<_>>().join("\n")),

@@ -21,6 +21,7 @@ use tidegate_registry::time::Interval;
 use self::damage::Damage;
 use super::shadow::{Baseline, Shadow, audit, fill};
 use super::{millis, skipped};
+use crate::dataset::LABEL_TIME;
 use crate::online::{CutOver, EncodedRow, Expected, Standing};
 use crate::restore::check;
 use crate::restore::validate::digest;
@@ -253,7 +254,13 @@ async fn record_dataset(
         definitions,
         number: newest.first().map_or(0, |newest| newest.number),
         known_at: None,
-        spine: Spine { from: SpineFrom::Rows, rows, digest: digest.clone(), labels: None },
+        spine: Spine {
+            from: SpineFrom::Rows,
+            label_time: LABEL_TIME.to_owned(),
+            rows,
+            digest: digest.clone(),
+            labels: None,
+        },
         features: selection,
         names: ColumnNames::default(),
         views,

@@ -1,0 +1,368 @@
+//! `tidegate dataset build` and `rebuild`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use chrono_tz::Tz;
+use serde::Serialize;
+use tidegate_registry::dataset::{ColumnNames, Dataset, Manifest, SpineFrom};
+use tidegate_registry::definitions::Settings;
+use tidegate_registry::features::{Asked, Selection};
+use tidegate_registry::ids::DatasetId;
+use tidegate_registry::time::format_instant;
+use tidegate_worker::dataset::{
+    DatasetError, DatasetParts, DatasetRequest, LABEL_TIME, Place, PlaceFormat, Spine, ViewFiles, build, files,
+};
+use tidegate_worker::engine::Engine;
+
+use super::{Report, find, pin};
+use crate::commands::preview::Scratch;
+use crate::commands::snapshots;
+use crate::context::{Context, Registry};
+use crate::engine;
+use crate::error::{Exit, UserError};
+use crate::output::Row;
+use crate::progress::Counter;
+use crate::times::TimeArgument;
+
+/// What `dataset build` is told.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    spine: SpineArguments,
+    /// The instant of `--all-entities`; without offset it is UTC
+    #[arg(long, value_name = "TIME", requires = "all_entities")]
+    at: Option<TimeArgument>,
+    /// The spine's column that says when each row's features are wanted
+    #[arg(long, value_name = "COLUMN", default_value = LABEL_TIME)]
+    event_timestamp: String,
+    /// What to join: view.feature, view@v2.feature, a view for all of its features, or a feature service; * for any text
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', required = true)]
+    features: Vec<String>,
+    /// Name columns `feature` in place of `view__feature`
+    #[arg(long)]
+    short_names: bool,
+    /// Where to write: FILE.parquet, or a folder for a Delta table; also a URL of an object store
+    #[arg(long, value_name = "PLACE", required_unless_present = "dry_run")]
+    out: Option<String>,
+    /// Read views as they were when this snapshot had just been recorded
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with = "known_at")]
+    at_snapshot: Option<String>,
+    /// Let only what had been published by then count; without offset it is UTC
+    #[arg(long, value_name = "TIME")]
+    known_at: Option<TimeArgument>,
+    /// A name to find it by
+    #[arg(long)]
+    name: Option<String>,
+    /// Keep what it is built from, for this reason, until `tidegate dataset unpin`
+    #[arg(long, value_name = "REASON")]
+    pin: Option<String>,
+    /// Show what would be read, and build nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct SpineArguments {
+    /// The labels: a Parquet or CSV file, a folder of such, or a Delta table, with the entities' keys and an instant
+    #[arg(long, value_name = "PLACE")]
+    spine: Option<String>,
+    /// The labels as a query over the project's sources
+    #[arg(long, value_name = "QUERY")]
+    spine_sql: Option<String>,
+    /// Every entity that the views know at `--at`
+    #[arg(long, requires = "at")]
+    all_entities: bool,
+}
+
+/// What `dataset rebuild` is told.
+#[derive(Debug, clap::Args)]
+pub(super) struct RebuildArguments {
+    /// Its name, its id, or the id's beginning
+    dataset: String,
+    /// Where to write, as for `build`
+    #[arg(long, value_name = "PLACE")]
+    out: String,
+}
+
+/// Builds a dataset.
+pub(super) async fn run(arguments: Arguments, registry: &Registry, context: &Context) -> anyhow::Result<Exit> {
+    let settings = context.settings()?;
+    let request = request(&arguments, registry).await?;
+    let parts = parts(&settings, registry)?;
+    if arguments.dry_run {
+        let reads: Vec<Reads> = files(&parts, &request).await.map_err(told)?.iter().map(Reads::of).collect();
+        context.output.list(&reads)?;
+        return Ok(Exit::Done);
+    }
+    let place = place(&settings, arguments.out.as_deref().unwrap_or_default())?;
+    let manifest = write(&settings, &parts, &request, &place).await?;
+    let now = registry.clock.now();
+    let pin = match arguments.pin {
+        Some(reason) => Some(pin(&manifest, &parts.lake, context, now, reason).await?),
+        None => None,
+    };
+    let dataset = Dataset {
+        id: DatasetId::generate(),
+        name: arguments.name,
+        place: place.name().to_owned(),
+        created_at: now,
+        actor: context.actor(),
+        manifest,
+        pin,
+    };
+    registry.store.dataset_record(&dataset).await.context("the dataset is written, and could not be recorded")?;
+    let report = Report::of(&dataset);
+    context.output.one(&report, &report.lines())?;
+    Ok(Exit::Done)
+}
+
+/// Builds a dataset again and compares it with what its manifest says.
+pub(super) async fn again(arguments: RebuildArguments, registry: &Registry, context: &Context) -> anyhow::Result<Exit> {
+    let settings = context.settings()?;
+    let dataset = find(&*registry.store, &arguments.dataset).await?;
+    let old = &dataset.manifest;
+    let spine = match &old.spine.from {
+        SpineFrom::File { place, .. } => Spine::File { place: place.clone() },
+        SpineFrom::Sql { sql, .. } => Spine::Sql(sql.clone()),
+        SpineFrom::Entities { at } => Spine::Entities(*at),
+        SpineFrom::Rows => {
+            return Err(UserError::new(format!("the spine of `{}` was handed over and is not kept", dataset.label()))
+                .hint("build it again from the same rows, with `--at-snapshot`")
+                .into());
+        }
+    };
+    let (definitions, project) =
+        registry.store.project(Some(old.definitions)).await.context("reading the definitions")?;
+    let request = DatasetRequest {
+        project: Arc::new(project),
+        definitions,
+        spine,
+        label_time: old.spine.label_time.clone(),
+        features: old.features.clone(),
+        names: old.names,
+        number: old.number,
+        known_at: old.known_at,
+    };
+    let parts = parts(&settings, registry)?;
+    let place = place(&settings, &arguments.out)?;
+    let new = write(&settings, &parts, &request, &place).await?;
+    let outcome = Rebuilt::of(&dataset, old, &new, place.name());
+    context.output.one(&outcome, &outcome.lines())?;
+    Ok(if outcome.same_rows { Exit::Done } else { Exit::Wrong })
+}
+
+async fn request(arguments: &Arguments, registry: &Registry) -> anyhow::Result<DatasetRequest> {
+    let mut features = Selection::default();
+    for asked in &arguments.features {
+        let asked: Asked = asked.trim().parse().map_err(UserError::new)?;
+        features.add(&registry.project, &asked).map_err(|error| UserError::new(error.reason).hint(error.help))?;
+    }
+    let known_at = arguments.known_at.map(|time| time.in_zone(Tz::UTC));
+    let number = match &arguments.at_snapshot {
+        Some(snapshot) => {
+            let snapshot = snapshots::find(&*registry.store, snapshot).await?;
+            registry.store.snapshot_number(snapshot.id).await?
+        }
+        None => registry.store.number_at(known_at.unwrap_or_else(|| registry.clock.now())).await?,
+    };
+    let spine = match (&arguments.spine.spine, &arguments.spine.spine_sql, arguments.at) {
+        (Some(place), _, _) => Spine::File { place: here(place)? },
+        (None, Some(sql), _) => Spine::Sql(sql.clone()),
+        (None, None, Some(at)) => Spine::Entities(at.in_zone(Tz::UTC)),
+        (None, None, None) => return Err(UserError::new("there is no spine").hint("give `--spine FILE`").into()),
+    };
+    Ok(DatasetRequest {
+        project: Arc::new(registry.project.clone()),
+        definitions: registry.revision,
+        spine,
+        label_time: arguments.event_timestamp.clone(),
+        features,
+        names: if arguments.short_names { ColumnNames::Short } else { ColumnNames::Full },
+        number,
+        known_at,
+    })
+}
+
+/// A path of the command line is one of the folder that the command runs in, wherever the project is.
+fn here(place: &str) -> anyhow::Result<String> {
+    if place.contains("://") {
+        return Ok(place.to_owned());
+    }
+    let path = std::path::absolute(place).with_context(|| format!("finding `{place}`"))?;
+    let resolved = normal(&path);
+    Ok(resolved.to_string_lossy().into_owned())
+}
+
+/// Without `..`, which places do not take.
+fn normal(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::ParentDir => _ = plain.pop(),
+            part => plain.push(part),
+        }
+    }
+    plain
+}
+
+fn parts(settings: &Settings, registry: &Registry) -> anyhow::Result<DatasetParts> {
+    Ok(DatasetParts {
+        store: Arc::clone(&registry.store),
+        lake: engine::lake(settings)?,
+        sources: engine::sources(settings)?,
+        spines: engine::spines(settings)?,
+    })
+}
+
+fn place(settings: &Settings, out: &str) -> anyhow::Result<Place> {
+    let plain = out.trim_end_matches('/');
+    let format = if Path::new(plain).extension().is_some_and(|end| end.eq_ignore_ascii_case("parquet")) {
+        PlaceFormat::Parquet
+    } else if Path::new(plain).extension().is_some_and(|end| end.eq_ignore_ascii_case("csv")) {
+        return Err(UserError::new("datasets are written as Parquet or Delta, which keep types and nulls")
+            .hint("name a file `….parquet`, or a folder")
+            .into());
+    } else {
+        PlaceFormat::Delta
+    };
+    if !plain.contains("://")
+        && let Some(folder) = Path::new(plain).parent().filter(|folder| !folder.as_os_str().is_empty())
+    {
+        fs::create_dir_all(folder).with_context(|| format!("making the folder `{}`", folder.display()))?;
+    }
+    Place::new(plain, format, &engine::stores(settings))
+}
+
+async fn write(
+    settings: &Settings,
+    parts: &DatasetParts,
+    request: &DatasetRequest,
+    place: &Place,
+) -> anyhow::Result<Manifest> {
+    let scratch = Scratch::new();
+    let engine = Arc::new(Engine::new(settings.memory_bytes, &scratch.0)?);
+    let mut counter = Counter::start("rows written");
+    let mut told_of = |rows| counter.set(rows);
+    build(&engine, parts, request, place, &mut told_of).await.map_err(told)
+}
+
+/// What the user can mend is the user's.
+fn told(error: DatasetError) -> anyhow::Error {
+    match error {
+        DatasetError::Wrong { message, hint } => UserError::new(message).hint(hint).into(),
+        DatasetError::Failed(error) => error,
+    }
+}
+
+/// What would be read of one view.
+#[derive(Debug, Serialize)]
+struct Reads {
+    view: String,
+    snapshot: Option<String>,
+    delta_version: Option<u64>,
+    intervals: u64,
+    covers: Option<String>,
+    files: u64,
+    bytes: u64,
+}
+
+impl Reads {
+    fn of(reads: &ViewFiles) -> Self {
+        Self {
+            view: reads.view.to_string(),
+            snapshot: reads.input.snapshot.map(|id| id.to_string()),
+            delta_version: reads.input.delta_version,
+            intervals: reads.input.intervals,
+            covers: reads.input.covers.map(format_instant),
+            files: reads.files,
+            bytes: reads.bytes,
+        }
+    }
+}
+
+impl Row for Reads {
+    const HEADINGS: &'static [&'static str] = &["VIEW", "SNAPSHOT", "INTERVALS", "COVERS", "FILES", "AT MOST BYTES"];
+
+    fn cells(&self) -> Vec<String> {
+        let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        vec![
+            self.view.clone(),
+            or_none(&self.snapshot),
+            self.intervals.to_string(),
+            or_none(&self.covers),
+            self.files.to_string(),
+            self.bytes.to_string(),
+        ]
+    }
+}
+
+/// How a dataset compares with its first building.
+#[derive(Debug, Serialize)]
+struct Rebuilt {
+    dataset: String,
+    out: String,
+    same_bytes: bool,
+    same_rows: bool,
+    differences: Vec<String>,
+}
+
+impl Rebuilt {
+    fn of(dataset: &Dataset, old: &Manifest, new: &Manifest, out: &str) -> Self {
+        let mut differences = Vec::new();
+        if old.spine.digest != new.spine.digest || old.spine.rows != new.spine.rows {
+            differences.push(format!(
+                "the spine is another one: it had {} rows with digest {}, and has {} with {}",
+                old.spine.rows, old.spine.digest, new.spine.rows, new.spine.digest
+            ));
+        }
+        for (view, was) in &old.views {
+            match new.views.get(view) {
+                Some(now) if now == was => {}
+                Some(now) => differences.push(format!(
+                    "`{view}` is read at version {:?} in place of {:?}",
+                    now.delta_version.unwrap_or_default(),
+                    was.delta_version.unwrap_or_default()
+                )),
+                None => differences.push(format!("`{view}` is gone")),
+            }
+        }
+        if old.tidegate != new.tidegate {
+            differences.push(format!("it was written by version {}, and this is {}", old.tidegate, new.tidegate));
+        }
+        let sums = |manifest: &Manifest| -> Vec<String> {
+            manifest.output.files.iter().map(|file| file.sha256.clone()).collect()
+        };
+        let same_rows = old.output.rows == new.output.rows && old.output.digest == new.output.digest;
+        if !same_rows {
+            differences.push(format!(
+                "the rows differ: {} with digest {}, and now {} with {}",
+                old.output.rows, old.output.digest, new.output.rows, new.output.digest
+            ));
+        }
+        Self {
+            dataset: dataset.label(),
+            out: out.to_owned(),
+            same_bytes: sums(old) == sums(new),
+            same_rows,
+            differences,
+        }
+    }
+
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let outcome = match (self.same_bytes, self.same_rows) {
+            (true, _) => "the same bytes",
+            (false, true) => "the same rows, in other bytes",
+            (false, false) => "other rows",
+        };
+        vec![
+            ("dataset", self.dataset.clone()),
+            ("out", self.out.clone()),
+            ("outcome", outcome.to_owned()),
+            ("differences", self.differences.join("\n")),
+        ]
+    }
+}

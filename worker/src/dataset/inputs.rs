@@ -1,0 +1,233 @@
+//! The views of a dataset: what each was at a snapshot number, and what a label may see of it.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use datafusion::common::{Column, DFSchema, ScalarValue};
+use datafusion::logical_expr::{LogicalPlanBuilder, lit};
+use datafusion::prelude::{DataFrame, SessionContext};
+use indexmap::IndexMap;
+use tidegate_asof::{History, Period, Rule};
+use tidegate_registry::dataset::ViewInput;
+use tidegate_registry::ids::ViewId;
+use tidegate_registry::model::{FeatureView, Output};
+use tidegate_registry::restore::AsOf;
+use tidegate_registry::store::{LedgerEntry, Store};
+use tidegate_registry::time::{Instant, format_instant};
+
+use super::{DatasetError, DatasetParts, DatasetRequest};
+use crate::lake::Lake;
+use crate::reads::{column, scan};
+use crate::types::{INTERVAL_START, arrow_type, timestamp};
+
+/// One view as it is read.
+pub(super) struct Input {
+    /// What the manifest says of it.
+    pub(super) noted: ViewInput,
+    /// What was published, newest interval first.
+    pub(super) ledger: Vec<LedgerEntry>,
+}
+
+/// What is read of one view, for a plan that is only shown.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ViewFiles {
+    /// The view.
+    pub view: ViewId,
+    /// What the manifest will say of it.
+    pub input: ViewInput,
+    /// Data files of that version.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// What each view is at the request's number.
+///
+/// # Errors
+/// [`DatasetError::Wrong`] when retention has let go of it.
+pub(super) async fn of(store: &dyn Store, request: &DatasetRequest) -> Result<IndexMap<ViewId, Input>, DatasetError> {
+    let mut inputs = IndexMap::with_capacity(request.features.views.len());
+    for id in request.features.views.keys() {
+        let view = view(request, id)?;
+        let AsOf { snapshot, expired, delta_version, ledger, .. } =
+            store.as_of(id, request.number).await.with_context(|| format!("looking up what `{id}` was"))?;
+        if expired {
+            return Err(DatasetError::wrong(
+                format!("retention has let go of what `{id}` was then"),
+                "choose a later snapshot; `--pin` keeps what the next dataset is built from",
+            ));
+        }
+        let noted = ViewInput {
+            fingerprint: view.fingerprint.clone(),
+            snapshot,
+            delta_version,
+            intervals: ledger.len() as u64,
+            covers: ledger.first().map(|entry| entry.interval.end()),
+        };
+        inputs.insert(id.clone(), Input { noted, ledger });
+    }
+    Ok(inputs)
+}
+
+/// What building the dataset would read.
+///
+/// # Errors
+/// Those of [`super::open`], as far as they have to do with views.
+pub async fn files(parts: &DatasetParts, request: &DatasetRequest) -> Result<Vec<ViewFiles>, DatasetError> {
+    let mut all = Vec::new();
+    for (view, input) in of(&*parts.store, request).await? {
+        let files = match input.noted.delta_version {
+            Some(version) => parts.lake.pinned_files(&view, version).await?,
+            None => Vec::new(),
+        };
+        let bytes = files.iter().map(|file| file.size).sum();
+        all.push(ViewFiles { view, input: input.noted, files: files.len() as u64, bytes });
+    }
+    Ok(all)
+}
+
+pub(super) fn view<'a>(request: &'a DatasetRequest, id: &ViewId) -> Result<&'a FeatureView, DatasetError> {
+    Ok(request.project.views.get(id).with_context(|| format!("`{id}` is not defined"))?)
+}
+
+/// The table of `id` as it was; one without rows when nothing had been published.
+pub(super) async fn table(
+    ctx: &SessionContext,
+    lake: &Lake,
+    request: &DatasetRequest,
+    id: &ViewId,
+    input: &Input,
+) -> Result<DataFrame, DatasetError> {
+    let view = view(request, id)?;
+    let schema = crate::types::view_schema(&request.project, view);
+    let Some(version) = input.noted.delta_version else {
+        let empty = datafusion::datasource::empty::EmptyTable::new(schema);
+        return Ok(ctx.read_table(Arc::new(empty)).context("reading an empty table")?);
+    };
+    let reading = || format!("reading the table of `{id}` at version {version}");
+    let table = lake.load(id, Some(version)).await.with_context(reading)?;
+    let rows = scan(ctx, &table).await.with_context(reading)?;
+    // Columns that the definition has got since then are null in older versions.
+    let missing: Vec<_> =
+        schema.fields().iter().filter(|field| !rows.schema().has_column_with_unqualified_name(field.name())).collect();
+    let mut rows = rows;
+    for field in missing {
+        let null = ScalarValue::try_from(field.data_type()).context("making a null")?;
+        rows = rows.with_column(field.name(), lit(null)).with_context(reading)?;
+    }
+    Ok(rows)
+}
+
+/// What the join reads: one history per view.
+pub(super) async fn histories(
+    ctx: &SessionContext,
+    lake: &Lake,
+    request: &DatasetRequest,
+    inputs: &IndexMap<ViewId, Input>,
+    taken: &[(String, ViewId, String)],
+    spine: &DFSchema,
+) -> Result<Vec<History>, DatasetError> {
+    let mut histories = Vec::with_capacity(inputs.len());
+    for (id, input) in inputs {
+        let view = view(request, id)?;
+        let mut keys = Vec::new();
+        for key in request.project.keys_of(view) {
+            if !spine.has_column_with_unqualified_name(&key.name) {
+                let known: Vec<String> = spine.fields().iter().map(|field| format!("`{}`", field.name())).collect();
+                return Err(DatasetError::wrong(
+                    format!("the spine has no column `{}`, by which `{id}` is found", key.name),
+                    format!("it has {}: rename one, or leave the view out", known.join(", ")),
+                ));
+            }
+            keys.push((Column::from_name(&key.name), Column::from_name(&key.name)));
+        }
+        let rows = table(ctx, lake, request, id, input).await?;
+        let mine: Vec<_> = taken.iter().filter(|(_, of, _)| of == id).collect();
+        // Typed as declared, whatever an old table or an empty one holds.
+        let mut columns: Vec<_> = keys.iter().map(|(_, key)| column(key.name())).collect();
+        columns.extend([column("event_timestamp"), column(INTERVAL_START)]);
+        for (_, _, feature) in &mine {
+            let declared = view.features.iter().find(|known| known.name == *feature);
+            let declared = declared.with_context(|| format!("`{id}` has no feature `{feature}`"))?;
+            let cast = datafusion::logical_expr::cast(column(feature), arrow_type(&declared.kind));
+            columns.push(cast.alias(feature));
+        }
+        let rows = rows.select(columns).with_context(|| format!("reading the table of `{id}`"))?;
+        let plan = LogicalPlanBuilder::from(rows.logical_plan().clone()).build().context("planning a view")?;
+        histories.push(History {
+            plan,
+            keys,
+            rule: rule(view, &input.ledger)?,
+            take: mine.iter().map(|(name, _, feature)| (Column::from_name(feature), name.clone())).collect(),
+        });
+    }
+    Ok(histories)
+}
+
+/// What a label may see of a view: the point-in-time rule.
+fn rule(view: &FeatureView, ledger: &[LedgerEntry]) -> Result<Rule, DatasetError> {
+    Ok(match view.output {
+        Output::Full => {
+            Rule::Interval { interval: Column::from_name(INTERVAL_START), published: periods(view, ledger)? }
+        }
+        Output::Partial { ttl } => Rule::Event {
+            time: Column::from_name("event_timestamp"),
+            delay: view.serving_delay,
+            ttl: Some(ttl),
+            tie_break: vec![Column::from_name(INTERVAL_START)],
+        },
+    })
+}
+
+/// When each published interval is the newest one that is known.
+fn periods(view: &FeatureView, ledger: &[LedgerEntry]) -> Result<Arc<[Period]>, DatasetError> {
+    let delay = i64::try_from(view.serving_delay.as_micros()).context("the serving delay is too long")?;
+    let from = |entry: &LedgerEntry| entry.interval.end().timestamp_micros().saturating_add(delay);
+    // Newest first: each is replaced by the one before it in the list.
+    let mut periods: Vec<Period> = ledger
+        .iter()
+        .enumerate()
+        .map(|(at, entry)| Period {
+            interval_start: entry.interval.start().timestamp_micros(),
+            available_from: from(entry),
+            available_until: at.checked_sub(1).map_or(i64::MAX, |later| from(&ledger[later])),
+        })
+        .collect();
+    periods.reverse();
+    Ok(periods.into())
+}
+
+/// The rows of `id` that count at `at`: what is known of every entity then.
+pub(super) async fn state_at(
+    ctx: &SessionContext,
+    lake: &Lake,
+    request: &DatasetRequest,
+    id: &ViewId,
+    input: &Input,
+    at: Instant,
+) -> Result<DataFrame, DatasetError> {
+    let view = view(request, id)?;
+    let rows = table(ctx, lake, request, id, input).await?;
+    let micros = at.timestamp_micros();
+    let delay = i64::try_from(view.serving_delay.as_micros()).context("the serving delay is too long")?;
+    let instant = |micros: i64| {
+        datafusion::logical_expr::cast(lit(ScalarValue::TimestampMicrosecond(Some(micros), None)), timestamp())
+    };
+    let rows = match view.output {
+        Output::Full => {
+            let periods = periods(view, &input.ledger)?;
+            let now = periods.iter().find(|period| (period.available_from..period.available_until).contains(&micros));
+            match now {
+                Some(period) => rows.filter(column(INTERVAL_START).eq(instant(period.interval_start))),
+                None => rows.filter(lit(false)),
+            }
+        }
+        Output::Partial { ttl } => {
+            let ttl = i64::try_from(ttl.as_micros()).context("the ttl is too long")?;
+            let time = || column("event_timestamp");
+            let oldest = instant(micros.saturating_sub(ttl));
+            rows.filter(time().gt(oldest).and(time().lt_eq(instant(micros.saturating_sub(delay)))))
+        }
+    };
+    Ok(rows.with_context(|| format!("reading `{id}` as of {}", format_instant(at)))?)
+}

@@ -1,0 +1,235 @@
+//! Datasets on a real registry and lake: what each label sees, and that the same can be made again.
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray};
+use datafusion::arrow::util::pretty::pretty_format_batches;
+use futures::TryStreamExt as _;
+use tidegate_registry::dataset::{ColumnNames, Manifest};
+use tidegate_registry::features::Selection;
+use tidegate_registry::restore::Restoring as _;
+
+use super::{
+    DatasetError, DatasetParts, DatasetRequest, LABEL_TIME, Place, PlaceFormat, Spine, build, explain, files, open,
+};
+use crate::engine::Engine;
+use crate::objects::Stores;
+use crate::sources::Sources;
+use crate::tests::{World, at, interval};
+
+/// Three days of sales, each published.
+async fn three_days() -> World {
+    let world = World::new().await;
+    for day in 1..=3 {
+        world.succeed(day, 0).await;
+    }
+    world
+}
+
+fn engine(world: &World) -> Engine {
+    Engine::new(256 << 20, &world.folder.path().join("spill")).unwrap()
+}
+
+fn parts(world: &World) -> DatasetParts {
+    let root = world.folder.path();
+    DatasetParts {
+        store: world.store.clone(),
+        lake: world.fresh_lake(),
+        sources: Sources::new(root, &[]).unwrap(),
+        spines: Sources::new(root, &[]).unwrap(),
+    }
+}
+
+async fn request(world: &World, spine: Spine, features: &[&str]) -> DatasetRequest {
+    let asked: Vec<_> = features.iter().map(|asked| asked.parse().unwrap()).collect();
+    DatasetRequest {
+        project: Arc::clone(&world.project),
+        definitions: 1,
+        spine,
+        label_time: LABEL_TIME.to_owned(),
+        features: Selection::of(&world.project, &asked).unwrap(),
+        names: ColumnNames::Short,
+        number: world.store.number_at(at("2024-01-05T00:00:00Z")).await.unwrap(),
+        known_at: None,
+    }
+}
+
+/// Labels of shops.
+fn labels(rows: &[(&str, &str)]) -> Spine {
+    let shops: ArrayRef =
+        Arc::new(rows.iter().map(|(shop, _)| (!shop.is_empty()).then_some(*shop)).collect::<StringArray>());
+    let times = rows.iter().map(|(_, time)| Some(at(time).timestamp_micros()));
+    let times: ArrayRef = Arc::new(times.collect::<TimestampMicrosecondArray>().with_timezone("UTC"));
+    let batch = RecordBatch::try_from_iter_with_nullable([("shop", shops, true), (LABEL_TIME, times, true)]).unwrap();
+    Spine::Rows(batch.schema(), vec![batch])
+}
+
+async fn rows(world: &World, request: &DatasetRequest) -> String {
+    let opened = open(&engine(world), &parts(world), request).await.unwrap();
+    let batches: Vec<RecordBatch> = opened.rows.try_collect().await.unwrap();
+    pretty_format_batches(&batches).unwrap().to_string()
+}
+
+fn wrong(error: DatasetError) -> String {
+    match error {
+        DatasetError::Wrong { message, hint } => format!("{message} ({hint})"),
+        DatasetError::Failed(error) => panic!("{error:#}"),
+    }
+}
+
+#[tokio::test]
+async fn a_label_sees_the_newest_interval_that_was_over_and_the_newest_row_that_counts() {
+    let world = three_days().await;
+    let spine = labels(&[
+        ("b", "2024-01-03T00:00:00Z"),
+        ("a", "2024-01-01T23:59:59.999999Z"),
+        ("a", "2024-01-02T00:00:00Z"),
+        ("a", "2024-01-03T23:59:59Z"),
+        ("a", "2024-01-04T00:00:00Z"),
+        ("a", "2024-01-04T08:59:59.999999Z"),
+        ("a", "2024-01-04T09:00:00Z"),
+        ("b", "2025-01-01T00:00:00Z"),
+        ("nobody", "2024-01-03T00:00:00Z"),
+        ("", "2024-01-03T00:00:00Z"),
+    ]);
+    let found = rows(&world, &request(&world, spine, &["revenue.total", "last_receipt.largest"]).await).await;
+    insta::assert_snapshot!("labels_by_hand", found);
+}
+
+#[tokio::test]
+async fn what_is_online_is_what_a_label_of_that_instant_sees() {
+    let world = World::new().await;
+    for day in 1..=3 {
+        world.succeed(day, 0).await;
+        let end = interval(day).end();
+        for view in ["revenue", "ranking", "last_receipt"] {
+            let request = request(&world, Spine::Entities(end), &[view]).await;
+            let opened = open(&engine(&world), &parts(&world), &request).await.unwrap();
+            let names: Vec<String> = opened
+                .columns
+                .iter()
+                .filter(|column| column.feature.is_some())
+                .map(|column| column.name.clone())
+                .collect();
+            let batches: Vec<RecordBatch> = opened.rows.try_collect().await.unwrap();
+            let mut known = Vec::new();
+            for batch in &batches {
+                let text = |name: &str| crate::text::TextColumn::new(batch.column_by_name(name).unwrap()).unwrap();
+                for row in 0..batch.num_rows() {
+                    let shop = text("shop").text(row).unwrap();
+                    let features: Vec<(String, String)> =
+                        names.iter().filter_map(|name| Some((name.clone(), text(name).text(row)?))).collect();
+                    let online = world.online(&format!("{view}@v1"), &shop, &end.to_rfc3339()).await;
+                    assert_eq!(online, Some(features), "{view} of {shop} at {end}");
+                    known.push(shop);
+                }
+            }
+            for shop in ["a", "b"].into_iter().filter(|shop| !known.iter().any(|known| known == shop)) {
+                let online = world.online(&format!("{view}@v1"), shop, &end.to_rfc3339()).await;
+                assert_eq!(online, None, "{view} of {shop} at {end}");
+            }
+        }
+    }
+}
+
+async fn built(world: &World, request: &DatasetRequest, out: &str, format: PlaceFormat) -> Manifest {
+    let place = Place::new(world.folder.path().join(out).to_str().unwrap(), format, &Stores::default()).unwrap();
+    let mut told = 0;
+    let manifest = build(&engine(world), &parts(world), request, &place, &mut |rows| told = rows).await.unwrap();
+    assert!(told <= manifest.output.rows);
+    manifest
+}
+
+#[tokio::test]
+async fn the_same_request_gives_the_same_bytes_whatever_was_published_since() {
+    let world = World::new().await;
+    world.succeed(1, 0).await;
+    world.succeed(2, 0).await;
+    std::fs::write(
+        world.folder.path().join("labels.csv"),
+        "shop,event_timestamp,label\na,2024-01-02T00:00:00Z,1\nb,2024-01-03,0\nc,2024-01-03T05:00:00Z,\n",
+    )
+    .unwrap();
+    let spine = Spine::File { place: "labels.csv".to_owned() };
+    let asked = request(&world, spine, &["revenue", "last_receipt"]).await;
+    let first = built(&world, &asked, "first.parquet", PlaceFormat::Parquet).await;
+    world.succeed(3, 0).await;
+    world.sell("shop,at,amount\na,2024-01-01T10:00:00Z,9\n").await;
+    world.succeed(1, 1).await;
+    let second = built(&world, &asked, "second.parquet", PlaceFormat::Parquet).await;
+    let bytes = |name: &str| std::fs::read(world.folder.path().join(name)).unwrap();
+    assert!(bytes("first.parquet") == bytes("second.parquet"));
+    assert_eq!(first.output.files[0].sha256, second.output.files[0].sha256);
+    assert_eq!((first.output.rows, &first.spine.digest), (3, &second.spine.digest));
+    assert_eq!(first.views, second.views);
+    let nulls: Vec<_> = first.output.columns.iter().map(|column| (column.name.as_str(), column.nulls)).collect();
+    assert_eq!(nulls, [("shop", 0), (LABEL_TIME, 0), ("label", 1), ("total", 1), ("receipts", 1), ("largest", 1)]);
+    let written: Manifest = serde_json::from_slice(&bytes("first.parquet.manifest.json")).unwrap();
+    assert_eq!(written, first);
+
+    let now = request(&world, Spine::File { place: "labels.csv".to_owned() }, &["revenue"]).await;
+    let third = built(&world, &now, "third", PlaceFormat::Delta).await;
+    assert_ne!(third.output.digest, first.output.digest, "the first day was computed again");
+    let url = url::Url::from_directory_path(world.folder.path().join("third")).unwrap();
+    let table = deltalake::open_table(url).await.unwrap();
+    let ctx = datafusion::prelude::SessionContext::new();
+    ctx.register_table("t", table.table_provider().await.unwrap()).unwrap();
+    let found = ctx.sql("SELECT shop, label, total FROM t ORDER BY shop").await.unwrap().collect().await.unwrap();
+    insta::assert_snapshot!("delta_table", pretty_format_batches(&found).unwrap().to_string());
+}
+
+#[tokio::test]
+async fn a_spine_may_be_a_query_or_all_entities() {
+    let world = three_days().await;
+    let sql = "SELECT DISTINCT shop, at AS event_timestamp FROM receipts WHERE at < TIMESTAMP '2024-01-03T00:00:00Z'";
+    let found = rows(&world, &request(&world, Spine::Sql(sql.to_owned()), &["lifetime.days"]).await).await;
+    insta::assert_snapshot!("spine_of_a_query", found);
+    let all = request(&world, Spine::Entities(at("2024-01-04T00:00:00Z")), &["lifetime", "ranking"]).await;
+    let found = rows(&world, &all).await;
+    insta::assert_snapshot!("spine_of_all_entities", found);
+    let plan = request(&world, Spine::Entities(at("2024-01-04T00:00:00Z")), &["lifetime"]).await;
+    let reads = files(&parts(&world), &plan).await.unwrap();
+    assert_eq!((reads[0].files, reads[0].input.intervals), (3, 3));
+    let plan = explain(&engine(&world), &parts(&world), &plan).await.unwrap();
+    assert!(plan.contains("PointInTime"), "{plan}");
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_told_and_nothing_is_left() {
+    let world = three_days().await;
+    let told = async |spine: Spine, features: &[&str]| {
+        let asked = request(&world, spine, features).await;
+        wrong(open(&engine(&world), &parts(&world), &asked).await.map(drop).unwrap_err())
+    };
+    let of = |text: &str| {
+        std::fs::write(world.folder.path().join("labels.csv"), text).unwrap();
+        Spine::File { place: "labels.csv".to_owned() }
+    };
+    let mut texts = vec![
+        told(of("store,event_timestamp\na,2024-01-02T00:00:00Z\n"), &["revenue"]).await,
+        told(of("shop,at\na,2024-01-02T00:00:00Z\n"), &["revenue"]).await,
+        told(of("shop,event_timestamp\na,7\n"), &["revenue"]).await,
+        told(of("shop,event_timestamp,total\na,2024-01-02T00:00:00Z,1\n"), &["revenue"]).await,
+        told(of("shop,event_timestamp\na,2024-01-02T00:00:00Z\n"), &["revenue", "lifetime"]).await,
+        told(Spine::File { place: "nothing.parquet".to_owned() }, &["revenue"]).await,
+        told(Spine::File { place: "../secret.csv".to_owned() }, &["revenue"]).await,
+        told(Spine::Sql("SELECT shop FROM revenue".to_owned()), &["revenue"]).await,
+        told(Spine::Sql("DROP TABLE receipts".to_owned()), &["revenue"]).await,
+        told(Spine::Sql("SELECT shop, $interval_end AS event_timestamp FROM receipts".to_owned()), &["revenue"]).await,
+    ];
+    let asked = request(&world, of("shop,event_timestamp\na,2024-01-02T00:00:00Z\nb,\n"), &["revenue"]).await;
+    let out = world.folder.path().join("out.parquet");
+    let place = Place::new(out.to_str().unwrap(), PlaceFormat::Parquet, &Stores::default()).unwrap();
+    let before: Vec<_> = std::fs::read_dir(world.folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    texts.push(wrong(build(&engine(&world), &parts(&world), &asked, &place, &mut |_| {}).await.unwrap_err()));
+    let after: Vec<_> = std::fs::read_dir(world.folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(after.len(), before.len(), "{after:?}");
+    std::fs::write(&out, "mine").unwrap();
+    texts.push(wrong(build(&engine(&world), &parts(&world), &asked, &place, &mut |_| {}).await.unwrap_err()));
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), "mine");
+    let folder = world.folder.path().canonicalize().unwrap().display().to_string();
+    insta::assert_snapshot!(
+        "what_is_wrong",
+        texts.join("\n").replace(&folder, "…").replace(world.folder.path().to_str().unwrap(), "…")
+    );
+}
