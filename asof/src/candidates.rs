@@ -16,7 +16,7 @@ use datafusion::execution::memory_pool::MemoryReservation;
 
 use crate::keys::NONE;
 use crate::labels::Labels;
-use crate::memory::{Share, array_bytes, compact};
+use crate::memory::{Share, array_bytes, compact, is_exhausted};
 use crate::rule::Timing;
 
 /// A chunk below this many rows is small.
@@ -251,7 +251,19 @@ impl Candidates {
     }
 
     /// Lets later slots inherit, and gives the answer.
-    pub(crate) fn finish(mut self, labels: Arc<Labels>, timing: &Timing) -> Matches {
+    ///
+    /// # Errors
+    /// Those of Arrow.
+    pub(crate) fn finish(mut self, labels: Arc<Labels>, timing: &Timing) -> Result<Matches> {
+        // answers may wait for other histories
+        if self.rows > self.live + self.live / 4 {
+            let all = 0..self.chunks.len();
+            match self.copy_together(all) {
+                Err(error) if !is_exhausted(&error) => return Err(error),
+                // without memory the rest is left as it is
+                _ => {}
+            }
+        }
         for pair in labels.starts.windows(2) {
             let mut newest = EMPTY;
             for slot in pair[0] as usize..pair[1] as usize {
@@ -263,7 +275,7 @@ impl Candidates {
                 }
             }
         }
-        Matches { candidates: self, labels }
+        Ok(Matches { candidates: self, labels })
     }
 
     /// The values of one column for these entries, null for an empty one.

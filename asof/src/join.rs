@@ -169,7 +169,10 @@ impl Join {
     }
 
     /// The answer.
-    pub(crate) fn finish(self) -> Matches {
+    ///
+    /// # Errors
+    /// Those of Arrow.
+    pub(crate) fn finish(self) -> Result<Matches> {
         self.candidates.into_inner().unwrap_or_else(PoisonError::into_inner).finish(self.labels, &self.reader.timing)
     }
 

@@ -484,3 +484,80 @@ fn find_near<K: Ord + Copy>(
 fn parts(hash: u64) -> (usize, u32) {
     (hash as u32 as usize, (hash >> 32) as u32)
 }
+
+#[cfg(test)]
+mod tests {
+    use datafusion::arrow::array::{
+        BooleanArray, Date32Array, Decimal128Array, Int8Array, StringArray, TimestampMillisecondArray,
+        TimestampNanosecondArray, UInt64Array,
+    };
+
+    use super::*;
+
+    /// The places in `history` of the keys in `labels`.
+    fn places(labels: &ArrayRef, history: &ArrayRef) -> Vec<Option<u32>> {
+        let common = KeyType::common(labels.data_type(), history.data_type()).unwrap();
+        let read = |column: &ArrayRef| {
+            let batch = RecordBatch::try_from_iter_with_nullable([("key", Arc::clone(column), true)]).unwrap();
+            let reader = KeyReader::new(vec![(0, common.clone())]).unwrap();
+            let keys = reader.read(&batch).unwrap();
+            (reader, keys)
+        };
+        let (reader, keys) = read(history);
+        let mut index = KeyIndex::new(&reader);
+        let mut numbers = Vec::new();
+        index.insert(&keys, &mut numbers);
+        let ranks = index.sort();
+        let mut found = Vec::new();
+        index.find(&read(labels).1, &mut found);
+        let row = |number: &u32| numbers.iter().position(|old| *old != NONE && ranks[*old as usize] == *number);
+        found.iter().map(|number| row(number).map(|row| u32::try_from(row).unwrap())).collect()
+    }
+
+    #[test]
+    fn integers_of_any_width_are_compared_by_value() {
+        let small: ArrayRef = Arc::new(Int8Array::from(vec![Some(-1), None, Some(7), Some(9)]));
+        let large: ArrayRef = Arc::new(UInt64Array::from(vec![Some(7), None, Some(u64::MAX)]));
+        assert_eq!(places(&small, &large), [None, None, Some(0), None]);
+        assert_eq!(places(&large, &large), [Some(0), None, Some(2)]);
+    }
+
+    #[test]
+    fn instants_of_any_unit_are_compared_by_value() {
+        let coarse: ArrayRef = Arc::new(TimestampMillisecondArray::from(vec![1, 2]).with_timezone("Europe/Berlin"));
+        let fine: ArrayRef = Arc::new(TimestampNanosecondArray::from(vec![2_000_001, 2_000_000]));
+        assert_eq!(places(&coarse, &fine), [None, Some(1)]);
+    }
+
+    #[test]
+    fn other_keys_must_have_one_type() {
+        let flags: ArrayRef = Arc::new(BooleanArray::from(vec![true, false]));
+        assert_eq!(places(&flags, &flags), [Some(0), Some(1)]);
+        let days: ArrayRef = Arc::new(Date32Array::from(vec![-3, 5]));
+        assert_eq!(places(&days, &days), [Some(0), Some(1)]);
+        let prices: ArrayRef = Arc::new(Decimal128Array::from(vec![1, 250]).with_precision_and_scale(10, 2).unwrap());
+        assert_eq!(places(&prices, &prices), [Some(0), Some(1)]);
+        assert_eq!(KeyType::common(days.data_type(), flags.data_type()), None);
+        assert_eq!(KeyType::common(&DataType::Float64, &DataType::Float64), None);
+        assert_eq!(KeyType::common(&DataType::Utf8, &DataType::Int64), None);
+    }
+
+    #[test]
+    fn keys_are_found_in_any_order_and_among_many() {
+        let ascending: ArrayRef = Arc::new(Int64Array::from_iter_values((0..1000).map(|key| key * 3)));
+        let wanted = |keys: Vec<i64>| -> ArrayRef { Arc::new(Int64Array::from(keys)) };
+        let forwards: Vec<i64> = (0..3000).collect();
+        let backwards: Vec<i64> = forwards.iter().rev().copied().collect();
+        let expected = |keys: &[i64]| -> Vec<Option<u32>> {
+            keys.iter().map(|key| (key % 3 == 0).then(|| u32::try_from(key / 3).unwrap())).collect()
+        };
+        assert_eq!(places(&wanted(forwards.clone()), &ascending), expected(&forwards));
+        assert_eq!(places(&wanted(backwards.clone()), &ascending), expected(&backwards));
+        let text = |keys: &[i64]| -> ArrayRef {
+            Arc::new(StringArray::from_iter_values(keys.iter().map(|key| format!("{key:08}"))))
+        };
+        let thirds: Vec<i64> = (0..1000).map(|key| key * 3).collect();
+        assert_eq!(places(&text(&forwards), &text(&thirds)), expected(&forwards));
+        assert_eq!(places(&text(&backwards), &text(&thirds)), expected(&backwards));
+    }
+}

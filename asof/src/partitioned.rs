@@ -332,7 +332,7 @@ impl Part<'_> {
                 Err(error) => return Err(error),
             }
         }
-        let matches = join.finish();
+        let matches = join.finish()?;
         let mut row = 0;
         while row < rows {
             let end = rows.min(row + self.rows_max);

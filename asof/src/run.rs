@@ -11,7 +11,7 @@ use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::runtime::JoinSet;
 use datafusion::common::{DataFusionError, Result, exec_datafusion_err};
-use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::metrics::{Count, ExecutionPlanMetricsSet, MetricBuilder, SpillMetrics, Time};
 use datafusion::physical_plan::stream::RecordBatchReceiverStreamBuilder;
@@ -174,6 +174,7 @@ impl Work {
             }
         }
         drop(known);
+        self.leave_room(&mut spine, &mut answers)?;
         self.put_out(&spine, answers, &output).await
     }
 
@@ -212,6 +213,24 @@ impl Work {
             if let Answer::Memory(matches, ties) = answer {
                 *answer = Answer::File(self.write(matches, *ties)?);
             }
+        }
+        Ok(())
+    }
+
+    /// Puts to disk what would leave less than half of the pool to whoever takes the output, such as a writer of Parquet, which
+    /// holds a row group and cannot spill.
+    fn leave_room(&self, spine: &mut Sequence, answers: &mut [Answer]) -> Result<()> {
+        let MemoryLimit::Finite(limit) = self.execution.context.memory_pool().memory_limit() else { return Ok(()) };
+        for answer in answers {
+            if self.execution.reservation.size() <= limit / 2 {
+                return Ok(());
+            }
+            if let Answer::Memory(matches, ties) = answer {
+                *answer = Answer::File(self.write(matches, *ties)?);
+            }
+        }
+        if self.execution.reservation.size() > limit / 2 {
+            spine.spill()?;
         }
         Ok(())
     }
@@ -273,7 +292,7 @@ impl Work {
         if let Some(rest) = rest {
             return Ok(Joined::Part(Some(join), rest));
         }
-        let matches = join.finish();
+        let matches = join.finish()?;
         metrics.matched_rows.add(matches.matched());
         Ok(Joined::Whole(matches))
     }

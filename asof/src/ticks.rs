@@ -84,3 +84,35 @@ fn scalar(ticks: i64, unit: TimeUnit, data_type: &DataType, divide: impl Fn(i64,
         TimeUnit::Nanosecond => ScalarValue::TimestampNanosecond(value, zone.clone()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use datafusion::arrow::array::{TimestampMicrosecondArray, TimestampSecondArray};
+
+    use super::*;
+
+    #[test]
+    fn coarse_units_are_counted_in_fine_ones() {
+        let seconds: ArrayRef = Arc::new(TimestampSecondArray::from(vec![Some(-1), None, Some(i64::MAX)]));
+        let counted = ticks(&seconds, TimeUnit::Microsecond).unwrap();
+        assert_eq!(counted, Int64Array::from(vec![Some(-1_000_000), None, Some(i64::MAX)]));
+        let micros: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![5]));
+        assert_eq!(ticks(&micros, TimeUnit::Nanosecond).unwrap().value(0), 5_000);
+        assert_eq!(finest(TimeUnit::Second, TimeUnit::Second), TimeUnit::Microsecond);
+        assert_eq!(finest(TimeUnit::Nanosecond, TimeUnit::Second), TimeUnit::Nanosecond);
+    }
+
+    /// A bound on a coarse column must not exclude what it bounds.
+    #[test]
+    fn bounds_are_rounded_outwards() {
+        let seconds = DataType::Timestamp(TimeUnit::Second, None);
+        let floor = |micros| scalar_floor(micros, TimeUnit::Microsecond, &seconds).unwrap();
+        let ceil = |micros| scalar_ceil(micros, TimeUnit::Microsecond, &seconds).unwrap();
+        let second = |second| ScalarValue::TimestampSecond(Some(second), None);
+        assert_eq!((floor(1_999_999), ceil(1_000_001)), (second(1), second(2)));
+        assert_eq!((floor(-1), ceil(-1)), (second(-1), second(0)));
+        assert_eq!((floor(2_000_000), ceil(2_000_000)), (second(2), second(2)));
+    }
+}
