@@ -115,6 +115,9 @@ python tests/oracle/compare.py --self-test
 python tests/oracle/checks.py dags
 python tests/oracle/compare.py "$work/example/.tidegate/lake" "$work/example" --intervals "$work/snapshots.json"
 
+say "Datasets of it, against DuckDB, Polars and plain Python"
+python tests/oracle/datasets.py "$tidegate" "$work/example/.tidegate/lake" "$work/example" "$work/snapshots.json"
+
 say "What operators deploy: compose file, Containerfile, Kubernetes manifests, systemd units"
 # Cargo is asked something there, and its toolchains are below the home that is really ours.
 HOME="$own_home" python tests/infra/lint.py "$tidegate" --self-test
