@@ -115,6 +115,9 @@ python tests/oracle/compare.py --self-test
 python tests/oracle/checks.py dags
 python tests/oracle/compare.py "$work/example/.tidegate/lake" "$work/example" --intervals "$work/snapshots.json"
 
+say "The page that shows other engines reading it"
+python tests/oracle/reading.py docs/reading-the-lake.md "$work/example/.tidegate/lake"
+
 say "Datasets of it, against DuckDB, Polars and plain Python"
 python tests/oracle/datasets.py "$tidegate" "$work/example/.tidegate/lake" "$work/example" "$work/snapshots.json"
 
