@@ -22,6 +22,10 @@ const NAMED_CONSUMERS: NonZeroUsize = NonZeroUsize::new(5).expect("5 is not 0");
 /// Spill files may take so much disk.
 const SPILL_BYTES_MAX: u64 = 200 << 30;
 
+/// Threads that read and write local files, per core. Tokio would start hundreds, each with a heap of its own that keeps what it
+/// once held: a scan of 10 million rows took 820 to 1,150 MB with 512 of them, and 430 MB with few.
+const BLOCKING_PER_CORE: usize = 4;
+
 /// How joins are planned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Joins {
@@ -59,6 +63,7 @@ impl Engine {
             .context("setting up the query engine")?;
         let threads = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(partitions)
+            .max_blocking_threads(partitions * BLOCKING_PER_CORE)
             .thread_name("engine")
             .enable_all()
             .build()

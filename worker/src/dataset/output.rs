@@ -46,8 +46,10 @@ use crate::types::timestamp;
 
 /// Rows per batch that is written: pages and row groups begin where these say.
 const WRITE_ROWS: usize = 8_192;
-/// As the lake's files.
+/// As the lake's files: larger row groups share dictionaries better.
 const ROW_GROUP_ROWS: usize = 1 << 20;
+/// A row group is held in memory until it is whole, so wide ones are shorter: values in one.
+const ROW_GROUP_VALUES: usize = 16 << 20;
 /// Batches that may wait for the writer.
 const BATCHES_AHEAD: usize = 4;
 
@@ -387,7 +389,7 @@ impl AsyncFileWriter for &mut Hashed {
 fn properties(schema: &SchemaRef) -> WriterProperties {
     let mut properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS.min(ROW_GROUP_VALUES / schema.fields().len().max(1)).max(1)))
         .set_created_by(concat!("tidegate ", env!("CARGO_PKG_VERSION")).to_owned());
     for field in schema.fields() {
         if matches!(field.data_type(), DataType::Float32 | DataType::Float64) {

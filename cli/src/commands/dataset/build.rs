@@ -246,8 +246,10 @@ async fn write(
     let scratch = Scratch::new();
     let engine = Arc::new(Engine::new(settings.memory_bytes, &scratch.0)?);
     let mut counter = Counter::start("rows written");
-    let mut told_of = |rows| counter.set(rows);
-    build(&engine, parts, request, place, &mut told_of).await.map_err(told)
+    let (parts, request, place) = (parts.clone(), request.clone(), place.clone());
+    let working = Arc::clone(&engine);
+    let building = async move { build(&working, &parts, &request, &place, &mut |rows| counter.set(rows)).await };
+    engine.run(building).await?.map_err(told)
 }
 
 /// What the user can mend is the user's.
