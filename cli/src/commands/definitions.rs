@@ -2,7 +2,7 @@
 //!
 //! A revert is an apply of what the registry has kept, with the same plan and the same refusals. It is noted before it is
 //! done (`definitions_revert` in the audit log), and counts once its revision is there. From then on the files still say
-//! what was taken out of force, so the next apply would bring that back: [`refuse_reverted`] keeps one from doing so unasked.
+//! what was taken out of force, so the next apply would bring that back: `refuse_reverted` keeps one from doing so unasked.
 
 use anyhow::Context as _;
 use serde::Serialize;

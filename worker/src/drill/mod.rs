@@ -4,7 +4,7 @@
 //! take the duty → remove what dead drills left → write down the drill → copy → scenario by scenario → remove → write down
 //! ```
 //!
-//! The copy ([`shadow`]) has a registry of its own (an embedded copy of the real one, as of one instant), a lake below
+//! The copy (`shadow.rs`) has a registry of its own (an embedded copy of the real one, as of one instant), a lake below
 //! `{lake}/_drills/{id}/` and an online store beside the real one, so nothing in it needs to know that it is rehearsed:
 //! planning, checking, committing, going live and comparing are what a person's restore does. The real registry, lake and
 //! online store are only read, but for the drill's record.
