@@ -12,6 +12,7 @@ import argparse
 import datetime as dt
 import json
 import random
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -199,6 +200,53 @@ def same(wanted: list[list], built: pa.Table, names: list[str], by: str) -> int:
     return len(wanted) * len(names)
 
 
+def of_text(text: str | None, like: object) -> object:
+    """What an online text says, as a value of the kind of `like`."""
+    if text is None or like is None:
+        return text
+    if isinstance(like, bool):
+        return {"true": True, "false": False}.get(text)
+    if isinstance(like, dt.datetime):
+        return instant(text)
+    if isinstance(like, dt.date):
+        return dt.date.fromisoformat(text)
+    if isinstance(like, list):
+        return json.loads(text)
+    return type(like)(text)
+
+
+def online_is_the_dataset(
+    tidegate: str, project: Path, views: list[View], ends: dict[str, dt.datetime], folder: Path
+) -> int:
+    """What readers are given online after the newest interval is what a label at its end sees; how many entities that were."""
+    db = sqlite3.connect(f"file:{project}/.tidegate/online.db?mode=ro", uri=True)
+    entities = 0
+    for view in views:
+        at = ends[view.id]
+        micros = (at - dt.datetime(1970, 1, 1, tzinfo=UTC)) // MICRO
+        online = db.execute(
+            """SELECT entity_key, features FROM live JOIN feature_rows USING (view, generation)
+               WHERE view = ? AND (expires_at IS NULL OR expires_at > ?)""",
+            (view.id, micros),
+        ).fetchall()
+        if not db.execute("SELECT 1 FROM live WHERE view = ?", (view.id,)).fetchone():
+            continue  # lake only
+        out = folder / f"{view.name}.parquet"
+        command = [tidegate, "--project", str(project), "dataset", "build", "--all-entities", "--at", at.isoformat()]
+        subprocess.run([*command, "--features", view.id, "--out", str(out)], capture_output=True, check=True)
+        offline = {}
+        for row in pq.read_table(out).to_pylist():
+            key = ":".join(str(row[name]).replace("\\", "\\\\").replace(":", "\\:") for name in view.key_names)
+            offline[key] = {name: row[f"{view.name}__{name}"] for name, _ in view.features}
+        assert offline.keys() == {key for key, _ in online}, f"{view.id}: other entities are online than in the lake"
+        for key, features in online:
+            texts = json.loads(features)
+            got = {name: of_text(texts.get(name), value) for name, value in offline[key].items()}
+            assert got == offline[key], f"{view.id} of {key}: online {got}, in the lake {offline[key]}"
+        entities += len(online)
+    return entities
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tidegate")
@@ -240,9 +288,13 @@ def main() -> None:
                 for other in alike:
                     wanted = by_hand(other, spine, tables[other.id][0], periods[other.id])
                     compared += same(wanted, built, [f"{other.name}__{name}" for name, _ in other.features], "Python")
+        ends = {view: intervals[-1][1] for view, intervals in periods.items()}
+        views = list(project.views.values())
+        served = online_is_the_dataset(arguments.tidegate, arguments.project, views, ends, Path(folder))
     assert seen > arguments.labels, f"only {seen} labels saw anything"
     print(
-        f"{len(spines)} views, {sum(spine.num_rows for spine in spines.values())} labels of which {seen} saw something: {compared} values are the same"
+        f"{len(spines)} views, {sum(spine.num_rows for spine in spines.values())} labels of which {seen} saw something: {compared} values are the same; "
+        f"{served} entities online are as a label at the end of the newest interval sees them"
     )
 
 
