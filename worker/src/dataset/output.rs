@@ -6,7 +6,7 @@
 use std::path::Path as FsPath;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
 use chrono::DateTime;
 use datafusion::arrow::array::{Array, AsArray, RecordBatch};
@@ -93,6 +93,11 @@ impl Place {
             let url = Url::parse(out).with_context(|| format!("`{out}` is not a URL"))?;
             let path = Path::from_url_path(url.path()).with_context(|| format!("`{out}` is not a path in a store"))?;
             return Ok(Self { name: out.to_owned(), store: stores.get(&url)?, path, url, format });
+        }
+        if out.contains("://") {
+            bail!(
+                "`{out}` is not in a kind of store that Tidegate knows: name a path, or a URL such as `s3://bucket/prefix`"
+            );
         }
         let absolute = std::path::absolute(out).with_context(|| format!("finding `{out}`"))?;
         let path = Path::from_absolute_path(&absolute).with_context(|| format!("`{out}` is not a path"))?;

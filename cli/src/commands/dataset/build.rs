@@ -234,7 +234,7 @@ fn place(settings: &Settings, out: &str) -> anyhow::Result<Place> {
     {
         fs::create_dir_all(folder).with_context(|| format!("making the folder `{}`", folder.display()))?;
     }
-    Place::new(plain, format, &engine::stores(settings))
+    Place::new(plain, format, &engine::stores(settings)).map_err(|error| UserError::new(format!("{error:#}")).into())
 }
 
 async fn write(
