@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("lake", type=Path)
     parser.add_argument("project", type=Path)
     parser.add_argument("snapshots", type=Path)
-    parser.add_argument("--labels", type=int, default=2000)
+    parser.add_argument("--labels", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=20130308)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)

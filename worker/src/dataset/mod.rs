@@ -21,6 +21,7 @@ use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::Column;
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_plan::ExecutionPlanProperties as _;
 use datafusion::prelude::{DataFrame, SessionContext};
 use indexmap::IndexMap;
 use tidegate_asof::point_in_time;
@@ -144,6 +145,11 @@ pub async fn open(engine: &Engine, parts: &DatasetParts, request: &DatasetReques
     let (ctx, rows, plan) = plan(engine, parts, request).await?;
     let task = ctx.task_ctx();
     let physical = rows.create_physical_plan().await.map_err(|error| failed("planning the dataset", error))?;
+    if physical.output_partitioning().partition_count() != 1 {
+        return Err(
+            anyhow!("the dataset was planned for several streams, which would lose the order of its rows").into()
+        );
+    }
     let rows = datafusion::physical_plan::execute_stream(physical, task)
         .map_err(|error| failed("computing the dataset", error))?;
     Ok(Opened { rows, ..plan })
@@ -165,6 +171,8 @@ async fn plan(
     request: &DatasetRequest,
 ) -> Result<(SessionContext, DataFrame, Opened), DatasetError> {
     let ctx = engine.context(Joins::Hash)?;
+    // The engine would deal the joined rows out to all cores and gather them in whatever order they come.
+    ctx.state_ref().write().config_mut().options_mut().optimizer.enable_round_robin_repartition = false;
     let inputs = inputs::of(&*parts.store, request).await?;
     let (spine, from) = spine::read(&ctx, parts, request, &inputs).await?;
     let Labels { spine, label, hidden } = labels(spine, request)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray};
 use datafusion::arrow::util::pretty::pretty_format_batches;
 use futures::TryStreamExt as _;
-use tidegate_registry::dataset::{ColumnNames, Manifest};
+use tidegate_registry::dataset::{ColumnNames, Manifest, Output};
 use tidegate_registry::features::Selection;
 use tidegate_registry::restore::Restoring as _;
 
@@ -176,6 +176,34 @@ async fn the_same_request_gives_the_same_bytes_whatever_was_published_since() {
     ctx.register_table("t", table.table_provider().await.unwrap()).unwrap();
     let found = ctx.sql("SELECT shop, label, total FROM t ORDER BY shop").await.unwrap().collect().await.unwrap();
     insta::assert_snapshot!("delta_table", pretty_format_batches(&found).unwrap().to_string());
+}
+
+#[tokio::test]
+async fn many_rows_keep_their_order_on_all_cores() {
+    let world = three_days().await;
+    let start = at("2024-01-02T00:00:00Z");
+    let moments: Vec<String> =
+        (0..60_000).map(|step| (start + chrono::Duration::seconds(step % 997 * 100)).to_rfc3339()).collect();
+    let rows: Vec<(&str, &str)> =
+        moments.iter().zip(["a", "b", "c"].iter().cycle()).map(|(at, shop)| (*shop, at.as_str())).collect();
+    let asked = request(&world, labels(&rows), &["revenue", "last_receipt"]).await;
+    let opened = open(&engine(&world), &parts(&world), &asked).await.unwrap();
+    let batches: Vec<RecordBatch> = opened.rows.try_collect().await.unwrap();
+    let Spine::Rows(_, spine) = &asked.spine else { panic!("it is a spine of rows") };
+    let schema = batches[0].schema();
+    let joined = datafusion::arrow::compute::concat_batches(&schema, &batches).unwrap();
+    for name in ["shop", LABEL_TIME] {
+        assert_eq!(joined.column_by_name(name), spine[0].column_by_name(name), "{name}");
+    }
+    let sql =
+        "SELECT r1.shop, r1.at AS event_timestamp, n FROM receipts r1, (SELECT unnest(range(0, 9000)) AS n) AS many";
+    let asked = request(&world, Spine::Sql(sql.to_owned()), &["revenue"]).await;
+    let first = built(&world, &asked, "first.parquet", PlaceFormat::Parquet).await;
+    for again in 0..3 {
+        let again = built(&world, &asked, &format!("again{again}.parquet"), PlaceFormat::Parquet).await;
+        assert_eq!(again.output, Output { files: again.output.files.clone(), ..first.output.clone() });
+        assert_eq!(again.output.files[0].sha256, first.output.files[0].sha256);
+    }
 }
 
 #[tokio::test]
