@@ -96,6 +96,11 @@ fn a_dag_writes_a_scoring_set_that_others_wait_for() {
     let world = batch_only();
     let covered = world.json("wait --view morning_scores --covers 2013-01-09T12:00:00Z --timeout 5s");
     assert_eq!(covered["views"], json!({ "morning_scores@v1": "2013-01-10T07:15:00Z" }));
+    let unsaid =
+        ["dataset", "build", "--all-entities", "--at", "2013-01-10", "--features", "carrier_delays", "--pin", " "];
+    let unsaid = world.command(&[&unsaid[..], &["--out", "unsaid.parquet"]].concat()).output().unwrap();
+    assert_eq!(unsaid.status.code(), Some(1));
+    assert!(!world.folder.join("unsaid.parquet").exists(), "nothing is built that cannot be recorded");
     let late = world
         .command(&["wait", "--dag", "flights_daily", "--covers", "2013-02-01", "--timeout", "1s"])
         .output()

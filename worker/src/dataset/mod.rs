@@ -1,7 +1,7 @@
 //! Datasets: the features of many entities as they were known at many instants, in one table.
 //!
 //! A [`Spine`] says whose features are wanted and when; each of its rows comes out once, in its order, with the features
-//! that a reader would have been given at that instant. The rule is that of `design`: of a `full` view the newest
+//! that a reader would have been given at that instant. The rule (`docs/datasets.md`): of a `full` view the newest
 //! interval published by then, of a `partial` view the newest row that still counts. Both are stated to the point-in-time
 //! join (`tidegate-asof`), which never sorts a history.
 //!

@@ -17,7 +17,7 @@ use tidegate_worker::dataset::{
 };
 use tidegate_worker::engine::Engine;
 
-use super::{Report, find, pin};
+use super::{Report, find, has_words, pin};
 use crate::commands::preview::Scratch;
 use crate::commands::snapshots;
 use crate::context::{Context, Registry};
@@ -91,6 +91,8 @@ pub(super) struct RebuildArguments {
 /// Builds a dataset.
 pub(super) async fn run(arguments: Arguments, registry: &Registry, context: &Context) -> anyhow::Result<Exit> {
     let settings = context.settings()?;
+    // Before anything is built: what could not be pinned then would stand there unrecorded.
+    arguments.pin.as_deref().map_or(Ok(()), has_words)?;
     let request = request(&arguments, registry).await?;
     let parts = parts(&settings, registry)?;
     if arguments.dry_run {

@@ -136,6 +136,14 @@ async fn find(store: &dyn Store, asked: &str) -> anyhow::Result<Dataset> {
     }
 }
 
+/// Refuses a reason that says nothing.
+fn has_words(reason: &str) -> Result<(), UserError> {
+    match reason.trim().is_empty() {
+        true => Err(UserError::new("the reason is empty").hint("say what it is kept for")),
+        false => Ok(()),
+    }
+}
+
 /// A pin with the files of every version that the manifest names.
 async fn pin(
     manifest: &Manifest,
@@ -144,9 +152,7 @@ async fn pin(
     now: Instant,
     reason: String,
 ) -> anyhow::Result<DatasetPin> {
-    if reason.trim().is_empty() {
-        return Err(UserError::new("the reason is empty").hint("say what it is kept for").into());
-    }
+    has_words(&reason)?;
     let mut files = BTreeMap::new();
     for (view, input) in &manifest.views {
         if let Some(version) = input.delta_version {
