@@ -298,6 +298,7 @@ impl NoOp {
             views: views.collect(),
             manifest: Pins::default(),
             actor: "bench".to_owned(),
+            notices: Vec::new(),
         };
         self.store.record(claim.token, record, self.clock.now()).await?;
         self.log.recorded();

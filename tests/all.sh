@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs every test: those in Rust, with private servers on free ports; the comparisons of statistics with scipy, and of the
-# example project's lake with DuckDB and deltalake; and the checks of what operators deploy (infra/).
+# example project's lake with DuckDB and deltalake; the Python SDK as it is installed; and the checks of what operators deploy
+# (infra/).
 #
-# Needs Rust, a C compiler, git, PostgreSQL, Redis, systemd's tools and Python 3.10 or newer with venv. As root on Debian and
+# Needs Rust, a C compiler, git, PostgreSQL, Redis, systemd's tools and Python 3.11 or newer with venv. As root on Debian and
 # its kin it installs what is missing of these, without starting any service; elsewhere it says what to install. Python
 # packages go into the target folder. Leaves nothing else behind, and talks to no server that happens to run.
 set -euo pipefail
@@ -37,7 +38,7 @@ missing_packages() {
     command -v redis-server >/dev/null && command -v redis-cli >/dev/null || echo redis-server
     # Verifies the units in infra/systemd; other systems than Linux do without.
     [ "$(uname)" != Linux ] || command -v systemd-analyze >/dev/null || echo systemd
-    python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || echo python3-venv
+    python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || echo python3-venv
 }
 
 install_missing() {
@@ -70,7 +71,8 @@ install_missing() {
 # A virtual environment with every Python package that tests use, kept between runs and made anew when they change.
 make_python() {
     local venv="$target/test-venv" wanted="$work/requirements.txt"
-    cat tests/oracle/requirements.txt tests/servers/requirements.txt tests/infra/requirements.txt >"$wanted"
+    cat tests/oracle/requirements.txt tests/servers/requirements.txt tests/infra/requirements.txt python/requirements.txt \
+        >"$wanted"
     if ! cmp -s "$wanted" "$venv/requirements.txt" || ! "$venv/bin/python" -c '' 2>/dev/null; then
         say "Installing Python packages into $venv"
         rm -rf "$venv"
@@ -107,6 +109,7 @@ export TIDEGATE_CLOCK_START=2013-04-02T00:00:00-04:00
 "$tidegate" --project "$work/example" apply --yes
 "$tidegate" --project "$work/example" backfill flights_daily --from 2013-01-08 --to 2013-03-31
 "$tidegate" --project "$work/example" backfill flights_hourly --from 2013-03-08 --to 2013-03-12
+"$tidegate" --project "$work/example" backfill flights_scoring --from 2013-01-08 --to 2013-03-31
 "$tidegate" --project "$work/example" --format json snapshots list --limit 0 >"$work/snapshots.json"
 unset TIDEGATE_CLOCK_START
 
@@ -120,6 +123,17 @@ python tests/oracle/reading.py docs/reading-the-lake.md "$work/example/.tidegate
 
 say "Datasets of it, against DuckDB, Polars and plain Python"
 python tests/oracle/datasets.py "$tidegate" "$work/example/.tidegate/lake" "$work/example" "$work/snapshots.json"
+
+say "How far old pipelines' tables agree with it, against DuckDB"
+python tests/oracle/agreement.py "$tidegate" "$work/example/.tidegate/lake" "$work/example" "$work/snapshots.json"
+
+say "The Python SDK: its wheel, and its tests on the example"
+# With the feature `tests` dependencies are those that the tests in Rust were built with, so that only the SDK is compiled.
+HOME="$own_home" CARGO_TARGET_DIR="$target" maturin build --quiet --manifest-path python/Cargo.toml --profile dev \
+    --features tests --locked --out "$work/wheel"
+pip install --quiet --no-deps --force-reinstall "$work"/wheel/tidegate-*.whl
+TIDEGATE_TEST_EXAMPLE="$work/example" TIDEGATE_TEST_BINARY="$tidegate" \
+    pytest -p no:cacheprovider --basetemp "$work/pytest" -c python/pyproject.toml python/tests
 
 say "What operators deploy: compose file, Containerfile, Kubernetes manifests, systemd units"
 # Cargo is asked something there, and its toolchains are below the home that is really ours.

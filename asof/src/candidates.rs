@@ -8,7 +8,10 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, DynComparator, UInt32Array, make_comparator, new_null_array};
+use datafusion::arrow::array::{
+    Array, ArrayRef, DynComparator, UInt32Array, make_array, make_comparator, new_null_array,
+};
+use datafusion::arrow::buffer::{BooleanBuffer, NullBuffer};
 use datafusion::arrow::compute::{SortOptions, interleave, take};
 use datafusion::arrow::datatypes::{Schema, SchemaRef};
 use datafusion::common::Result;
@@ -20,9 +23,9 @@ use crate::memory::{Share, array_bytes, compact, is_exhausted};
 use crate::rule::Timing;
 
 /// A chunk below this many rows is small.
-const SMALL_ROWS: usize = 4096;
+const SMALL_ROWS: usize = 256;
 /// So many small chunks are copied together.
-const SMALL_CHUNKS_MAX: usize = 256;
+const SMALL_CHUNKS_MAX: usize = 1024;
 /// A copy is cut into chunks of about so many rows, so that the old ones can go early.
 const COPIED_ROWS: usize = 65_536;
 
@@ -39,12 +42,45 @@ const EMPTY: Entry = Entry { order: i64::MIN, chunk: NONE, position: 0 };
 
 #[derive(Debug)]
 struct Chunk {
+    /// The values: of its rows, or of a whole batch from which they are still being copied.
     columns: Vec<ArrayRef>,
+    /// Where each row is in a whole batch.
+    of_batch: Option<UInt32Array>,
     /// The slot that each row won.
     slots: Vec<u32>,
     /// How many rows are still the winners of their slots.
     live: usize,
-    _share: Share,
+    share: Share,
+}
+
+impl Chunk {
+    /// Takes memory for its own values.
+    fn account(&mut self) -> Result<()> {
+        let bytes = self.columns.iter().map(|column| array_bytes(column) + size_of::<ArrayRef>() * 8).sum::<usize>();
+        self.share.try_resize(bytes + self.slots.len() * 4 + size_of::<Self>())
+    }
+
+    /// Where the values of a row are.
+    fn index(&self, position: usize) -> usize {
+        self.of_batch.as_ref().map_or(position, |rows| rows.value(position) as usize)
+    }
+}
+
+/// The rows of a batch that won, and the number of their chunk, which still holds the whole batch.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    chunk: usize,
+    rows: UInt32Array,
+}
+
+impl Claim {
+    /// Copies the winners out of their batch: most of the work, for which nobody has to wait.
+    ///
+    /// # Errors
+    /// Those of Arrow.
+    pub(crate) fn copy(&self, columns: &[ArrayRef]) -> Result<Vec<ArrayRef>> {
+        columns.iter().map(|column| Ok(compact(take(column, &self.rows, None)?))).collect()
+    }
 }
 
 /// The winners so far of one history.
@@ -86,18 +122,22 @@ impl Candidates {
     }
 
     /// Offers rows: `slots[i]` is the slot that row `i` concerns or [`NONE`], `orders[i]` says how new it is. A newer row
-    /// wins; of equally new ones the one that is greater in its columns.
+    /// wins; of equally new ones the one that is greater in its columns. What won, if anything did, is to be copied and handed
+    /// to [`Candidates::settle`]; until then it holds the batch.
     ///
     /// # Errors
-    /// When memory runs out. The rows have been taken even so: nothing is lost, and the caller may go on by
-    /// [`Candidates::drain`].
-    pub(crate) fn offer(&mut self, slots: &[u32], orders: &[i64], columns: &[ArrayRef]) -> Result<()> {
+    /// Those of Arrow.
+    pub(crate) fn offer(&mut self, slots: &[u32], orders: &[i64], columns: &[ArrayRef]) -> Result<Option<Claim>> {
         let number = u32::try_from(self.chunks.len()).expect("fewer chunks than batches, fewer batches than 2^32");
         let mut ties = Ties { columns, with: HashMap::new() };
         let mut won_rows: Vec<u32> = Vec::new();
         let mut won_slots: Vec<u32> = Vec::new();
-        for (row, (slot, order)) in (0u32..).zip(slots.iter().zip(orders)) {
-            if *slot == NONE {
+        // Most rows are too old. Whether they are is asked of memory that is far away: of all of them first and without a
+        // decision in between, so that many of these requests are under way at a time.
+        let newest: Vec<i64> =
+            slots.iter().map(|slot| self.entries.get(*slot as usize).map_or(i64::MAX, |entry| entry.order)).collect();
+        for (row, ((slot, order), newest)) in (0u32..).zip(slots.iter().zip(orders).zip(newest)) {
+            if *order < newest || *slot == NONE {
                 continue;
             }
             let entry = &mut self.entries[*slot as usize];
@@ -106,11 +146,11 @@ impl Candidates {
                     Ordering::Less => false,
                     Ordering::Greater => true,
                     Ordering::Equal if entry.chunk == number => {
-                        ties.greater(row, number, columns, won_rows[entry.position as usize])?
+                        ties.greater(row, number, columns, won_rows[entry.position as usize] as usize)?
                     }
                     Ordering::Equal => {
                         let other = self.chunks[entry.chunk as usize].as_ref().expect("entries name chunks that are");
-                        ties.greater(row, entry.chunk, &other.columns, entry.position)?
+                        ties.greater(row, entry.chunk, &other.columns, other.index(entry.position as usize))?
                     }
                 };
                 if !newer {
@@ -132,23 +172,43 @@ impl Candidates {
             self.live += 1;
         }
         if won_rows.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        let won_rows = UInt32Array::from(won_rows);
-        let columns =
-            columns.iter().map(|column| Ok(compact(take(column, &won_rows, None)?))).collect::<Result<_>>()?;
-        self.rows += won_slots.len();
-        self.add(columns, won_slots)?;
+        let rows = UInt32Array::from(won_rows);
+        let live = won_slots.len();
+        self.rows += live;
+        self.chunks.push(Some(Chunk {
+            columns: columns.to_vec(),
+            of_batch: Some(rows.clone()),
+            slots: won_slots,
+            live,
+            share: Share::new(&self.reservation),
+        }));
+        Ok(Some(Claim { chunk: number as usize, rows }))
+    }
+
+    /// Takes in what [`Claim::copy`] gave.
+    ///
+    /// # Errors
+    /// When memory runs out. The rows have been taken even so: nothing is lost, and the caller may go on by
+    /// [`Candidates::drain`].
+    pub(crate) fn settle(&mut self, claim: &Claim, columns: Vec<ArrayRef>) -> Result<()> {
+        // gone when others were copied together meanwhile, and this one with them
+        if let Some(chunk) = &mut self.chunks[claim.chunk] {
+            chunk.columns = columns;
+            chunk.of_batch = None;
+            chunk.account()?;
+        }
         self.tidy()
     }
 
     /// Adds a chunk of which every row lives. It is there even when memory for it is refused.
     fn add(&mut self, columns: Vec<ArrayRef>, slots: Vec<u32>) -> Result<()> {
-        let mut share = Share::new(&self.reservation);
-        let bytes = columns.iter().map(|column| array_bytes(column) + size_of::<ArrayRef>() * 8).sum::<usize>();
-        let granted = share.try_grow(bytes + slots.len() * 4 + size_of::<Chunk>());
         let live = slots.len();
-        self.chunks.push(Some(Chunk { columns, slots, live, _share: share }));
+        let share = Share::new(&self.reservation);
+        let mut chunk = Chunk { columns, of_batch: None, slots, live, share };
+        let granted = chunk.account();
+        self.chunks.push(Some(chunk));
         granted
     }
 
@@ -197,7 +257,7 @@ impl Candidates {
             for (position, slot) in chunk.slots.iter().enumerate() {
                 let entry = self.entries[*slot as usize];
                 if entry.chunk as usize == *number && entry.position as usize == position {
-                    indices.push((source, position));
+                    indices.push((source, chunk.index(position)));
                     slots.push(*slot);
                 }
             }
@@ -242,9 +302,7 @@ impl Candidates {
             let entries: Vec<Entry> = slots.iter().map(|slot| self.entries[*slot as usize]).collect();
             let keys: Vec<u32> = slots.iter().map(|slot| labels.key_of(*slot)).collect();
             let orders = entries.iter().map(|entry| entry.order).collect();
-            let columns = (0..self.schema.fields().len())
-                .map(|column| self.values(column, entries.iter().copied()))
-                .collect::<Result<_>>()?;
+            let columns = self.values(0, entries.iter().copied())?;
             each(&keys, orders, columns)?;
         }
         Ok(())
@@ -278,25 +336,66 @@ impl Candidates {
         Ok(Matches { candidates: self, labels })
     }
 
-    /// The values of one column for these entries, null for an empty one.
-    fn values(&self, column: usize, entries: impl Iterator<Item = Entry>) -> Result<ArrayRef> {
-        let data_type = self.schema.field(column).data_type();
-        let null = new_null_array(data_type, 1);
-        let mut arrays: Vec<&dyn Array> = vec![null.as_ref()];
+    /// The values of the columns from number `from` on for these entries, null for an empty one.
+    fn values(&self, from: usize, entries: impl Iterator<Item = Entry>) -> Result<Vec<ArrayRef>> {
         let mut places = vec![0usize; self.chunks.len()];
+        let mut sources: Vec<&Chunk> = Vec::with_capacity(self.chunks.len());
         for (place, chunk) in places.iter_mut().zip(&self.chunks) {
             if let Some(chunk) = chunk {
-                *place = arrays.len();
-                arrays.push(chunk.columns[column].as_ref());
+                *place = sources.len();
+                sources.push(chunk);
             }
         }
-        let indices: Vec<(usize, usize)> = entries
+        // the places of values, found once for all columns; those of empty entries are beyond all sources
+        let empty = (sources.len(), 0);
+        let mut indices: Vec<(usize, usize)> = entries
             .map(|entry| match entry.chunk {
-                NONE => (0, 0),
-                chunk => (places[chunk as usize], entry.position as usize),
+                NONE => empty,
+                chunk => {
+                    let place = places[chunk as usize];
+                    (place, sources[place].index(entry.position as usize))
+                }
             })
             .collect();
-        Ok(compact(interleave(&arrays, &indices)?))
+        fn arrays<'a>(sources: &[&'a Chunk], column: usize) -> Vec<&'a dyn Array> {
+            sources.iter().map(|chunk| chunk.columns[column].as_ref()).collect()
+        }
+        let (plain, others): (Vec<usize>, Vec<usize>) = (from..self.schema.fields().len())
+            .partition(|column| self.schema.field(*column).data_type().is_primitive());
+        let mut columns: Vec<(usize, ArrayRef)> = Vec::with_capacity(plain.len() + others.len());
+        for column in others {
+            let null = new_null_array(self.schema.field(column).data_type(), 1);
+            let mut arrays = arrays(&sources, column);
+            arrays.push(null.as_ref());
+            columns.push((column, compact(interleave(&arrays, &indices)?)));
+        }
+        // Numbers are gathered as if none were null, and what is empty is taken out again, which is the same for all columns:
+        // asking every value costs more than copying it.
+        let found = (indices.contains(&empty))
+            .then(|| NullBuffer::new(BooleanBuffer::collect_bool(indices.len(), |row| indices[row] != empty)));
+        for index in indices.iter_mut().filter(|index| **index == empty) {
+            *index = (0, 0);
+        }
+        for column in plain {
+            let data_type = self.schema.field(column).data_type();
+            if sources.is_empty() {
+                columns.push((column, new_null_array(data_type, indices.len())));
+                continue;
+            }
+            let array = interleave(&arrays(&sources, column), &indices)?;
+            columns.push((
+                column,
+                match &found {
+                    None => array,
+                    Some(_) => {
+                        let nulls = NullBuffer::union(array.nulls(), found.as_ref());
+                        make_array(array.to_data().into_builder().nulls(nulls).build()?)
+                    }
+                },
+            ));
+        }
+        columns.sort_unstable_by_key(|(column, _)| *column);
+        Ok(columns.into_iter().map(|(_, array)| array).collect())
     }
 }
 
@@ -313,13 +412,10 @@ impl Matches {
     /// # Errors
     /// Those of Arrow.
     pub(crate) fn columns(&self, from: usize, rows: std::ops::Range<usize>) -> Result<Vec<ArrayRef>> {
-        let entries: Vec<Entry> = self.labels.row_slots[rows]
+        let entries = self.labels.row_slots[rows]
             .iter()
-            .map(|slot| if *slot == NONE { EMPTY } else { self.candidates.entries[*slot as usize] })
-            .collect();
-        (from..self.candidates.schema.fields().len())
-            .map(|column| self.candidates.values(column, entries.iter().copied()))
-            .collect()
+            .map(|slot| if *slot == NONE { EMPTY } else { self.candidates.entries[*slot as usize] });
+        self.candidates.values(from, entries)
     }
 
     /// The schema of [`Matches::columns`].
@@ -348,7 +444,7 @@ struct Ties<'a> {
 
 impl Ties<'_> {
     /// Whether `row` of the batch is greater than `other_row` of a chunk.
-    fn greater(&mut self, row: u32, chunk: u32, other: &[ArrayRef], other_row: u32) -> Result<bool> {
+    fn greater(&mut self, row: u32, chunk: u32, other: &[ArrayRef], other_row: usize) -> Result<bool> {
         let comparisons = match self.with.entry(chunk) {
             std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
             std::collections::hash_map::Entry::Vacant(new) => {
@@ -362,10 +458,64 @@ impl Ties<'_> {
                 new.insert(built)
             }
         };
-        let order = comparisons
-            .iter()
-            .map(|compare| compare(row as usize, other_row as usize))
-            .find(|order| *order != Ordering::Equal);
+        let order =
+            comparisons.iter().map(|compare| compare(row as usize, other_row)).find(|order| *order != Ordering::Equal);
         Ok(order == Some(Ordering::Greater))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::arrow::array::{AsArray, Int64Array, StringArray};
+    use datafusion::arrow::datatypes::{DataType, Field, Int64Type};
+    use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, UnboundedMemoryPool};
+
+    use super::*;
+
+    fn candidates(slots: usize) -> Candidates {
+        let pool: Arc<dyn MemoryPool> = Arc::new(UnboundedMemoryPool::default());
+        let reservation = Arc::new(MemoryConsumer::new("test").register(&pool));
+        let fields = vec![Field::new("number", DataType::Int64, true), Field::new("text", DataType::Utf8, true)];
+        Candidates::new(slots, Arc::new(Schema::new(fields)), &reservation).unwrap()
+    }
+
+    fn columns(numbers: &[Option<i64>]) -> Vec<ArrayRef> {
+        let texts = numbers.iter().map(|number| number.map(|number| number.to_string()));
+        vec![Arc::new(numbers.iter().copied().collect::<Int64Array>()), Arc::new(texts.collect::<StringArray>())]
+    }
+
+    fn won(candidates: &Candidates) -> Vec<Option<i64>> {
+        let found = candidates.values(0, candidates.entries.iter().copied()).unwrap();
+        let numbers: Vec<Option<i64>> = found[0].as_primitive::<Int64Type>().iter().collect();
+        let texts = found[1].as_string::<i32>().iter().map(|text| text.map(|text| text.parse().unwrap()));
+        assert_eq!(texts.collect::<Vec<_>>(), numbers);
+        numbers
+    }
+
+    #[test]
+    fn rows_may_be_copied_together_while_their_batch_is_still_being_read() {
+        let mut candidates = candidates(4);
+        let (early, late) = (columns(&[Some(0), Some(1), Some(2)]), columns(&[Some(10), None]));
+        let first = candidates.offer(&[0, NONE, 2], &[5, 5, 5], &early).unwrap().unwrap();
+        let second = candidates.offer(&[0, 3], &[6, 6], &late).unwrap().unwrap();
+        assert_eq!(won(&candidates), [Some(10), None, Some(2), None], "out of whole batches");
+        let copied = second.copy(&late).unwrap();
+        candidates.settle(&second, copied).unwrap();
+        candidates.copy_together(0..2).unwrap();
+        let copied = first.copy(&early).unwrap();
+        candidates.settle(&first, copied).unwrap();
+        assert_eq!(won(&candidates), [Some(10), None, Some(2), None]);
+        assert!(candidates.offer(&[0, 2], &[5, 4], &early[..]).unwrap().is_none(), "both are older");
+    }
+
+    #[test]
+    fn of_equally_new_rows_the_greater_wins_even_in_a_batch_still_being_read() {
+        let mut candidates = candidates(1);
+        for (numbers, wins) in
+            [([Some(3), Some(1)], Some(3)), ([None, Some(2)], Some(3)), ([Some(4), Some(3)], Some(4))]
+        {
+            candidates.offer(&[0, 0], &[7, 7], &columns(&numbers)).unwrap();
+            assert_eq!(won(&candidates), [wins]);
+        }
     }
 }

@@ -165,7 +165,11 @@ impl Join {
         if !concerned {
             return Ok(());
         }
-        self.candidates.lock().unwrap_or_else(PoisonError::into_inner).offer(&slots, orders, &rows.columns)
+        let candidates = || self.candidates.lock().unwrap_or_else(PoisonError::into_inner);
+        let claim = candidates().offer(&slots, orders, &rows.columns)?;
+        let Some(claim) = claim else { return Ok(()) };
+        let columns = claim.copy(&rows.columns)?;
+        candidates().settle(&claim, columns)
     }
 
     /// The answer.

@@ -108,6 +108,7 @@ commands! {
     Feature => feature,
     #[command(visible_alias = "datasets")]
     Dataset => dataset,
+    Compare => compare,
     Status => status,
     Checks => checks,
     AuditLog => audit_log,
@@ -135,6 +136,7 @@ impl Command {
                 | Self::Restore(_)
                 | Self::Recipe(_)
                 | Self::Drill(_)
+                | Self::Dataset(_)
                 | Self::Demo(_)
         )
     }

@@ -73,6 +73,7 @@ impl Context {
                 "go to the project's folder, name it with `--project DIR`, make one with `tidegate init DIR`, or see \
                  `tidegate demo`",
             )
+            .missing()
         };
         if let Some(folder) = &self.shared.project {
             if !folder.join(PROJECT_FILE).is_file() {
@@ -104,14 +105,22 @@ impl Context {
     /// # Errors
     /// When there is no project or its settings are wrong.
     pub fn settings(&self) -> anyhow::Result<Settings> {
-        let root = self.root()?;
-        let file = root.join(PROJECT_FILE);
-        let content = std::fs::read(&file).with_context(|| format!("reading `{}`", file.display()))?;
-        let loaded = definitions::load_files(&root, &[(PROJECT_FILE, &content)], &self.load_options());
+        let loaded = self.load_settings()?;
         if loaded.settings.is_none() {
             self.report(&loaded.diagnostics, &loaded.files);
         }
         loaded.settings.ok_or_else(|| UserError::new("the project's settings are wrong").into())
+    }
+
+    /// [`Context::settings`], with all that is to be said about them.
+    ///
+    /// # Errors
+    /// When there is no project.
+    pub fn load_settings(&self) -> anyhow::Result<Loaded> {
+        let root = self.root()?;
+        let file = root.join(PROJECT_FILE);
+        let content = std::fs::read(&file).with_context(|| format!("reading `{}`", file.display()))?;
+        Ok(definitions::load_files(&root, &[(PROJECT_FILE, &content)], &self.load_options()))
     }
 
     /// Shows `diagnostics` on standard error, for people.

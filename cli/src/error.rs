@@ -6,6 +6,7 @@ use std::io;
 use tidegate_registry::ids::InvalidName;
 use tidegate_registry::store::StoreError;
 use tidegate_registry::time::EmptyInterval;
+use tidegate_worker::online::OnlineError;
 
 /// What a command says to the shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,18 +36,26 @@ pub struct UserError {
     message: String,
     hint: Option<String>,
     waits: bool,
+    missing: bool,
 }
 
 impl UserError {
     /// What is wrong: lower case, no full stop.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None, waits: false }
+        Self { message: message.into(), hint: None, waits: false, missing: false }
     }
 
     /// What to try.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// What was named does not exist.
+    #[must_use]
+    pub fn missing(mut self) -> Self {
+        self.missing = true;
         self
     }
 
@@ -94,6 +103,27 @@ pub fn waits(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.downcast_ref::<UserError>().is_some_and(|error| error.waits))
 }
 
+/// Whether something that was named does not exist.
+pub fn is_missing(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<UserError>().is_some_and(|error| error.missing)
+            || matches!(cause.downcast_ref(), Some(StoreError::NotFound { .. }))
+    })
+}
+
+/// Whether a part that others run did not answer: the same may work later.
+pub fn is_unavailable(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(StoreError::Unavailable(_)))
+            || matches!(cause.downcast_ref(), Some(OnlineError::Unavailable(_)))
+    })
+}
+
+/// What to try, where something helps.
+pub fn hint(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(hint_of)
+}
+
 fn is_the_users(cause: &(dyn std::error::Error + 'static)) -> bool {
     cause.is::<UserError>()
         || cause.is::<InvalidName>()
@@ -110,7 +140,17 @@ pub fn explain(error: &anyhow::Error) -> String {
     if error.is::<OutputClosed>() {
         return String::new();
     }
-    let mut text = format!("error: {error}\n");
+    let mut text = format!("error: {}", story(error));
+    if let Some(hint) = hint(error) {
+        let _ = writeln!(text, "hint: {hint}");
+    }
+    text
+}
+
+/// The error and its causes, a line each.
+pub fn story(error: &anyhow::Error) -> String {
+    use fmt::Write as _;
+    let mut text = format!("{error}\n");
     let mut told = error.to_string();
     for cause in error.chain().skip(1) {
         let cause = cause.to_string();
@@ -119,9 +159,6 @@ pub fn explain(error: &anyhow::Error) -> String {
             let _ = writeln!(text, "  because: {cause}");
         }
         told = cause;
-    }
-    if let Some(hint) = error.chain().find_map(hint_of) {
-        let _ = writeln!(text, "hint: {hint}");
     }
     text
 }

@@ -135,7 +135,23 @@ pub fn labelled(lines: &[(&str, String)]) -> String {
     text
 }
 
+/// A share in per cent, never rounded up: only what agrees in everything says 100 %. Nothing is a dash.
+pub fn percent(share: Option<f64>) -> String {
+    share.map_or_else(|| "-".to_owned(), |share| format!("{:.2} %", (share * 100.0).floor() / 100.0))
+}
+
 /// Without the spaces that alignment leaves at the ends of lines.
 fn trimmed(text: &str) -> String {
     text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_agrees_in_everything_says_so() {
+        let shown = [Some(100.0), Some(99.999), Some(0.0), Some(66.666_7), None].map(percent);
+        assert_eq!(shown, ["100.00 %", "99.99 %", "0.00 %", "66.66 %", "-"]);
+    }
 }

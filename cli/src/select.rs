@@ -46,7 +46,7 @@ pub fn named<'a, 'k, T>(
     found.ok_or_else(|| {
         let mut known: Vec<&str> = known.into_iter().collect();
         known.dedup();
-        let error = UserError::new(format!("there is no {what} `{name}`"));
+        let error = UserError::new(format!("there is no {what} `{name}`")).missing();
         match did_you_mean(name, known.iter().copied()) {
             Some(guess) => error.hint(guess),
             None if known.is_empty() => error.hint("nothing of that kind has been applied"),

@@ -112,7 +112,7 @@ impl Sender {
     /// # Errors
     /// When the registry cannot be read or written; what was claimed is then claimed again once its lease has run out.
     pub async fn step(&self, cancel: &CancellationToken) -> Result<u64> {
-        self.store.notices_route(&self.subscriptions, self.pace.give_up_after).await?;
+        self.store.notices_route(&self.subscriptions, self.pace.give_up_after, self.clock.now()).await?;
         let names: Vec<String> = self.webhooks.keys().cloned().collect();
         let mut attempts = 0;
         while !names.is_empty() && !cancel.is_cancelled() {

@@ -141,6 +141,9 @@ pub struct Output {
     pub digest: String,
     /// Its columns, in order.
     pub columns: Vec<OutputColumn>,
+    /// Per view the rows whose instant was later than its newest interval by more than its `max_age`; none when left out.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub stale: IndexMap<ViewId, u64>,
     /// The data files, relative to the dataset's place; for one file its name.
     pub files: Vec<OutputFile>,
 }

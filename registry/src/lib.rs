@@ -23,6 +23,7 @@ pub mod model;
 pub mod notice;
 pub mod plan;
 pub mod profile;
+pub mod published;
 pub mod pulse;
 pub mod restore;
 pub mod retry;

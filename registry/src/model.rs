@@ -558,9 +558,22 @@ pub struct Dag {
     pub on_blocked: OnBlocked,
     /// Whether the views of a run are published together.
     pub publish: PublishUnit,
+    /// Who is told of every run that was published.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on_published: Vec<OnPublished>,
     /// Where it is defined.
     #[serde(skip)]
     pub origin: Origin,
+}
+
+/// A webhook that is told of every run of a DAG that was published.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OnPublished {
+    /// Its name in `notify:` of `tidegate.yaml`.
+    pub webhook: String,
+    /// What the author wants it to be told beside the run, as written.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub payload: serde_json::Map<String, serde_json::Value>,
 }
 
 /// When a DAG runs.

@@ -41,6 +41,8 @@ macro_rules! events {
 }
 
 events! {
+    /// A run was published: told to the webhooks that its DAG names under `on_published:`, and to no other.
+    RunPublished = "run.published",
     /// Checks stopped a run.
     RunBlocked = "run.blocked",
     /// A run failed for good.
@@ -179,6 +181,15 @@ impl NewNotice {
     }
 }
 
+/// A notice for one webhook, whatever events that one asked for. Nobody else gets it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Addressed {
+    /// The webhook's name.
+    pub webhook: String,
+    /// What it is told; has a key, so that it is told once.
+    pub notice: NewNotice,
+}
+
 /// A notice as stored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Notice {
@@ -311,8 +322,10 @@ pub trait Outbox {
     async fn notices(&self, filter: &NoticeFilter) -> Result<Vec<(Notice, Vec<Delivery>)>>;
 
     /// Gives each new notice a delivery for every one of `subscriptions` that wants it; a notice is looked at once, and one
-    /// that is older than `age_max` is for nobody any more. Returns how many deliveries there are more.
-    async fn notices_route(&self, subscriptions: &[Subscription], age_max: Duration) -> Result<u64>;
+    /// that is older than `age_max` is for nobody any more. An [`Addressed`] one has its delivery from the beginning: it is
+    /// given up, with an audit event, when it has waited for `age_max` and its webhook is still none of `subscriptions`.
+    /// Returns how many deliveries there are more.
+    async fn notices_route(&self, subscriptions: &[Subscription], age_max: Duration, now: Instant) -> Result<u64>;
 
     /// Claims deliveries to one of `webhooks` that are due, the longest waiting first, or whose lease has run out.
     async fn delivery_claim(&self, webhooks: &[String], lease: Duration, limit: u32) -> Result<Vec<DeliveryClaim>>;

@@ -8,6 +8,9 @@
 //!   holds its task: a worker that slept through its lease can do no harm here.
 //! * Creating what exists, finishing what is finished and recording what is recorded are harmless.
 
+mod publishing;
+mod workers;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -23,18 +26,21 @@ use crate::dataset::Datasets;
 use crate::drill::Drilling;
 use crate::figures::Measuring;
 use crate::firing::Triggering;
-use crate::ids::{DagName, LeaseToken, PoolName, QueueName, RegistryId, RunId, SnapshotId, ViewId};
+use crate::ids::{DagName, LeaseToken, RegistryId, RunId, SnapshotId, ViewId};
 use crate::model::{Alike, Project};
 use crate::notice::Outbox;
 use crate::plan::DefinitionKind;
-use crate::profile::{ColumnProfile, ViewProfile};
 use crate::restore::Restoring;
 use crate::restore::policy::Approving;
-use crate::run::{
-    CheckResult, Claim, Intent, NewRun, Override, Pins, Run, RunState, Task, TaskKind, TaskOutput, Verdict,
-};
+use crate::run::{Claim, Intent, NewRun, Pins, Run, RunState, Task, TaskOutput};
 use crate::switches::Switching;
 use crate::time::{Instant, Interval};
+
+pub use self::publishing::{
+    CheckFilter, CheckRow, IntentRequest, LedgerEntry, Record, Recorded, Snapshot, SnapshotView, ViewIntentRequest,
+    ViewRecord, ViewState,
+};
+pub use self::workers::{ClaimRequest, PoolState, QueueState, WaitingTask, WaitsFor, WorkerBeat, WorkerRow};
 
 /// Why a store did not do what was asked: one variant per reaction.
 #[derive(Debug, thiserror::Error)]
@@ -271,163 +277,6 @@ pub enum TaskEnd {
     },
 }
 
-/// What an intent rests on, per view: compared inside the transaction that takes it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct IntentRequest {
-    /// Per view: the record number that history checks were judged against, and all verdicts.
-    pub views: IndexMap<ViewId, ViewIntentRequest>,
-    /// [`crate::restore::Holds::revision`] when none of the views was found held: a different number now is a
-    /// [`StoreError::Conflict`].
-    pub holds: u64,
-}
-
-/// One view of an [`IntentRequest`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct ViewIntentRequest {
-    /// [`ViewState::records`] when history was judged: a different number now is a [`StoreError::Conflict`].
-    pub records: u64,
-    /// Verdicts with nothing pending.
-    pub checks: Vec<CheckResult>,
-}
-
-/// What the registry knows of a view's table and online content.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct ViewState {
-    /// The highest publish number given out; 0 before the first.
-    pub publish_number: u64,
-    /// The run that holds the view from intent to record.
-    pub publishing: Option<RunId>,
-    /// How often something was recorded.
-    pub records: u64,
-    /// The Delta version last recorded (the empty table's, after apply).
-    pub delta_version: u64,
-    /// The generation that is live online.
-    pub online_generation: Option<u64>,
-    /// The newest published interval.
-    pub newest: Option<Interval>,
-    /// The Delta version of the view's quarantine table last recorded; `None` while nothing was ever set aside.
-    pub quarantine_version: Option<u64>,
-}
-
-/// One published interval of a view.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LedgerEntry {
-    /// The interval.
-    pub interval: Interval,
-    /// The run that published it last.
-    pub run: RunId,
-    /// The snapshot that it left.
-    pub snapshot: SnapshotId,
-    /// Rows of the slice.
-    pub rows: u64,
-    /// Digest of the slice.
-    pub digest: String,
-}
-
-/// What a recorded run left behind; written with the ledger, the profile and the audit event in one transaction.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Record {
-    /// The snapshot's id, chosen by the caller so that repeating the record is harmless.
-    pub snapshot: SnapshotId,
-    /// Per view what is now true.
-    pub views: IndexMap<ViewId, ViewRecord>,
-    /// What the run read.
-    pub manifest: Pins,
-    /// Who or what acted, for the audit trail.
-    pub actor: String,
-}
-
-/// One view of a [`Record`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct ViewRecord {
-    /// Definition fingerprint.
-    pub fingerprint: String,
-    /// The fence that it was committed with.
-    pub publish_number: u64,
-    /// The Delta version that holds it.
-    pub delta_version: u64,
-    /// Rows of the slice.
-    pub rows: u64,
-    /// Digest of the slice.
-    pub digest: String,
-    /// The generation now live, when the run went online.
-    pub online_generation: Option<u64>,
-    /// Per-column statistics.
-    pub profile: serde_json::Value,
-    /// What is known of the rows as a whole.
-    pub summary: ViewProfile,
-    /// Rows that were set aside.
-    pub quarantined: u64,
-    /// The Delta version of the quarantine table that holds them; `None` when that table was not written.
-    pub quarantine_version: Option<u64>,
-}
-
-/// What was found out about the rows of one view and interval when they were recorded.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Recorded {
-    /// The interval.
-    pub interval: Interval,
-    /// The snapshot that holds it.
-    pub snapshot: SnapshotId,
-    /// How many rows.
-    pub rows: u64,
-    /// Per-column statistics; empty when a registry that was rebuilt from the lake does not know them.
-    pub profile: IndexMap<String, ColumnProfile>,
-    /// What is known of the rows as a whole; `None` when it was recorded by an older version, and in a registry that was
-    /// rebuilt from the lake.
-    pub summary: Option<ViewProfile>,
-}
-
-/// A snapshot as stored.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Snapshot {
-    /// Its id.
-    pub id: SnapshotId,
-    /// The DAG.
-    pub dag: DagName,
-    /// The run.
-    pub run: RunId,
-    /// The interval.
-    pub interval: Interval,
-    /// When it was recorded, in project time.
-    pub created_at: Instant,
-    /// Its place in the order of recording, over all views.
-    pub number: u64,
-    /// `live` when every view's newest ledger entry comes from it (of a restore: when nothing was recorded of its views
-    /// since), `expired` when retention let go of it, `restored_away` when a restore took it back, else `superseded`.
-    pub status: String,
-    /// Per view.
-    pub views: Vec<SnapshotView>,
-    /// The decision of a person that its run carried out, if there was one.
-    pub decision: Option<Override>,
-}
-
-/// One view of a snapshot.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SnapshotView {
-    /// The view.
-    pub view: ViewId,
-    /// Definition fingerprint.
-    pub fingerprint: String,
-    /// Delta version.
-    pub delta_version: u64,
-    /// Publish number.
-    pub publish_number: u64,
-    /// Rows of the slice.
-    pub rows: u64,
-    /// Digest of the slice.
-    pub digest: String,
-    /// Generation made live by this snapshot.
-    pub online_generation: Option<u64>,
-    /// Rows that its run set aside.
-    pub quarantined: u64,
-    /// The version of the view's quarantine table; `None` when nothing had ever been set aside.
-    pub quarantine_version: Option<u64>,
-    /// The interval whose rows are meant: the snapshot's own; of a restore the newest one afterwards, `None` when there is
-    /// none.
-    pub interval: Option<Interval>,
-}
-
 /// One line that a task wrote.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogLine {
@@ -441,34 +290,6 @@ pub struct LogLine {
     pub level: String,
     /// The sentence.
     pub message: String,
-}
-
-/// One check's verdict with where it was found.
-#[derive(Debug, Clone, PartialEq)]
-pub struct CheckRow {
-    /// The run.
-    pub run: RunId,
-    /// The DAG.
-    pub dag: DagName,
-    /// The interval.
-    pub interval: Interval,
-    /// The view.
-    pub view: ViewId,
-    /// The verdict.
-    pub result: CheckResult,
-}
-
-/// Which verdicts to list.
-#[derive(Debug, Clone, Default)]
-pub struct CheckFilter {
-    /// Of this view (every version when the version is 0 is not possible: give the id).
-    pub view: Option<ViewId>,
-    /// Of this run.
-    pub run: Option<RunId>,
-    /// With this verdict.
-    pub verdict: Option<Verdict>,
-    /// At most so many; 0 for all.
-    pub limit: u32,
 }
 
 /// The registry.
@@ -773,123 +594,6 @@ pub struct Decision {
     pub now: Instant,
     /// Attempts that each task of the new run has.
     pub attempts_max: u32,
-}
-
-/// See [`Store::task_claim`].
-#[derive(Debug, Clone)]
-pub struct ClaimRequest {
-    /// Unique per process, as in `host:pid:start`.
-    pub owner: String,
-    /// How long the lease lasts without a heartbeat.
-    pub lease: Duration,
-    /// Only tasks of these runs; empty for all.
-    pub only: Vec<RunId>,
-    /// Only tasks in these queues; empty for all.
-    pub queues: Vec<QueueName>,
-    /// At most so many; at least 1 is meant.
-    pub limit: u32,
-}
-
-impl ClaimRequest {
-    /// One task of any run in any queue.
-    pub fn new(owner: impl Into<String>, lease: Duration) -> Self {
-        Self { owner: owner.into(), lease, only: Vec::new(), queues: Vec::new(), limit: 1 }
-    }
-}
-
-/// What a worker says of itself from time to time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct WorkerBeat {
-    /// Unique per process.
-    pub owner: String,
-    /// The queues that it serves; empty for all.
-    pub queues: Vec<QueueName>,
-    /// How many tasks it runs at once.
-    pub slots: u32,
-    /// How many it runs now.
-    pub running: u32,
-    /// The version of the program.
-    pub version: String,
-    /// The machine.
-    pub host: String,
-}
-
-/// A worker as the registry knows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct WorkerRow {
-    /// What it said last.
-    #[serde(flatten)]
-    pub beat: WorkerBeat,
-    /// When that was, by the database's clock.
-    pub heard_at: Instant,
-    /// Whether it gets no more tasks.
-    pub drained: bool,
-}
-
-/// A task that could be claimed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WaitingTask {
-    /// Its run.
-    pub run: RunId,
-    /// The run's DAG.
-    pub dag: DagName,
-    /// The run's interval.
-    pub interval: Interval,
-    /// The task.
-    pub kind: TaskKind,
-    /// Who may claim it.
-    pub queue: QueueName,
-    /// Whose slot it takes.
-    pub pool: Option<PoolName>,
-    /// The run's.
-    pub priority: i32,
-    /// How long ago the run was admitted.
-    pub admitted: Duration,
-    /// What it waits for.
-    pub waits_for: WaitsFor,
-}
-
-/// What a task waits for that could be claimed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum WaitsFor {
-    /// A worker that has a slot free.
-    Worker,
-    /// Any worker that serves its queue: none was heard of, or all are drained.
-    Queue,
-    /// A slot of its pool.
-    Pool {
-        /// How many there are.
-        slots: u32,
-    },
-    /// The end of the pause before its next attempt.
-    Retry {
-        /// So much is left.
-        pause: Duration,
-    },
-}
-
-/// What is to do in one queue.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct QueueState {
-    /// The queue.
-    pub queue: QueueName,
-    /// Tasks that could be claimed, those included whose pause has not ended.
-    pub waiting: u64,
-    /// Tasks that are claimed.
-    pub running: u64,
-}
-
-/// A pool and who is in it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct PoolState {
-    /// The pool.
-    pub name: PoolName,
-    /// How many tasks may run at once.
-    pub slots: u32,
-    /// How many run.
-    pub used: u32,
-    /// How many could be claimed.
-    pub waiting: u64,
 }
 
 /// What may have changed; see [`Store::listen`].

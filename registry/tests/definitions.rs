@@ -82,6 +82,30 @@ fn a_good_project_has_no_findings() {
     insta::assert_json_snapshot!("good_project", project);
 }
 
+#[test]
+fn what_a_webhook_is_told_beside_a_run_is_passed_on_as_written() {
+    let notify = "notify:\n  webhooks: []\nprofiles:\n  night:\n    notify:\n      allowed_hosts: [jobs.example.com]\n      \
+                  webhooks: [{name: scoring_job, url: \"https://jobs.example.com/ready\", secret_env: S}]\n";
+    let told = "    on_published:\n      - webhook: scoring_job\n        payload: {model: \"${MODEL}\", tries: 3, \
+                share: 0.5, only: [UA, AA], never: null, text: \"3\"}\n";
+    let (settings, text) = (format!("{SETTINGS}{notify}"), format!("{GOOD}{told}"));
+    let files = [("tidegate.yaml", settings.as_bytes()), ("flights.yaml", text.as_bytes())];
+    // Without the profile nobody is told, and the definitions are right all the same.
+    let loaded = load_files(Path::new("/flights"), &files, &LoadOptions::default());
+    assert_eq!(render(&loaded.diagnostics, &loaded.files, RenderStyle::default()), "");
+    let project = loaded.project.unwrap();
+    let told = &project.dags[0].on_published;
+    assert_eq!((told.len(), told[0].webhook.as_str()), (1, "scoring_job"));
+    let payload = r#"{"model":"${MODEL}","tries":3,"share":0.5,"only":["UA","AA"],"never":null,"text":"3"}"#;
+    assert_eq!(serde_json::to_string(&told[0].payload).unwrap(), payload, "nothing of the environment");
+    let many: String = (0..2_000).map(|n| format!("f{n}: abcdef, ")).collect();
+    let text = text.replace("tries: 3", &format!("{many}tries: 3"));
+    let files = [("tidegate.yaml", settings.as_bytes()), ("flights.yaml", text.as_bytes())];
+    let loaded = load_files(Path::new("/flights"), &files, &LoadOptions::default());
+    let text = render(&loaded.diagnostics, &loaded.files, RenderStyle::default());
+    assert!(text.contains("larger than 16 KiB"), "{text}");
+}
+
 const RECOVERY: &str = r#"
 restore_policy:
   - name: by_day

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use tidegate_registry::dataset::ColumnNames;
 use tidegate_registry::definitions::settings::SettingKey;
 use tidegate_registry::definitions::{LoadOptions, load};
 use tidegate_registry::diagnostics::{RenderStyle, render};
@@ -50,8 +51,21 @@ fn it_shows_every_kind_of_view() {
 fn nights_may_overlap_and_hours_may_not() {
     let project = example();
     let in_order: Vec<_> = project.dags.values().map(|dag| (dag.name.as_str(), dag.in_order)).collect();
-    assert_eq!(in_order, [("flights_daily", false), ("flights_hourly", true)]);
+    assert_eq!(in_order, [("flights_daily", false), ("flights_hourly", true), ("flights_scoring", false)]);
     assert!(project.dags.values().all(|dag| dag.schedule.end.is_some()), "a schedule has no end");
+}
+
+#[test]
+fn a_model_is_trained_and_scored_with_the_same_features() {
+    let project = example();
+    let model = project.feature_services.values().next().unwrap();
+    let scored = project.views.values().find(|view| view.id.name.as_str() == "connection_scores").unwrap();
+    let columns: Vec<_> = model.features.columns(ColumnNames::Full).unwrap();
+    assert!(columns.iter().map(|(name, ..)| name).eq(scored.features.iter().map(|feature| &feature.name)));
+    assert!(model.features.views.len() >= 3);
+    let whole = project.keys_of(scored).len();
+    assert!(model.features.views.keys().all(|view| project.keys_of(&project.views[view]).len() < whole));
+    assert_eq!(project.consumers.len(), 2);
 }
 
 #[test]

@@ -116,8 +116,13 @@ impl World {
             quarantine_version: None,
         };
         let views = intent.views.iter().map(|(view, intent)| (view.clone(), record(intent.publish_number))).collect();
-        let record =
-            Record { snapshot: SnapshotId::generate(), views, manifest: Pins::default(), actor: "w".to_owned() };
+        let record = Record {
+            snapshot: SnapshotId::generate(),
+            views,
+            manifest: Pins::default(),
+            actor: "w".to_owned(),
+            notices: Vec::new(),
+        };
         self.store.record(token, record, now).await.unwrap();
     }
 }

@@ -59,6 +59,7 @@ pub(crate) fn dag(name: &str, views: &[&str]) -> Dag {
         in_order: false,
         on_blocked: OnBlocked::Continue,
         publish: PublishUnit::Together,
+        on_published: Vec::new(),
         origin: Origin::default(),
     }
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 NEEDED = [
     ".ci/run", "Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "asof", "benches", "cli", "dags", "docs", "infra",
-    "notify", "registry", "quality", "scheduler", "tests", "worker",
+    "notify", "python", "registry", "quality", "scheduler", "tests", "worker",
 ]
 
 # File, what stands there, what is written instead, and what must be said about it.

@@ -100,6 +100,10 @@ class Project:
                 max_deletes=(raw.get("online") or {}).get("max_deletes"),
             )
             self.views[view.id] = view
+        services = {s["name"]: s["features"] for s in merged.get("feature_services", [])}
+        for raw in merged.get("datasets", []):
+            view = self._dataset(raw, entities[raw["entity"]], services)
+            self.views[view.id] = view
         for dag in merged.get("dags", []):
             self.dags[dag["name"]] = dag
             for name in dag["views"]:
@@ -111,6 +115,29 @@ class Project:
 
     def highest(self, name: str) -> View | None:
         return max((v for v in self.views.values() if v.name == name), key=lambda v: v.version, default=None)
+
+    def _dataset(self, raw: dict, keys: list[tuple[str, str]], services: dict[str, list[str]]) -> View:
+        """A dataset is a view of what other views hold for the keys that its query gives; the order of columns is free."""
+        assert "sql" in raw and raw.get("names", "full") == "full", f"{raw['name']}: the oracle knows no such dataset"
+        names = [name for item in raw["features"] for name in services.get(item, [item])]
+        features, joined = [], f"SELECT * FROM ({raw['sql']}) AS spine"
+        for name in dict.fromkeys(name.partition(".")[0] for name in names):
+            view = self.highest(name)
+            assert view, f"{raw['name']} asks for {name}, which is no view"
+            asked = [f for f in view.features if name in names or f"{name}.{f[0]}" in names]
+            features += [(f"{name}__{feature}", kind) for feature, kind in asked]
+            columns = [*view.key_names, *(f"{quote(feature)} AS {name}__{feature}" for feature, _ in asked)]
+            joined += f" LEFT JOIN (SELECT {', '.join(columns)} FROM {name}) USING ({', '.join(view.key_names)})"
+        return View(
+            name=raw["name"],
+            version=raw.get("version", 1),
+            keys=keys,
+            features=features,
+            sql=joined,
+            ttl=None,
+            checks=raw.get("checks", []),
+            max_deletes=None,
+        )
 
     def _reads(self, view: View) -> list[tuple[str, str, str]]:
         reads = []

@@ -99,7 +99,7 @@ fn what_a_supplier_does_wrong_is_caught_by_several_checks() {
 /// The project with the days before computed.
 fn computed_so_far() -> World {
     let world = World::example();
-    for file in ["flights_daily.yaml", "flights_hourly.yaml", "tests.yaml"] {
+    for file in ["flights_daily.yaml", "flights_hourly.yaml", "flights_scoring.yaml", "tests.yaml"] {
         fs::remove_file(world.folder.join(file)).unwrap();
     }
     fs::write(world.folder.join("nightly.yaml"), DEFINITIONS).unwrap();

@@ -5,10 +5,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod comparing;
 mod data_faults;
 mod datasets;
 mod incident;
 mod recovery;
+mod told;
 mod world;
 
 use std::io::{Read as _, Write as _};

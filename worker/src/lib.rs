@@ -1,6 +1,7 @@
 //! How: the engine, the lake, checks and online stores.
 
 pub mod checks;
+pub mod compare;
 pub mod dataset;
 pub mod definition_test;
 pub mod digest;

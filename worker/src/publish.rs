@@ -15,6 +15,7 @@ use deltalake::protocol::checkpoints::create_checkpoint;
 use indexmap::IndexMap;
 use tidegate_registry::ids::{RunId, SnapshotId, ViewId};
 use tidegate_registry::model::{FeatureView, Output, Project};
+use tidegate_registry::published;
 use tidegate_registry::restore::Holds;
 use tidegate_registry::run::{CheckResult, Claim, Intent, Pins, SetAside, StagedView, TaskOutput, Verdict};
 use tidegate_registry::store::{IntentRequest, Record, StoreError, TaskEnd, ViewIntentRequest, ViewRecord, ViewState};
@@ -63,9 +64,14 @@ pub(crate) async fn publish(parts: &Parts, claim: &Claim, run: &Run) -> Result<O
             tracing::warn!(view = %id, run.id = %claim.run.id, "Staged files of earlier attempts were left behind: {error:#}");
         }
     }
-    let record = record_of(parts, run, &intent, &versions, &generations, snapshot)?;
+    let mut record = record_of(parts, run, &intent, &versions, &generations, snapshot)?;
+    let now = parts.clock.now();
+    if let Some(dag) = run.project.dags.get(&claim.run.dag) {
+        let place = |view: &ViewId| parts.lake.table_url(view).to_string();
+        record.notices = published::notices(dag, &claim.run, &intent, &record, place, now);
+    }
     fail::fail_point!("record.before");
-    match parts.store.record(claim.token, record, parts.clock.now()).await {
+    match parts.store.record(claim.token, record, now).await {
         Ok(()) => {}
         Err(StoreError::Superseded { view }) => {
             return Ok(Outcome::End(TaskEnd::Superseded { reason: format!("a later publication of `{view}`") }));
@@ -455,7 +461,8 @@ fn record_of(
             },
         );
     }
-    Ok(Record { snapshot, views, manifest: run.pins.clone(), actor: format!("worker {}", parts.owner) })
+    let (manifest, actor) = (run.pins.clone(), format!("worker {}", parts.owner));
+    Ok(Record { snapshot, views, manifest, actor, notices: Vec::new() })
 }
 
 /// What may be done after a run and harms nothing when it is not: old generations, checkpoints.

@@ -11,27 +11,33 @@
 //! registry that could finish it, leaves its interval out of the ledger of all its views: it is missing, and computing it
 //! again makes it whole.
 
+mod fates;
+mod table;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use chrono::DateTime;
-use deltalake::DeltaTable;
 use futures::StreamExt;
 use indexmap::IndexMap;
 use serde::Serialize;
-use tidegate_registry::care::{FoundInterval, FoundRestore, FoundRun, LandedRestore, Rebuild, ViewRebuild};
+use tidegate_registry::care::{FoundInterval, FoundRun, Rebuild, ViewRebuild};
 use tidegate_registry::ids::{DagName, RunId, SnapshotId, ViewId};
 use tidegate_registry::model::{FeatureView, Project};
-use tidegate_registry::restore::{HoldPolicy, RestorePlan, Slice, TableTarget, ViewRestore};
-use tidegate_registry::run::{Cause, RunState};
-use tidegate_registry::store::{LedgerEntry, RunFilter, Store};
+use tidegate_registry::restore::Slice;
+use tidegate_registry::run::Cause;
+use tidegate_registry::store::Store;
 use tidegate_registry::time::{Instant, Interval};
 
+use self::fates::{Fate, fates, open_intents};
+use self::table::{Commit, RestoreCommit, Table, read, slices_at};
 use crate::digest::Digester;
 use crate::engine::{Engine, Joins};
-use crate::lake::care::{LogEntry, LogListing, TableFile};
-use crate::lake::{DecidedNote, Lake, RestoreNote};
+use crate::lake::Lake;
+use crate::lake::care::TableFile;
 use crate::online::OnlineStore;
 use crate::reads::{column, instant_literal, scan};
 use crate::stage::digest_columns;
@@ -137,51 +143,6 @@ impl RebuildPlan {
     }
 }
 
-/// What was read of one view's table.
-struct Table {
-    head: u64,
-    mark: Option<u64>,
-    log: LogListing,
-    /// The files of the head by slice.
-    slices: BTreeMap<i64, Vec<TableFile>>,
-    /// Publications that the log tells of, in the order in which they landed.
-    commits: Vec<Commit>,
-    /// Restores that it tells of, in the same order.
-    restores: Vec<RestoreCommit>,
-    /// Versions all of whose files are there.
-    whole: BTreeSet<u64>,
-    ledger: BTreeMap<i64, LedgerEntry>,
-}
-
-struct Commit {
-    found: FoundInterval,
-}
-
-/// What the log tells of a restore.
-struct RestoreCommit {
-    run: RunId,
-    version: u64,
-    publish_number: u64,
-    note: RestoreNote,
-}
-
-impl Table {
-    /// Whether a run's commit is in the log.
-    fn has(&self, run: RunId) -> bool {
-        self.commits.iter().any(|commit| commit.found.run == run)
-            || self.restores.iter().any(|commit| commit.run == run)
-    }
-
-    /// Every publication and restore that the log tells of: its version, its publish number and its run; in order.
-    fn all(&self) -> Vec<(u64, u64, RunId)> {
-        let runs = self.commits.iter().map(|Commit { found }| (found.delta_version, found.publish_number, found.run));
-        let restores = self.restores.iter().map(|restore| (restore.version, restore.publish_number, restore.run));
-        let mut all: Vec<_> = runs.chain(restores).collect();
-        all.sort_unstable();
-        all
-    }
-}
-
 /// Looks at every view of the project and decides what the registry must say.
 ///
 /// # Errors
@@ -207,223 +168,6 @@ pub async fn plan(parts: &RebuildParts) -> Result<RebuildPlan> {
     let named: HashSet<RunId> = plan.rebuild.views.values().flat_map(of_view).collect();
     plan.rebuild.runs.retain(|run, _| named.contains(run));
     Ok(plan)
-}
-
-/// What becomes of a run that the lake or an open intent tells of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// All its tables have its commit.
-    Whole,
-    /// The registry knows its intent, and it can still finish: it is left to the workers.
-    InFlight,
-    /// The registry knows its intent, and later publications make it impossible to finish.
-    Overtaken,
-    /// Some of its tables have its commit, and nobody will finish it.
-    Half,
-}
-
-/// Runs of the registry between intent and record, with the publish number of each view.
-async fn open_intents(parts: &RebuildParts) -> Result<BTreeMap<RunId, BTreeMap<ViewId, u64>>> {
-    let filter = RunFilter { states: vec![RunState::Publishing], ..RunFilter::default() };
-    let mut open = BTreeMap::new();
-    for run in parts.store.runs(&filter).await.context("reading which runs are publishing")? {
-        if let Some(intent) = parts.store.intent(run.id).await.context("reading an intent")? {
-            let numbers = intent.views.into_iter().map(|(view, intent)| (view, intent.publish_number));
-            open.insert(run.id, numbers.collect());
-        }
-    }
-    Ok(open)
-}
-
-fn fates(
-    runs: &BTreeMap<RunId, FoundRun>,
-    tables: &IndexMap<ViewId, Option<Table>>,
-    open: &BTreeMap<RunId, BTreeMap<ViewId, u64>>,
-) -> BTreeMap<RunId, Fate> {
-    let landed = |run: RunId, view: &ViewId| {
-        let table = tables.get(view).and_then(Option::as_ref);
-        table.is_some_and(|table| table.has(run))
-    };
-    // One that is under way goes on by itself, wherever it is: what it will record is not only in the lake.
-    let is_restore = |run: RunId| {
-        let mut restores = tables.values().flatten().flat_map(|table| &table.restores);
-        restores.any(|restore| restore.run == run)
-    };
-    let mut fates = BTreeMap::new();
-    for (run, numbers) in open {
-        let whole = numbers.keys().all(|view| landed(*run, view));
-        let mark = |view: &ViewId| tables.get(view).and_then(Option::as_ref).and_then(|table| table.mark);
-        let overtaken =
-            numbers.iter().any(|(view, number)| !landed(*run, view) && mark(view).is_some_and(|mark| mark >= *number));
-        let fate = match (whole, overtaken) {
-            (true, _) if is_restore(*run) && numbers.iter().all(|(view, number)| mark(view) == Some(*number)) => {
-                Fate::InFlight
-            }
-            (true, _) => Fate::Whole,
-            (false, true) => Fate::Overtaken,
-            (false, false) => Fate::InFlight,
-        };
-        fates.insert(*run, fate);
-    }
-    for (run, found) in runs {
-        // A log that was shortened since may have held the commit: only one that reaches back further can deny it.
-        let denied = |view: &ViewId| {
-            let Some(table) = tables.get(view).and_then(Option::as_ref) else { return false };
-            let first = table.log.entries.values().next();
-            !landed(*run, view) && first.is_some_and(|first| first.modified < found.committed_at)
-        };
-        let fate = if found.views.iter().any(denied) { Fate::Half } else { Fate::Whole };
-        fates.entry(*run).or_insert(fate);
-    }
-    fates
-}
-
-/// Reads one view's table; `None` when it is gone. Runs that its log tells of are noted in `runs`.
-async fn read(parts: &RebuildParts, id: &ViewId, runs: &mut BTreeMap<RunId, FoundRun>) -> Result<Option<Table>> {
-    let log = parts.lake.log_listing(id).await?;
-    let Some(head) = log.head() else { return Ok(None) };
-    parts.lake.forget(id);
-    let table = parts.lake.load(id, None).await?;
-    let slices = by_slice(&table)?;
-    let entries = parts.lake.log_entries(id, log.entries.keys().copied().collect()).await?;
-    let (mut commits, mut restores) = (Vec::new(), Vec::new());
-    for (version, entry) in &entries {
-        commits.extend(commit_of(*version, entry, &log, runs));
-        restores.extend(restore_of(id, *version, entry, &log, runs));
-    }
-    let ledger = parts.store.ledger(id, None, 0).await?;
-    let ledger = ledger.into_iter().map(|entry| (entry.interval.start().timestamp_micros(), entry)).collect();
-    let mark = parts.lake.mark_of(&table, id).await?;
-    let whole = whole_versions(parts, id, &log, &entries).await?;
-    Ok(Some(Table { head, mark, log, slices, commits, restores, whole, ledger }))
-}
-
-fn by_slice(table: &DeltaTable) -> Result<BTreeMap<i64, Vec<TableFile>>> {
-    let mut slices: BTreeMap<i64, Vec<TableFile>> = BTreeMap::new();
-    for file in Lake::files_of(table)? {
-        slices.entry(file.slice).or_default().push(file);
-    }
-    Ok(slices)
-}
-
-async fn slices_at(parts: &RebuildParts, id: &ViewId, version: u64) -> Result<BTreeMap<i64, Vec<TableFile>>> {
-    by_slice(&parts.lake.load(id, Some(version)).await?)
-}
-
-fn commit_of(version: u64, entry: &LogEntry, log: &LogListing, runs: &mut BTreeMap<RunId, FoundRun>) -> Option<Commit> {
-    let (note, publish_number) = (entry.note.as_ref()?, entry.publish?);
-    let run: RunId = entry.run.as_deref()?.parse().ok()?;
-    let at = log.entries.get(&version)?.modified;
-    let known = runs.entry(run).or_insert_with(|| FoundRun {
-        dag: note.dag.clone(),
-        interval: note.interval,
-        views: note.views.clone(),
-        cause: note.cause.parse::<Cause>().ok(),
-        revision: note.revision,
-        committed_at: at,
-        restorable: true,
-        restore: None,
-    });
-    known.committed_at = known.committed_at.max(at);
-    let found = FoundInterval {
-        interval: note.interval,
-        run,
-        delta_version: version,
-        publish_number,
-        fingerprint: note.fingerprint.clone(),
-        rows: note.rows,
-        digest: note.digest.clone(),
-        quarantined: note.quarantined,
-        quarantine_version: None,
-        by: run,
-    };
-    Some(Commit { found })
-}
-
-fn restore_of(
-    id: &ViewId,
-    version: u64,
-    entry: &LogEntry,
-    log: &LogListing,
-    runs: &mut BTreeMap<RunId, FoundRun>,
-) -> Option<RestoreCommit> {
-    let (note, publish_number) = (entry.restored.as_ref()?, entry.publish?);
-    let run: RunId = entry.run.as_deref()?.parse().ok()?;
-    let at = log.entries.get(&version)?.modified;
-    let known = runs.entry(run).or_insert_with(|| FoundRun {
-        dag: note.dag.clone(),
-        interval: note.interval,
-        views: note.views.clone(),
-        cause: Some(Cause::Restore(run)),
-        revision: 0,
-        committed_at: at,
-        restorable: true,
-        restore: None,
-    });
-    known.committed_at = known.committed_at.max(at);
-    let restore = known.restore.get_or_insert_with(|| decided(note));
-    restore.plan.views.insert(
-        id.clone(),
-        ViewRestore {
-            from_version: note.from_version,
-            table: note.table.clone().unwrap_or(TableTarget { version: Some(version), slices: Vec::new() }),
-            quarantine: None,
-            online: None,
-            leaves: note.leaves.clone(),
-            comes_back: note.comes_back.clone(),
-            newest: note.newest.clone(),
-            fingerprint: note.fingerprint.clone(),
-            only_unfinished: false,
-        },
-    );
-    // Parents first, whichever table was looked at first.
-    restore.plan.views.sort_by_cached_key(|view, _| note.views.iter().position(|known| known == view));
-    let landed = LandedRestore { delta_version: version, publish_number, quarantine_version: None };
-    restore.landed.insert(id.clone(), landed);
-    Some(RestoreCommit { run, version, publish_number, note: note.clone() })
-}
-
-/// What is known of a restore as a whole.
-fn decided(note: &RestoreNote) -> FoundRestore {
-    let unknown = DecidedNote {
-        asked: "found in the lake".to_owned(),
-        actor: "unknown".to_owned(),
-        reason: "found in the lake".to_owned(),
-        begun_at: DateTime::UNIX_EPOCH,
-        holds: Vec::new(),
-        hold_policy: HoldPolicy::default(),
-    };
-    let begun_at = note.decided.as_ref().map(|decided| decided.begun_at);
-    let DecidedNote { asked, actor, reason, holds, hold_policy, .. } = note.decided.clone().unwrap_or(unknown);
-    let plan = RestorePlan { asked, views: IndexMap::new(), holds, hold_policy };
-    FoundRestore { plan, actor, reason, begun_at, landed: IndexMap::new() }
-}
-
-/// The versions that can be read with all their files.
-async fn whole_versions(
-    parts: &RebuildParts,
-    id: &ViewId,
-    log: &LogListing,
-    entries: &[(u64, LogEntry)],
-) -> Result<BTreeSet<u64>> {
-    let there: HashSet<String> = parts.lake.data_listing(id).await?.into_iter().map(|object| object.path).collect();
-    let first = if log.entries.contains_key(&0) { Some(0) } else { log.checkpoints.first().copied() };
-    let Some(first) = first else { return Ok(BTreeSet::new()) };
-    let base = parts.lake.load(id, Some(first)).await?;
-    let files = Lake::files_of(&base)?.into_iter().map(|file| file.path);
-    let mut missing: BTreeSet<String> = files.filter(|path| !there.contains(path)).collect();
-    let mut whole = BTreeSet::new();
-    if missing.is_empty() {
-        whole.insert(first);
-    }
-    for (version, entry) in entries.iter().filter(|(version, _)| *version > first) {
-        missing.retain(|path| !entry.removes.contains(path));
-        missing.extend(entry.adds.keys().filter(|path| !there.contains(*path)).cloned());
-        if missing.is_empty() {
-            whole.insert(*version);
-        }
-    }
-    Ok(whole)
 }
 
 /// What was read of a view's quarantine table.
@@ -784,7 +528,3 @@ fn text_of(batch: &datafusion::arrow::array::RecordBatch, name: &str) -> Result<
     text.write(0, &mut bytes);
     String::from_utf8(bytes).with_context(|| format!("reading the column `{name}`"))
 }
-
-#[cfg(test)]
-#[path = "rebuild_tests.rs"]
-mod tests;

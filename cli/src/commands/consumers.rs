@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use tidegate_registry::ids::ConsumerName;
-use tidegate_registry::model::Consumer;
+use tidegate_registry::model::{Consumer, Project};
 
 use crate::context::Context;
 use crate::error::Exit;
@@ -42,17 +42,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     let project = context.registry().await?.project;
     match arguments.action {
         Action::List { selection, view } => {
-            let view = view.as_deref().map(|name| select::view(&project, name)).transpose()?;
-            let chosen = |consumer: &&Consumer| {
-                view.is_none_or(|view| consumer.uses(&view.id))
-                    && selection.takes(
-                        [consumer.name.as_str(), &consumer.description],
-                        Some(consumer.owner.as_str()),
-                        &consumer.tags,
-                    )
-            };
-            let consumers: Vec<_> = project.consumers.values().filter(chosen).map(Summary::of).collect();
-            context.output.list(&consumers)?;
+            context.output.list(&summaries(&project, &selection, view.as_deref())?)?;
         }
         Action::Show { consumer } => {
             let found = project.consumers.values().find(|known| known.name.as_str() == consumer);
@@ -64,8 +54,23 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     Ok(Exit::Done)
 }
 
+/// The consumers that are chosen, as they are listed; with `view` only those that use it.
+///
+/// # Errors
+/// When there is no such view.
+pub fn summaries(project: &Project, selection: &Selection, view: Option<&str>) -> anyhow::Result<Vec<Summary>> {
+    let view = view.map(|name| select::view(project, name)).transpose()?;
+    let chosen = |consumer: &&Consumer| {
+        let texts = [consumer.name.as_str(), &consumer.description];
+        view.is_none_or(|view| consumer.uses(&view.id))
+            && selection.takes(texts, Some(consumer.owner.as_str()), &consumer.tags)
+    };
+    Ok(project.consumers.values().filter(chosen).map(Summary::of).collect())
+}
+
+/// A consumer as it is listed.
 #[derive(Debug, Serialize)]
-struct Summary {
+pub struct Summary {
     consumer: String,
     kind: &'static str,
     version: Option<String>,

@@ -76,7 +76,8 @@ async fn show(dag: &Dag, registry: &Registry, context: &Context) -> anyhow::Resu
     let now = registry.clock.now();
     let states = registry.store.dags().await?;
     let summary = Summary::new(dag, state_of(dag, &states), now)?;
-    let details = Details { summary, next_fire_times: fire_times(dag, now, 10)?, in_order: dag.in_order };
+    let on_published = dag.on_published.iter().map(|told| told.webhook.clone()).collect();
+    let details = Details { summary, next_fire_times: fire_times(dag, now, 10)?, in_order: dag.in_order, on_published };
     context.output.one(&details, &details.lines())
 }
 
@@ -180,6 +181,8 @@ struct Details {
     #[serde(flatten)]
     summary: Summary,
     in_order: bool,
+    /// Webhooks that are told of every run that was published.
+    on_published: Vec<String>,
     next_fire_times: Vec<FireTime>,
 }
 
@@ -206,6 +209,7 @@ impl Details {
             ("paused", if summary.paused { "yes".to_owned() } else { "no".to_owned() }),
             ("planned until", summary.planned_until.clone().unwrap_or_default()),
             ("views", summary.views.join("\n")),
+            ("tells", self.on_published.join(", ")),
             ("next", if self.next_fire_times.is_empty() { String::new() } else { grid(&["UTC", "LOCAL"], times) }),
         ]
     }

@@ -36,14 +36,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     let project = context.registry().await?.project;
     match arguments.action {
         Action::List(selection) => {
-            let features: Vec<_> = project
-                .views
-                .values()
-                .flat_map(|view| view.features.iter().map(move |feature| (view, feature)))
-                .filter(|(view, feature)| chosen(view, feature, &selection))
-                .map(|(view, feature)| summary(view, feature))
-                .collect();
-            context.output.list(&features)?;
+            context.output.list(&summaries(&project, &selection))?;
         }
         Action::Show { feature } => {
             let (view, feature) = find(&project, &feature)?;
@@ -58,6 +51,14 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
         }
     }
     Ok(Exit::Done)
+}
+
+/// The features that are chosen, as they are listed.
+pub fn summaries(project: &Project, selection: &Selection) -> Vec<Summary> {
+    let all = project.views.values().flat_map(|view| view.features.iter().map(move |feature| (view, feature)));
+    all.filter(|(view, feature)| chosen(view, feature, selection))
+        .map(|(view, feature)| summary(view, feature))
+        .collect()
 }
 
 fn chosen(view: &FeatureView, feature: &Feature, selection: &Selection) -> bool {
@@ -92,8 +93,9 @@ fn find<'a>(project: &'a Project, asked: &str) -> anyhow::Result<(&'a FeatureVie
     }
 }
 
+/// A feature as it is listed.
 #[derive(Debug, Serialize)]
-struct Summary {
+pub struct Summary {
     feature: String,
     view: String,
     name: String,

@@ -6,6 +6,7 @@ pub mod approve;
 pub mod audit_log;
 pub mod backfill;
 pub mod checks;
+pub mod compare;
 pub mod consumers;
 pub mod dags;
 pub mod dataset;

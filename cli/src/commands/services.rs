@@ -36,12 +36,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     let project = context.registry().await?.project;
     match arguments.action {
         Action::List(selection) => {
-            let chosen = |service: &&FeatureService| {
-                let texts = [service.name.as_str(), &service.description];
-                selection.takes(texts, Some(service.owner.as_str()), &service.tags)
-            };
-            let services = project.feature_services.values().filter(chosen);
-            context.output.list(&services.map(|service| Summary::of(&project, service)).collect::<Vec<_>>())?;
+            context.output.list(&summaries(&project, &selection))?;
         }
         Action::Show { service } => {
             let found = project.feature_services.values().find(|known| known.name.as_str() == service);
@@ -53,8 +48,18 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     Ok(Exit::Done)
 }
 
+/// The feature services that are chosen, as they are listed.
+pub fn summaries(project: &Project, selection: &Selection) -> Vec<Summary> {
+    let chosen = |service: &&FeatureService| {
+        let texts = [service.name.as_str(), &service.description];
+        selection.takes(texts, Some(service.owner.as_str()), &service.tags)
+    };
+    project.feature_services.values().filter(chosen).map(|service| Summary::of(project, service)).collect()
+}
+
+/// A feature service as it is listed.
 #[derive(Debug, Serialize)]
-struct Summary {
+pub struct Summary {
     service: String,
     owner: String,
     features: Vec<String>,

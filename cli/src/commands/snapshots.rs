@@ -7,15 +7,17 @@ use tidegate_registry::ids::SnapshotId;
 use tidegate_registry::restore::BadMark;
 use tidegate_registry::store::{Snapshot, Store};
 
-use self::report::{Report, Since};
+use self::report::Since;
 use crate::context::{Context, Registry};
 use crate::engine;
 use crate::error::{Exit, UserError};
 use crate::progress::note;
 use crate::select;
 
-mod diff;
+pub(crate) mod diff;
 mod report;
+
+pub use self::report::Report;
 
 /// List snapshots, or show one
 #[derive(Debug, clap::Args)]
@@ -74,17 +76,18 @@ struct MarkArguments {
     good: bool,
 }
 
+/// Which snapshots to list
 #[derive(Debug, clap::Args)]
-struct Filter {
+pub struct Filter {
     /// Only snapshots of this DAG
     #[arg(long, conflicts_with = "view")]
-    dag: Option<String>,
+    pub dag: Option<String>,
     /// Only snapshots with this view: a name (its highest version) or name@vN
     #[arg(long)]
-    view: Option<String>,
+    pub view: Option<String>,
     /// At most this many; 0 for all
     #[arg(long, default_value_t = 20, value_name = "N")]
-    limit: u32,
+    pub limit: u32,
 }
 
 /// Runs the command.
@@ -120,11 +123,31 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
         Some(Action::List(filter)) => filter,
         None => arguments.filter,
     };
+    list(filtered(&filter, &registry).await?, &registry, context).await?;
+    Ok(Exit::Done)
+}
+
+/// The snapshots that are chosen.
+///
+/// # Errors
+/// When there is no such DAG or view, or the registry cannot be read.
+async fn filtered(filter: &Filter, registry: &Registry) -> anyhow::Result<Vec<Snapshot>> {
     let dag = filter.dag.as_deref().map(|name| select::dag(&registry.project, name)).transpose()?;
     let view = filter.view.as_deref().map(|name| select::view(&registry.project, name)).transpose()?;
-    let snapshots = registry.store.snapshots(dag.map(|dag| &dag.name), view.map(|view| &view.id), filter.limit).await?;
-    list(snapshots, &registry, context).await?;
-    Ok(Exit::Done)
+    Ok(registry.store.snapshots(dag.map(|dag| &dag.name), view.map(|view| &view.id), filter.limit).await?)
+}
+
+/// The snapshots that are chosen, as they are listed for programs, the newest first.
+///
+/// # Errors
+/// When there is no such DAG or view, or the registry cannot be read.
+pub async fn reports(filter: &Filter, registry: &Registry) -> anyhow::Result<Vec<Report>> {
+    let since = Since::read(registry).await?;
+    let mut reports = Vec::new();
+    for snapshot in filtered(filter, registry).await? {
+        reports.push(Report::of(snapshot, &since, &*registry.store).await?);
+    }
+    Ok(reports)
 }
 
 /// Marks a snapshot as bad, for a reason, or else as good again.
@@ -183,7 +206,11 @@ pub async fn list(snapshots: Vec<Snapshot>, registry: &Registry, context: &Conte
     context.output.list(&reports)
 }
 
-pub(crate) async fn find(store: &dyn Store, asked: &str) -> anyhow::Result<Snapshot> {
+/// The snapshot with this id, or the one whose id begins so.
+///
+/// # Errors
+/// When there is none, or there are several.
+pub async fn find(store: &dyn Store, asked: &str) -> anyhow::Result<Snapshot> {
     if let Ok(id) = asked.parse::<SnapshotId>() {
         return Ok(store.snapshot(id).await?);
     }
@@ -194,6 +221,7 @@ pub(crate) async fn find(store: &dyn Store, asked: &str) -> anyhow::Result<Snaps
         1 => Ok(found.remove(0)),
         0 => Err(UserError::new(format!("there is no snapshot `{asked}`"))
             .hint("`tidegate snapshots` lists them")
+            .missing()
             .into()),
         _ => Err(UserError::new(format!("`{asked}` begins the ids of {} snapshots", found.len()))
             .hint("say more of it")

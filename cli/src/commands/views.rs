@@ -37,14 +37,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     let registry = context.registry().await?;
     match arguments.action {
         Action::List(selection) => {
-            let views: Vec<_> = registry
-                .project
-                .views
-                .values()
-                .filter(|view| chosen(view, &selection))
-                .map(|view| summary(&registry.project, view))
-                .collect();
-            context.output.list(&views)?;
+            context.output.list(&summaries(&registry.project, &selection))?;
         }
         Action::Show { view } => {
             let view = select::view(&registry.project, &view)?;
@@ -65,6 +58,12 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     Ok(Exit::Done)
 }
 
+/// The views that are chosen, as they are listed.
+pub fn summaries(project: &Project, selection: &Selection) -> Vec<Summary> {
+    let views = project.views.values().filter(|view| chosen(view, selection));
+    views.map(|view| summary(project, view)).collect()
+}
+
 fn chosen(view: &FeatureView, selection: &Selection) -> bool {
     let id = view.id.to_string();
     let texts = [id.as_str(), &view.description, view.entity.as_str()]
@@ -73,8 +72,9 @@ fn chosen(view: &FeatureView, selection: &Selection) -> bool {
     selection.takes(texts, Some(view.owner.as_str()), &view.tags)
 }
 
+/// A view as it is listed.
 #[derive(Debug, Serialize)]
-struct Summary {
+pub struct Summary {
     view: String,
     name: String,
     version: u32,

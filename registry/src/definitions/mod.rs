@@ -70,12 +70,12 @@ fn load_from(root: &Path, files: &Files<'_>, options: &LoadOptions<'_>) -> Loade
     let mut out = Vec::new();
     let mut sources = SourceMap::default();
     let project_file = project_file(root, files, &mut sources, &mut out);
-    let (settings, rules) = match project_file {
+    let (settings, rules, webhooks) = match project_file {
         Some(file) => {
             let settings = settings::resolve(root, &file, options, &mut out);
-            (settings, Rules::new(file.value.rules.value()))
+            (settings, Rules::new(file.value.rules.value()), settings::webhook_names(&file.value))
         }
-        None => (None, Rules::default()),
+        None => (None, Rules::default(), Vec::new()),
     };
     let mut written = Written::default();
     for path in files.definitions(&mut out) {
@@ -88,7 +88,7 @@ fn load_from(root: &Path, files: &Files<'_>, options: &LoadOptions<'_>) -> Loade
     let name = settings.as_ref().map(|settings| settings.project.clone()).or_else(fallback);
     let (draft, tests) = name.map_or_else(Default::default, |name| {
         let allowed_roots = settings.as_ref().map_or(&[] as &[String], |settings| &settings.allowed_roots);
-        let context = Context { project: name, files, allowed_roots, rules: &rules };
+        let context = Context { project: name, files, allowed_roots, rules: &rules, webhooks: &webhooks };
         let (draft, tests) = validate::validate(&context, &written, &mut sources, &mut out);
         (Some(draft), tests)
     });

@@ -235,6 +235,18 @@ record! {
         on_blocked: optional OnBlocked,
         /// `together` (default): all views of an interval or none; `each`: one run per view.
         publish: optional PublishUnit,
+        /// Webhooks that are told of every run that was published, once readers see its rows.
+        on_published: optional Vec<At<OnPublishedFile>>,
+    }
+}
+
+record! {
+    /// A webhook that is told of every run of a DAG that was published.
+    OnPublishedFile "on_published" {
+        /// Its name under `notify:` in `tidegate.yaml`.
+        webhook: required String,
+        /// What it is told beside the run: names and plain values or lists, passed on as written.
+        payload: optional Named<serde_json::Value>,
     }
 }
 

@@ -50,6 +50,7 @@ ids! {
     UNKNOWN_OWNER = "unknown-owner",
     UNKNOWN_ENTITY = "unknown-entity",
     UNKNOWN_POOL = "unknown-pool",
+    UNKNOWN_WEBHOOK = "unknown-webhook",
     UNKNOWN_VIEW = "unknown-view",
     UNKNOWN_FEATURE = "unknown-feature",
     RESERVED_NAME = "reserved-name",

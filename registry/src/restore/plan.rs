@@ -502,7 +502,9 @@ impl Planning<'_> {
         state.online_generation?;
         let snapshot = newest.map_or(SnapshotId(self.id.0), |slice| slice.snapshot);
         let tag = tag(&definition.id, &definition.fingerprint, snapshot);
-        Some(OnlineTarget { generation: None, rows: newest.map(|slice| slice.rows), tag })
+        // A partial view is made of all its intervals, so its newest one does not say how many entities it has.
+        let rows = newest.map(|slice| slice.rows).filter(|_| definition.output == Output::Full);
+        Some(OnlineTarget { generation: None, rows, tag })
     }
 
     /// As it is, under a later number.

@@ -270,7 +270,8 @@ pass_on! {
     Outbox {
         notify(notice: NewNotice) -> () => (notice);
         notices(filter: &NoticeFilter) -> Vec<(Notice, Vec<Delivery>)> => (&filter);
-        notices_route(subscriptions: &[Subscription], age_max: Duration) -> u64 => (&subscriptions, age_max);
+        notices_route(subscriptions: &[Subscription], age_max: Duration, now: Instant) -> u64
+            => (&subscriptions, age_max, now);
         delivery_claim(webhooks: &[String], lease: Duration, limit: u32) -> Vec<DeliveryClaim>
             => (&webhooks, lease, limit);
         delivery_end(token: LeaseToken, end: DeliveryEnd, now: Instant) -> () => (token, end, now);

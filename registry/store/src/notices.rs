@@ -8,7 +8,8 @@ use serde_json::json;
 use tidegate_registry::audit::NewAuditEvent;
 use tidegate_registry::ids::{LeaseToken, NoticeId};
 use tidegate_registry::notice::{
-    Delivery, DeliveryClaim, DeliveryEnd, DeliveryState, NewNotice, Notice, NoticeFilter, Outbox, Subscription,
+    Addressed, Delivery, DeliveryClaim, DeliveryEnd, DeliveryState, NewNotice, Notice, NoticeFilter, Outbox,
+    Subscription,
 };
 use tidegate_registry::run::{Run, RunState};
 use tidegate_registry::store::{Change, Result, StoreError};
@@ -43,8 +44,10 @@ impl<D: std::fmt::Debug + Send + Sync> Outbox for SqlStore<D> {
         self.db.run(CALL_MAX, || list(&self.db, filter)).await
     }
 
-    async fn notices_route(&self, subscriptions: &[Subscription], age_max: Duration) -> Result<u64> {
-        self.db.run(CALL_MAX, || route(&self.db, subscriptions, age_max)).await
+    async fn notices_route(&self, subscriptions: &[Subscription], age_max: Duration, now: Instant) -> Result<u64> {
+        let made = self.db.run(CALL_MAX, || route(&self.db, subscriptions, age_max)).await?;
+        self.db.run(CALL_MAX, || unclaimed(&self.db, subscriptions, age_max, now)).await?;
+        Ok(made)
     }
 
     async fn delivery_claim(&self, webhooks: &[String], lease: Duration, limit: u32) -> Result<Vec<DeliveryClaim>> {
@@ -62,10 +65,32 @@ impl<D: std::fmt::Debug + Send + Sync> Outbox for SqlStore<D> {
 
 /// Writes a notice with what it tells of. Before any audit event of the same transaction: nothing is locked after those.
 pub(crate) async fn notify_in_tx(tx: &mut Conn, notice: &NewNotice) -> Result<()> {
-    let id = NoticeId::generate().to_string();
+    insert(tx, notice, false).await.map(drop)
+}
+
+/// The same for a notice to one webhook. Its delivery is written with it, so nobody looks for who wants it, and a scheduler
+/// that was started before its webhook was named does not let it go.
+pub(crate) async fn addressed_in_tx(tx: &mut Conn, addressed: &Addressed) -> Result<()> {
+    let Some(id) = insert(tx, &addressed.notice, true).await? else { return Ok(()) };
     query(concat!(
-        "INSERT INTO notices (id, key, event, subject, at, actor, message, detail, created_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, ",
+        "INSERT INTO notice_deliveries (notice, webhook, state, due_at) VALUES ($1, $2, 'due', ",
+        db_now!(),
+        ")"
+    ))
+    .bind(id)
+    .bind(&addressed.webhook)
+    .execute(tx)
+    .await
+    .map_err(on("addressing a notice"))?;
+    Ok(())
+}
+
+/// Its id, unless there is one with its key already.
+async fn insert(tx: &mut Conn, notice: &NewNotice, routed: bool) -> Result<Option<String>> {
+    let id = NoticeId::generate().to_string();
+    let written = query(concat!(
+        "INSERT INTO notices (id, key, event, subject, at, actor, message, detail, routed, created_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, ",
         db_now!(),
         ") ON CONFLICT (key) DO NOTHING"
     ))
@@ -77,11 +102,12 @@ pub(crate) async fn notify_in_tx(tx: &mut Conn, notice: &NewNotice) -> Result<()
     .bind(&notice.actor)
     .bind(cut(&notice.message))
     .bind(codec::json(&notice.detail)?)
+    .bind(i64::from(routed))
     .execute(&mut *tx)
     .await
     .map_err(on("writing a notice"))?;
     tx.has_changed(Change::Notices);
-    Ok(())
+    Ok((written > 0).then_some(id))
 }
 
 /// Tells that a run has come to nothing, if it has.
@@ -256,6 +282,62 @@ macro_rules! new_notices {
 }
 use new_notices;
 
+/// Gives up what nobody delivers: its webhook is none of `subscriptions`, and it has been due for `age_max`.
+async fn unclaimed(db: &Db, subscriptions: &[Subscription], age_max: Duration, now: Instant) -> Result<()> {
+    let doing = "looking for deliveries that nobody makes";
+    let select = |locking: bool| {
+        let mut of = Builder::new(concat!(
+            "SELECT notice, webhook, attempts FROM notice_deliveries WHERE state = 'due' AND due_at <= ",
+            db_now!(),
+            " - "
+        ));
+        of.push_bind(duration_micros(age_max));
+        if !subscriptions.is_empty() {
+            of.push(" AND webhook NOT IN ").push_list(subscriptions.iter().map(|one| one.webhook.clone()));
+        }
+        of.push(" ORDER BY due_at, notice, webhook LIMIT ").push_bind(limit_or_all(ROUTED_MAX));
+        if locking {
+            of.push_end(Sql { sqlite: "", postgres: " FOR UPDATE SKIP LOCKED" });
+        }
+        of
+    };
+    // As above: most of the time there are none.
+    let any = select(false).build().fetch_optional(&mut *db.read().await?).await.map_err(on(doing))?;
+    if any.is_none() {
+        return Ok(());
+    }
+    let mut tx = db.write().await?;
+    let rows = select(true).build().fetch_all(&mut tx).await.map_err(on(doing))?;
+    let error = "no process that sends knows a webhook of this name";
+    for row in &rows {
+        query(
+            "UPDATE notice_deliveries SET state = 'given_up', error = $1, lease_until = NULL \
+             WHERE notice = $2 AND webhook = $3",
+        )
+        .bind(error)
+        .bind(row.get_as::<&str>("notice")?)
+        .bind(row.get_as::<&str>("webhook")?)
+        .execute(&mut tx)
+        .await
+        .map_err(on("giving up a delivery"))?;
+    }
+    for row in &rows {
+        given_up_in_tx(&mut tx, row, error, now).await?;
+    }
+    commit(tx).await
+}
+
+/// Notes that the delivery in `row` was given up.
+async fn given_up_in_tx(tx: &mut Conn, row: &Row, error: &str, now: Instant) -> Result<()> {
+    let detail = json!({
+        "webhook": row.get_as::<&str>("webhook")?,
+        "attempts": row.count::<u32>("attempts")?,
+        "error": error,
+    });
+    let notice: &str = row.get_as("notice")?;
+    audit::add_in_tx(tx, &NewAuditEvent::new(now, "notices", "notice_give_up", notice).with(detail)).await
+}
+
 macro_rules! due {
     () => {
         concat!(
@@ -353,9 +435,7 @@ async fn delivery_end(db: &Db, token: LeaseToken, end: &DeliveryEnd, now: Instan
     .await
     .map_err(on("ending a delivery"))?;
     if done > 0 && state == DeliveryState::GivenUp {
-        let event = NewAuditEvent::new(now, "notices", "notice_give_up", notice);
-        let detail = json!({ "webhook": webhook, "attempts": row.count::<u32>("attempts")?, "error": error });
-        audit::add_in_tx(&mut tx, &event.with(detail)).await?;
+        given_up_in_tx(&mut tx, &row, error.as_deref().unwrap_or_default(), now).await?;
     }
     commit(tx).await
 }

@@ -14,7 +14,7 @@ use crate::codec::{self, limit_or_all, micros, number, number_option};
 use crate::db::{Conn, Db, commit, on};
 use crate::moves::{self, Held};
 use crate::sql::{Arg, Builder, Row, locked, query};
-use crate::{audit, holds, restoring, snapshots};
+use crate::{audit, holds, notices, restoring, snapshots};
 
 macro_rules! view_columns {
     () => {
@@ -269,6 +269,9 @@ pub(crate) async fn record(db: &Db, token: LeaseToken, record: &Record, now: Ins
         "snapshot": record.snapshot,
         "publish_numbers": numbers,
     });
+    for addressed in &record.notices {
+        notices::addressed_in_tx(&mut tx, addressed).await?;
+    }
     // Late, since snapshots are numbered by one run at a time: from here on until the commit others wait.
     let number = snapshots::insert_in_tx(&mut tx, run, record, now).await?;
     views_record(&mut tx, run, record, &states, number).await?;

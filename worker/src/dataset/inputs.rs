@@ -21,11 +21,11 @@ use crate::reads::{column, scan};
 use crate::types::{INTERVAL_START, arrow_type, timestamp};
 
 /// One view as it is read.
-pub(super) struct Input {
+pub(crate) struct Input {
     /// What the manifest says of it.
-    pub(super) noted: ViewInput,
+    pub(crate) noted: ViewInput,
     /// What was published, newest interval first.
-    pub(super) ledger: Vec<LedgerEntry>,
+    pub(crate) ledger: Vec<LedgerEntry>,
 }
 
 /// What is read of one view, for a plan that is only shown.
@@ -45,7 +45,7 @@ pub struct ViewFiles {
 ///
 /// # Errors
 /// [`DatasetError::Wrong`] when retention has let go of it.
-pub(super) async fn of(store: &dyn Store, request: &DatasetRequest) -> Result<IndexMap<ViewId, Input>, DatasetError> {
+pub(crate) async fn of(store: &dyn Store, request: &DatasetRequest) -> Result<IndexMap<ViewId, Input>, DatasetError> {
     let mut inputs = IndexMap::with_capacity(request.features.views.len());
     for id in request.features.views.keys() {
         let view = view(request, id)?;
@@ -86,12 +86,12 @@ pub async fn files(parts: &DatasetParts, request: &DatasetRequest) -> Result<Vec
     Ok(all)
 }
 
-pub(super) fn view<'a>(request: &'a DatasetRequest, id: &ViewId) -> Result<&'a FeatureView, DatasetError> {
+pub(crate) fn view<'a>(request: &'a DatasetRequest, id: &ViewId) -> Result<&'a FeatureView, DatasetError> {
     Ok(request.project.views.get(id).with_context(|| format!("`{id}` is not defined"))?)
 }
 
 /// The table of `id` as it was; one without rows when nothing had been published.
-pub(super) async fn table(
+pub(crate) async fn table(
     ctx: &SessionContext,
     lake: &Lake,
     request: &DatasetRequest,
@@ -133,7 +133,8 @@ pub(super) async fn histories(
         let mut keys = Vec::new();
         for key in request.project.keys_of(view) {
             if !spine.has_column_with_unqualified_name(&key.name) {
-                let known: Vec<String> = spine.fields().iter().map(|field| format!("`{}`", field.name())).collect();
+                let own = spine.fields().iter().filter(|field| !field.name().starts_with("__tidegate_"));
+                let known: Vec<String> = own.map(|field| format!("`{}`", field.name())).collect();
                 return Err(DatasetError::wrong(
                     format!("the spine has no column `{}`, by which `{id}` is found", key.name),
                     format!("it has {}: rename one, or leave the view out", known.join(", ")),
@@ -179,6 +180,36 @@ fn rule(view: &FeatureView, ledger: &[LedgerEntry]) -> Result<Rule, DatasetError
     })
 }
 
+/// When labels find what a view holds too old.
+#[derive(Debug, Clone)]
+pub(crate) struct Ages {
+    /// Per published interval the instant from which it is known, and its end; ascending, in microseconds.
+    pub(super) ends: Vec<(i64, i64)>,
+    /// The view's `max_age`, in microseconds.
+    pub(super) max_age: i64,
+}
+
+impl Ages {
+    /// Those of a view that says how old it may be.
+    pub(super) fn of(request: &DatasetRequest, id: &ViewId, input: &Input) -> Result<Option<Self>, DatasetError> {
+        let view = view(request, id)?;
+        let Some(freshness) = &view.freshness else { return Ok(None) };
+        let micros = |duration: std::time::Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        let delay = micros(view.serving_delay);
+        let mut ends: Vec<_> = input.ledger.iter().map(|entry| entry.interval.end().timestamp_micros()).collect();
+        ends.sort_unstable();
+        let ends = ends.into_iter().map(|end| (end.saturating_add(delay), end)).collect();
+        Ok(Some(Self { ends, max_age: micros(freshness.max_age) }))
+    }
+
+    /// Whether the newest interval that was known at `label` (microseconds) ended longer ago than the view's `max_age`. A
+    /// label that comes before all of them finds nothing, and nothing is not old.
+    pub(super) fn is_stale(&self, label: i64) -> bool {
+        let known = self.ends.partition_point(|(from, _)| *from <= label);
+        known.checked_sub(1).is_some_and(|newest| label.saturating_sub(self.ends[newest].1) > self.max_age)
+    }
+}
+
 /// When each published interval is the newest one that is known.
 fn periods(view: &FeatureView, ledger: &[LedgerEntry]) -> Result<Arc<[Period]>, DatasetError> {
     let delay = i64::try_from(view.serving_delay.as_micros()).context("the serving delay is too long")?;
@@ -198,7 +229,7 @@ fn periods(view: &FeatureView, ledger: &[LedgerEntry]) -> Result<Arc<[Period]>, 
 }
 
 /// The rows of `id` that count at `at`: what is known of every entity then.
-pub(super) async fn state_at(
+pub(crate) async fn state_at(
     ctx: &SessionContext,
     lake: &Lake,
     request: &DatasetRequest,

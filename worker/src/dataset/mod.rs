@@ -8,11 +8,16 @@
 //! Views are read as of one snapshot number, so a dataset is consistent across views, and can be made again as long as
 //! these versions are kept. [`open`] gives the rows; [`build`] writes them down, with a manifest.
 
-mod inputs;
+mod digests;
+pub(crate) mod inputs;
+mod memory;
+mod order;
 mod output;
-mod spine;
+mod place;
+pub(crate) mod spine;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::sync::Arc;
 
@@ -38,7 +43,9 @@ use crate::reads::column;
 use crate::sources::Sources;
 
 pub use self::inputs::{ViewFiles, files};
-pub use self::output::{Place, PlaceFormat, build};
+pub use self::memory::{Collected, collect};
+pub use self::output::build;
+pub use self::place::{Place, PlaceFormat, imported};
 
 /// The column of a spine that says when, unless the request names another.
 pub const LABEL_TIME: &str = "event_timestamp";
@@ -104,6 +111,9 @@ pub enum DatasetError {
         /// What to try.
         hint: String,
     },
+    /// Whoever asked has changed their mind.
+    #[error("stopped; nothing was written")]
+    Stopped,
     /// Something else failed.
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
@@ -128,6 +138,8 @@ pub struct Opened {
     pub spine: SpineFrom,
     /// Per view what is read.
     pub views: IndexMap<ViewId, ViewInput>,
+    /// Per view that says how old it may be, which labels find it too old.
+    pub(crate) ages: IndexMap<ViewId, inputs::Ages>,
 }
 
 impl std::fmt::Debug for Opened {
@@ -150,6 +162,7 @@ pub async fn open(engine: &Engine, parts: &DatasetParts, request: &DatasetReques
             anyhow!("the dataset was planned for several streams, which would lose the order of its rows").into()
         );
     }
+    let physical = order::newest_first(physical).map_err(|error| failed("planning the dataset", error))?;
     let rows = datafusion::physical_plan::execute_stream(physical, task)
         .map_err(|error| failed("computing the dataset", error))?;
     Ok(Opened { rows, ..plan })
@@ -161,7 +174,8 @@ pub async fn open(engine: &Engine, parts: &DatasetParts, request: &DatasetReques
 /// Those of [`open`].
 pub async fn explain(engine: &Engine, parts: &DatasetParts, request: &DatasetRequest) -> Result<String, DatasetError> {
     let (_ctx, rows, _) = plan(engine, parts, request).await?;
-    let plan = rows.create_physical_plan().await.map_err(|error| failed("planning the dataset", error))?;
+    let plan = rows.create_physical_plan().await.and_then(order::newest_first);
+    let plan = plan.map_err(|error| failed("planning the dataset", error))?;
     Ok(datafusion::physical_plan::displayable(plan.as_ref()).indent(true).to_string())
 }
 
@@ -217,9 +231,13 @@ async fn plan(
         });
     }
     let label = rows.schema().index_of_column_by_name(None, &label).context("the label's column is gone")?;
+    let mut ages = IndexMap::new();
+    for (id, input) in &inputs {
+        ages.extend(inputs::Ages::of(request, id, input)?.map(|of| (id.clone(), of)));
+    }
     let views = inputs.into_iter().map(|(view, input)| (view, input.noted)).collect();
     let empty = Box::pin(datafusion::physical_plan::EmptyRecordBatchStream::new(Arc::clone(rows.schema().inner())));
-    Ok((ctx, rows, Opened { rows: empty, columns, label, spine: from, views }))
+    Ok((ctx, rows, Opened { rows: empty, columns, label, spine: from, views, ages }))
 }
 
 /// The type in which a spine's column is written, when that is not its own: one that Parquet and Delta, and so every reader,

@@ -32,7 +32,7 @@ pub(super) async fn read(
     inputs: &IndexMap<ViewId, Input>,
 ) -> Result<(DataFrame, SpineFrom), DatasetError> {
     match &request.spine {
-        Spine::File { place } => file(ctx, &parts.spines, place).await,
+        Spine::File { place } => file(ctx, &parts.spines, place, "spine").await,
         Spine::Sql(sql) => query(ctx, parts, request, sql).await,
         Spine::Entities(at) => Ok((entities(ctx, parts, request, inputs, *at).await?, SpineFrom::Entities { at: *at })),
         Spine::Rows(schema, batches) => {
@@ -42,14 +42,20 @@ pub(super) async fn read(
     }
 }
 
-async fn file(ctx: &SessionContext, spines: &Sources, place: &str) -> Result<(DataFrame, SpineFrom), DatasetError> {
+/// The rows of a Parquet or CSV file, a folder of such, or a Delta table, `what` being its part in messages.
+pub(crate) async fn file(
+    ctx: &SessionContext,
+    spines: &Sources,
+    place: &str,
+    what: &str,
+) -> Result<(DataFrame, SpineFrom), DatasetError> {
     let cannot = |error: &anyhow::Error| {
         DatasetError::wrong(
-            format!("the spine `{place}` cannot be read: {}", error.root_cause()),
+            format!("the {what} `{place}` cannot be read: {}", error.root_cause()),
             "name a Parquet or CSV file, a folder of such, or a Delta table",
         )
     };
-    let name = SourceName::new("spine").context("naming the spine")?;
+    let name = SourceName::new(what).context("naming a table")?;
     let source = |location: SourceLocation| Source {
         name: name.clone(),
         location,
@@ -79,7 +85,7 @@ async fn file(ctx: &SessionContext, spines: &Sources, place: &str) -> Result<(Da
         SourcePin::Delta { version } => Some(version),
         SourcePin::Files(_) => None,
     };
-    let rows = ctx.read_table(table).context("reading the spine")?;
+    let rows = ctx.read_table(table).with_context(|| format!("reading the {what}"))?;
     Ok((rows, SpineFrom::File { place: place.to_owned(), format: format.to_owned(), version }))
 }
 

@@ -1,5 +1,6 @@
 //! Datasets on a real registry and lake: what each label sees, and that the same can be made again.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray};
@@ -8,9 +9,12 @@ use futures::TryStreamExt as _;
 use tidegate_registry::dataset::{ColumnNames, Manifest, Output};
 use tidegate_registry::features::Selection;
 use tidegate_registry::restore::Restoring as _;
+use tokio_util::sync::CancellationToken;
 
+use super::inputs::Ages;
 use super::{
-    DatasetError, DatasetParts, DatasetRequest, LABEL_TIME, Place, PlaceFormat, Spine, build, explain, files, open,
+    DatasetError, DatasetParts, DatasetRequest, LABEL_TIME, Place, PlaceFormat, Spine, build, collect, explain, files,
+    imported, open,
 };
 use crate::engine::Engine;
 use crate::objects::Stores;
@@ -73,7 +77,7 @@ async fn rows(world: &World, request: &DatasetRequest) -> String {
 fn wrong(error: DatasetError) -> String {
     match error {
         DatasetError::Wrong { message, hint } => format!("{message} ({hint})"),
-        DatasetError::Failed(error) => panic!("{error:#}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -94,6 +98,21 @@ async fn a_label_sees_the_newest_interval_that_was_over_and_the_newest_row_that_
     ]);
     let found = rows(&world, &request(&world, spine, &["revenue.total", "last_receipt.largest"]).await).await;
     insta::assert_snapshot!("labels_by_hand", found);
+}
+
+#[tokio::test]
+async fn rows_at_hand_are_those_of_a_file_with_the_same_manifest() {
+    let world = three_days().await;
+    let spine = labels(&[("b", "2024-01-03T00:00:00Z"), ("a", "2024-01-04T00:00:00Z"), ("", "2024-01-03T00:00:00Z")]);
+    let request = request(&world, spine, &["revenue.total", "last_receipt.largest"]).await;
+    let collected = collect(&engine(&world), &parts(&world), &request).await.unwrap();
+    assert_eq!(pretty_format_batches(&collected.batches).unwrap().to_string(), rows(&world, &request).await);
+    let out = world.folder.path().join("out.parquet").display().to_string();
+    let place = Place::new(&out, PlaceFormat::Parquet, &Stores::default()).unwrap();
+    let stop = CancellationToken::new();
+    let built = build(&engine(&world), &parts(&world), &request, &place, &stop, &mut |_| {}).await.unwrap();
+    let output = Output { format: "arrow".to_owned(), files: Vec::new(), ..built.output.clone() };
+    assert_eq!(collected.manifest, Manifest { output, ..built });
 }
 
 #[tokio::test]
@@ -132,10 +151,19 @@ async fn what_is_online_is_what_a_label_of_that_instant_sees() {
     }
 }
 
+async fn attempt(
+    world: &World,
+    request: &DatasetRequest,
+    place: &Place,
+    told: &mut (dyn FnMut(u64) + Send),
+) -> Result<Manifest, DatasetError> {
+    build(&engine(world), &parts(world), request, place, &CancellationToken::new(), told).await
+}
+
 async fn built(world: &World, request: &DatasetRequest, out: &str, format: PlaceFormat) -> Manifest {
     let place = Place::new(world.folder.path().join(out).to_str().unwrap(), format, &Stores::default()).unwrap();
     let mut told = 0;
-    let manifest = build(&engine(world), &parts(world), request, &place, &mut |rows| told = rows).await.unwrap();
+    let manifest = attempt(world, request, &place, &mut |rows| told = rows).await.unwrap();
     assert!(told <= manifest.output.rows);
     manifest
 }
@@ -178,6 +206,60 @@ async fn the_same_request_gives_the_same_bytes_whatever_was_published_since() {
     insta::assert_snapshot!("delta_table", pretty_format_batches(&found).unwrap().to_string());
 }
 
+/// More rows than one batch has.
+const MANY: &str =
+    "SELECT r1.shop, r1.at AS event_timestamp, n FROM receipts r1, (SELECT unnest(range(0, 9000)) AS n) AS many";
+
+#[tokio::test]
+async fn what_is_stopped_leaves_nothing() {
+    let world = three_days().await;
+    let asked = request(&world, Spine::Sql(MANY.to_owned()), &["revenue"]).await;
+    for (out, format) in [("out.parquet", PlaceFormat::Parquet), ("table", PlaceFormat::Delta)] {
+        let out = world.folder.path().join("datasets").join(out);
+        std::fs::create_dir_all(out.parent().unwrap()).unwrap();
+        let place = Place::new(out.to_str().unwrap(), format, &Stores::default()).unwrap();
+        let stop = CancellationToken::new();
+        let mut told = 0;
+        let mut tell = |rows| {
+            told = rows;
+            stop.cancel();
+        };
+        let stopped = build(&engine(&world), &parts(&world), &asked, &place, &stop, &mut tell).await;
+        assert!(matches!(stopped, Err(DatasetError::Stopped)));
+        assert!(told > 0);
+        assert_eq!(files_below(out.parent().unwrap()), [""; 0]);
+        assert!(wrong(imported(&place).await.unwrap_err()).contains("has no manifest"));
+    }
+}
+
+/// A process died between the manifest and the file, or between a table's file and its first commit.
+#[tokio::test]
+async fn what_is_not_whole_is_neither_imported_nor_in_the_way() {
+    let world = three_days().await;
+    let asked = request(&world, labels(&[("a", "2024-01-03T00:00:00Z")]), &["revenue"]).await;
+    let manifest = built(&world, &asked, "out.parquet", PlaceFormat::Parquet).await;
+    let out = world.folder.path().join("out.parquet");
+    let place = Place::new(out.to_str().unwrap(), PlaceFormat::Parquet, &Stores::default()).unwrap();
+    assert_eq!(imported(&place).await.unwrap(), manifest);
+    std::fs::remove_file(&out).unwrap();
+    assert!(wrong(imported(&place).await.unwrap_err()).contains("does not have the bytes"));
+    built(&world, &asked, "out.parquet", PlaceFormat::Parquet).await;
+    imported(&place).await.unwrap();
+
+    let manifest = built(&world, &asked, "table", PlaceFormat::Delta).await;
+    let out = world.folder.path().join("table");
+    let place = Place::new(out.to_str().unwrap(), PlaceFormat::Delta, &Stores::default()).unwrap();
+    assert_eq!(imported(&place).await.unwrap(), manifest);
+    std::fs::remove_dir_all(out.join("_delta_log")).unwrap();
+    assert!(wrong(imported(&place).await.unwrap_err()).contains("is not a table yet"));
+    assert!(wrong(attempt(&world, &asked, &place, &mut |_| {}).await.unwrap_err()).contains("exists"));
+}
+
+fn files_below(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap());
+    entries.map(|entry| entry.path().display().to_string()).collect()
+}
+
 #[tokio::test]
 async fn many_rows_keep_their_order_on_all_cores() {
     let world = three_days().await;
@@ -195,15 +277,35 @@ async fn many_rows_keep_their_order_on_all_cores() {
     for name in ["shop", LABEL_TIME] {
         assert_eq!(joined.column_by_name(name), spine[0].column_by_name(name), "{name}");
     }
-    let sql =
-        "SELECT r1.shop, r1.at AS event_timestamp, n FROM receipts r1, (SELECT unnest(range(0, 9000)) AS n) AS many";
-    let asked = request(&world, Spine::Sql(sql.to_owned()), &["revenue"]).await;
+    let asked = request(&world, Spine::Sql(MANY.to_owned()), &["revenue"]).await;
     let first = built(&world, &asked, "first.parquet", PlaceFormat::Parquet).await;
     for again in 0..3 {
         let again = built(&world, &asked, &format!("again{again}.parquet"), PlaceFormat::Parquet).await;
         assert_eq!(again.output, Output { files: again.output.files.clone(), ..first.output.clone() });
         assert_eq!(again.output.files[0].sha256, first.output.files[0].sha256);
     }
+}
+
+/// What is new replaces nothing then. Files are named by the runs that wrote them.
+#[tokio::test]
+async fn the_newest_files_of_a_view_are_read_first() {
+    let world = three_days().await;
+    let asked = request(&world, labels(&[("a", "2024-01-04T00:00:00Z")]), &["last_receipt"]).await;
+    let plan = explain(&engine(&world), &parts(&world), &asked).await.unwrap();
+    let scan = plan.lines().find(|line| line.contains("file_groups")).unwrap();
+    let runs: Vec<&str> = scan.split("/data/").skip(1).filter_map(|rest| rest.split('/').next()).collect();
+    assert_eq!(runs.len(), 3, "{scan}");
+    assert!(runs.is_sorted_by(|a, b| a > b), "{scan}");
+}
+
+#[test]
+fn a_label_is_stale_later_than_max_age_after_the_newest_interval_that_was_known() {
+    // Intervals end at 100 and 200, and are known ten later.
+    let ages = Ages { ends: vec![(110, 100), (210, 200)], max_age: 80 };
+    let stale: Vec<i64> = (0..300).filter(|label| ages.is_stale(*label)).collect();
+    let expected: Vec<i64> = (181..210).chain(281..300).collect();
+    assert_eq!(stale, expected);
+    assert!(!Ages { ends: Vec::new(), max_age: 0 }.is_stale(7), "what finds nothing finds nothing old");
 }
 
 #[tokio::test]
@@ -249,11 +351,11 @@ async fn what_is_wrong_is_told_and_nothing_is_left() {
     let out = world.folder.path().join("out.parquet");
     let place = Place::new(out.to_str().unwrap(), PlaceFormat::Parquet, &Stores::default()).unwrap();
     let before: Vec<_> = std::fs::read_dir(world.folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
-    texts.push(wrong(build(&engine(&world), &parts(&world), &asked, &place, &mut |_| {}).await.unwrap_err()));
+    texts.push(wrong(attempt(&world, &asked, &place, &mut |_| {}).await.unwrap_err()));
     let after: Vec<_> = std::fs::read_dir(world.folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(after.len(), before.len(), "{after:?}");
     std::fs::write(&out, "mine").unwrap();
-    texts.push(wrong(build(&engine(&world), &parts(&world), &asked, &place, &mut |_| {}).await.unwrap_err()));
+    texts.push(wrong(attempt(&world, &asked, &place, &mut |_| {}).await.unwrap_err()));
     assert_eq!(std::fs::read_to_string(&out).unwrap(), "mine");
     let folder = world.folder.path().canonicalize().unwrap().display().to_string();
     insta::assert_snapshot!(

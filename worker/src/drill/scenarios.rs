@@ -264,7 +264,14 @@ async fn record_dataset(
         features: selection,
         names: ColumnNames::default(),
         views,
-        output: Output { format: "parquet".to_owned(), rows, digest, columns: Vec::new(), files: Vec::new() },
+        output: Output {
+            format: "parquet".to_owned(),
+            rows,
+            digest,
+            columns: Vec::new(),
+            stale: IndexMap::new(),
+            files: Vec::new(),
+        },
     };
     let id = DatasetId::generate();
     let (place, actor) = (shadow.lake.root().to_string(), REASON.to_owned());

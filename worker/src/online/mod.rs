@@ -33,7 +33,7 @@ use tidegate_registry::time::Instant;
 
 pub use self::encode::{EncodeError, defaults, encode, encode_keys};
 pub use self::redis::RedisOnline;
-pub use self::serve::{Given, Served, bucket, serve};
+pub use self::serve::{Given, Served, bucket, given, serve};
 pub use self::several::SeveralOnline;
 pub(crate) use self::shadow::{ShadowOnline, ShadowPlaces};
 pub use self::sqlite::SqliteOnline;

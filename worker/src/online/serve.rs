@@ -5,7 +5,7 @@
 
 use indexmap::IndexMap;
 use tidegate_registry::model::FeatureView;
-use tidegate_registry::switches::{BUCKETS, Off, Serve};
+use tidegate_registry::switches::{BUCKETS, Off, Serve, ViewSwitches};
 use tidegate_registry::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -51,6 +51,17 @@ pub async fn serve(store: &dyn OnlineStore, view: &FeatureView, entity_key: &str
     let live = store.live(&view.id).await?;
     // After the row, so that what was switched off before this began is never given.
     let switches = store.switches(&view.id).await?;
+    Ok(given(view, entity_key, row, live, &switches))
+}
+
+/// What a reader is given of an entity whose row and switches have been read.
+pub fn given(
+    view: &FeatureView,
+    entity_key: &str,
+    row: Option<OnlineRow>,
+    live: Option<Live>,
+    switches: &ViewSwitches,
+) -> Served {
     let bucket = bucket(entity_key);
     let switched: IndexMap<String, Serve> = view
         .features
@@ -70,7 +81,7 @@ pub async fn serve(store: &dyn OnlineStore, view: &FeatureView, entity_key: &str
         (feature.name.clone(), given)
     });
     let features = features.collect();
-    Ok(Served { live, row, features, switched })
+    Served { live, row, features, switched }
 }
 
 /// Reads the form that [`tidegate_registry::switches::ViewSwitches::to_json`] writes.

@@ -81,7 +81,7 @@ pub async fn check(
                 _ => TableChange::default(),
             };
             let online = match (&restore.online, online) {
-                (Some(target), Some(online)) => way_online(online, view, restore, target).await?,
+                (Some(target), Some(online)) => way_online(online, view, target).await?,
                 _ => WayOnline::Not,
             };
             anyhow::Ok(Effect { table, quarantine, online })
@@ -97,13 +97,8 @@ pub async fn check(
     Ok(effects)
 }
 
-async fn way_online(
-    online: &dyn OnlineStore,
-    view: &ViewId,
-    restore: &ViewRestore,
-    target: &OnlineTarget,
-) -> Result<WayOnline> {
-    let rows = target.rows.or_else(|| restore.newest.as_ref().map(|slice| slice.rows));
+async fn way_online(online: &dyn OnlineStore, view: &ViewId, target: &OnlineTarget) -> Result<WayOnline> {
+    let rows = target.rows;
     let Some(generation) = target.generation else { return Ok(WayOnline::Republish { rows }) };
     let found = online.rows_kept(view, generation).await?;
     // One that lost rows is written anew. Rows of partial views expire by themselves, so their number says nothing but that
@@ -275,7 +270,7 @@ async fn go_online(
             fail::fail_point!("restore.publish.before");
             let way = match lost.contains(view) {
                 true => WayOnline::Republish { rows: None },
-                false => way_online(&*serving.online, view, what, target).await?,
+                false => way_online(&*serving.online, view, target).await?,
             };
             let generation = match way {
                 WayOnline::Flip { generation } => {

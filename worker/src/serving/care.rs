@@ -76,11 +76,76 @@ pub struct Audit {
     pub extra: u64,
     /// Some of them: their keys, each with what is wrong.
     pub examples: Vec<String>,
+    /// Feature by feature, over the entities that were compared and are in both.
+    pub features: Vec<FeatureAudit>,
     /// Whether all of that was put right.
     pub repaired: bool,
 }
 
+/// One feature in an audit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FeatureAudit {
+    /// Its name.
+    pub name: String,
+    /// Entities of which both have the same, or nothing.
+    pub equal: u64,
+    /// Entities of which both have a value, and not the same.
+    pub different: u64,
+    /// Entities of which only the online store has one.
+    pub null_lake: u64,
+    /// Entities of which only the lake has one.
+    pub null_online: u64,
+    /// Some of them: the key, the lake's text and the online store's.
+    pub examples: Vec<(String, Option<String>, Option<String>)>,
+}
+
+impl FeatureAudit {
+    fn add(&mut self, key: &str, lake: Option<&String>, online: Option<&String>) {
+        match (lake, online) {
+            (lake, online) if lake == online => {
+                self.equal += 1;
+                return;
+            }
+            (None, _) => self.null_lake += 1,
+            (_, None) => self.null_online += 1,
+            (Some(_), Some(_)) => self.different += 1,
+        }
+        if self.examples.len() < EXAMPLES {
+            self.examples.push((key.to_owned(), lake.cloned(), online.cloned()));
+        }
+    }
+}
+
 impl Audit {
+    /// Nothing was ever published online.
+    fn nothing(view: &ViewId) -> Self {
+        Self {
+            view: view.clone(),
+            snapshot: None,
+            entities: 0,
+            compared: 0,
+            missing: 0,
+            different: 0,
+            extra: 0,
+            examples: Vec::new(),
+            features: Vec::new(),
+            repaired: false,
+        }
+    }
+
+    /// Per cent of the entities that are online as in the lake, of those that either has; `None` when there are none.
+    pub fn entity_agreement(&self) -> Option<f64> {
+        let all = self.compared + self.extra;
+        (all > 0).then(|| 100.0 * (all - self.differing().min(all)) as f64 / all as f64)
+    }
+
+    /// Per cent of the values that are online as in the lake, those of missing entities included; `None` when there are none.
+    pub fn value_agreement(&self) -> Option<f64> {
+        let all = (self.compared + self.extra) * self.features.len() as u64;
+        let equal: u64 = self.features.iter().map(|feature| feature.equal).sum();
+        (all > 0).then(|| 100.0 * equal as f64 / all as f64)
+    }
+
     /// How many entities differ.
     pub fn differing(&self) -> u64 {
         self.missing + self.different + self.extra
@@ -235,19 +300,7 @@ impl Serving {
     }
 
     async fn audit_here(&self, view: &ViewId, options: AuditOptions) -> Result<Audit> {
-        let Some(recorded) = self.recorded(view).await? else {
-            return Ok(Audit {
-                view: view.clone(),
-                snapshot: None,
-                entities: 0,
-                compared: 0,
-                missing: 0,
-                different: 0,
-                extra: 0,
-                examples: Vec::new(),
-                repaired: false,
-            });
-        };
+        let Some(recorded) = self.recorded(view).await? else { return Ok(Audit::nothing(view)) };
         match self.online.live(view).await? {
             Some(live)
                 if live.generation == recorded.expected.generation
@@ -295,7 +348,7 @@ impl Serving {
     }
 
     async fn compare(&self, recorded: &Recorded, options: AuditOptions) -> Result<Audit> {
-        let mut comparison = Comparison::new(self, recorded, options);
+        let mut comparison = Comparison::new(self, recorded, options)?;
         let (mut batches, mut encoding) = encoded(self, &recorded.content).await?;
         while let Some(rows) = batches.recv().await {
             for rows in rows.chunks(ENTITIES_PER_STEP) {
@@ -329,21 +382,17 @@ struct Comparison<'a> {
 }
 
 impl<'a> Comparison<'a> {
-    fn new(serving: &'a Serving, recorded: &'a Recorded, options: AuditOptions) -> Self {
+    fn new(serving: &'a Serving, recorded: &'a Recorded, options: AuditOptions) -> Result<Self> {
+        let features = recorded.content.view()?.features.iter();
+        let features = features.map(|feature| FeatureAudit { name: feature.name.clone(), ..FeatureAudit::default() });
         let audit = Audit {
-            view: recorded.content.view.clone(),
             snapshot: Some(recorded.snapshot),
-            entities: 0,
-            compared: 0,
-            missing: 0,
-            different: 0,
-            extra: 0,
-            examples: Vec::new(),
-            repaired: false,
+            features: features.collect(),
+            ..Audit::nothing(&recorded.content.view)
         };
         // Whether a row is compared follows from its key, so a sample is spread evenly whatever the order.
         let one_in = options.sample.map_or(1, |sample| u128::from(recorded.rows / sample.max(1)).max(1));
-        Self { serving, recorded, options, one_in, known: HashSet::new(), changes: Changes::default(), audit }
+        Ok(Self { serving, recorded, options, one_in, known: HashSet::new(), changes: Changes::default(), audit })
     }
 
     fn generation(&self) -> u64 {
@@ -372,6 +421,9 @@ impl<'a> Comparison<'a> {
         self.audit.compared += compared.len() as u64;
         let interval_end = self.recorded.content.interval.end();
         for (row, found) in compared.into_iter().zip(found) {
+            if let Some(found) = &found {
+                self.features(row, found);
+            }
             match found {
                 None => {
                     self.audit.missing += 1;
@@ -419,6 +471,14 @@ impl<'a> Comparison<'a> {
                 Some(next) => cursor = Some(next),
                 None => return Ok(()),
             }
+        }
+    }
+
+    fn features(&mut self, row: &EncodedRow, online: &OnlineRow) {
+        let of = |features: &[(String, String)]| features.iter().cloned().collect::<BTreeMap<String, String>>();
+        let (lake, online) = (of(&row.features), of(&online.features));
+        for feature in &mut self.audit.features {
+            feature.add(&row.entity_key, lake.get(&feature.name), online.get(&feature.name));
         }
     }
 

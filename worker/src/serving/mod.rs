@@ -19,7 +19,7 @@ use std::sync::Arc;
 use tidegate_registry::store::Store;
 use tidegate_registry::time::Clock;
 
-pub use self::care::{Audit, AuditOptions, Rebuilt};
+pub use self::care::{Audit, AuditOptions, FeatureAudit, Rebuilt};
 pub(crate) use self::content::Content;
 pub use self::difference::{Example, FeatureDiff, Mixed, Moved, StateDiff, ViewState, compare_states};
 pub(crate) use self::publication::tag;

@@ -299,6 +299,7 @@ impl Model {
             views: intent.views.iter().map(of).collect(),
             manifest: pins_of(claim),
             actor: self.actor.name.clone(),
+            notices: Vec::new(),
         }
     }
 }

@@ -57,6 +57,7 @@ pub(crate) fn project() -> Project {
             in_order,
             on_blocked: if in_order { OnBlocked::Wait } else { OnBlocked::Continue },
             publish: if each { PublishUnit::Each } else { PublishUnit::Together },
+            on_published: Vec::new(),
             origin: Origin::default(),
         };
         project.dags.insert(dag.name.clone(), dag);

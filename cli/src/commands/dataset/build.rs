@@ -7,13 +7,14 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use chrono_tz::Tz;
 use serde::Serialize;
-use tidegate_registry::dataset::{ColumnNames, Dataset, Manifest, SpineFrom};
+use tidegate_registry::dataset::{ColumnNames, Dataset, DatasetFilter, Manifest, SpineFrom};
 use tidegate_registry::definitions::Settings;
 use tidegate_registry::features::{Asked, Selection};
 use tidegate_registry::ids::DatasetId;
-use tidegate_registry::time::format_instant;
+use tidegate_registry::time::{Instant, format_instant};
 use tidegate_worker::dataset::{
     DatasetError, DatasetParts, DatasetRequest, LABEL_TIME, Place, PlaceFormat, Spine, ViewFiles, build, files,
+    imported,
 };
 use tidegate_worker::engine::Engine;
 
@@ -88,12 +89,22 @@ pub(super) struct RebuildArguments {
     out: String,
 }
 
+/// What `dataset import` is told.
+#[derive(Debug, clap::Args)]
+pub(super) struct ImportArguments {
+    /// Where it is: FILE.parquet with its manifest beside it, or the folder of a Delta table; also a URL
+    place: String,
+    /// A name to find it by
+    #[arg(long)]
+    name: Option<String>,
+}
+
 /// Builds a dataset.
 pub(super) async fn run(arguments: Arguments, registry: &Registry, context: &Context) -> anyhow::Result<Exit> {
     let settings = context.settings()?;
     // Before anything is built: what could not be pinned then would stand there unrecorded.
     arguments.pin.as_deref().map_or(Ok(()), has_words)?;
-    let request = request(&arguments, registry).await?;
+    let request = request(wanted(&arguments)?, registry).await?;
     let parts = parts(&settings, registry)?;
     if arguments.dry_run {
         let reads: Vec<Reads> = files(&parts, &request).await.map_err(told)?.iter().map(Reads::of).collect();
@@ -101,7 +112,7 @@ pub(super) async fn run(arguments: Arguments, registry: &Registry, context: &Con
         return Ok(Exit::Done);
     }
     let place = place(&settings, arguments.out.as_deref().unwrap_or_default())?;
-    let manifest = write(&settings, &parts, &request, &place).await?;
+    let manifest = write(&settings, &parts, &request, &place, context).await?;
     let now = registry.clock.now();
     let pin = match arguments.pin {
         Some(reason) => Some(pin(&manifest, &parts.lake, context, now, reason).await?),
@@ -116,7 +127,47 @@ pub(super) async fn run(arguments: Arguments, registry: &Registry, context: &Con
         manifest,
         pin,
     };
-    registry.store.dataset_record(&dataset).await.context("the dataset is written, and could not be recorded")?;
+    let recorded = registry.store.dataset_record(&dataset).await;
+    recorded.context("the dataset is written, and could not be recorded; `tidegate dataset import` does that later")?;
+    let report = Report::of(&dataset);
+    context.output.one(&report, &report.lines())?;
+    Ok(Exit::Done)
+}
+
+/// Records a dataset that is there, and that the registry does not know.
+pub(super) async fn import(arguments: ImportArguments, registry: &Registry, context: &Context) -> anyhow::Result<Exit> {
+    let settings = context.settings()?;
+    let place = place(&settings, &arguments.place)?;
+    let manifest = imported(&place).await.map_err(told)?;
+    let now = registry.clock.now();
+    if manifest.project != registry.project.name.as_str() {
+        return Err(UserError::new(format!(
+            "`{}` is a dataset of the project `{}`, and this is `{}`",
+            place.name(),
+            manifest.project,
+            registry.project.name
+        ))
+        .into());
+    }
+    if !is_of(&manifest, registry).await? {
+        return Err(UserError::new(format!("`{}` is made of what this registry does not know", place.name()))
+            .hint("when the registry is an older copy of the one that it was built with: bring back a newer one first")
+            .into());
+    }
+    let known = registry.store.datasets(&DatasetFilter::default()).await?;
+    if let Some(known) = known.iter().find(|known| known.place == place.name() && known.manifest == manifest) {
+        return Err(UserError::new(format!("`{}` is known as `{}` already", place.name(), known.label())).into());
+    }
+    let dataset = Dataset {
+        id: DatasetId::generate(),
+        name: arguments.name,
+        place: place.name().to_owned(),
+        created_at: now,
+        actor: context.actor(),
+        manifest,
+        pin: None,
+    };
+    registry.store.dataset_record(&dataset).await?;
     let report = Report::of(&dataset);
     context.output.one(&report, &report.lines())?;
     Ok(Exit::Done)
@@ -151,46 +202,99 @@ pub(super) async fn again(arguments: RebuildArguments, registry: &Registry, cont
     };
     let parts = parts(&settings, registry)?;
     let place = place(&settings, &arguments.out)?;
-    let new = write(&settings, &parts, &request, &place).await?;
+    let new = write(&settings, &parts, &request, &place, context).await?;
     let outcome = Rebuilt::of(&dataset, old, &new, place.name());
     context.output.one(&outcome, &outcome.lines())?;
     Ok(if outcome.same_rows { Exit::Done } else { Exit::Wrong })
 }
 
-async fn request(arguments: &Arguments, registry: &Registry) -> anyhow::Result<DatasetRequest> {
-    let mut features = Selection::default();
-    for asked in &arguments.features {
-        let asked: Asked = asked.trim().parse().map_err(UserError::new)?;
-        features.add(&registry.project, &asked).map_err(|error| UserError::new(error.reason).hint(error.help))?;
+/// Whether the registry counts definitions and snapshots as the one did that `manifest` was made with: a registry that was
+/// made anew from the lake may not.
+async fn is_of(manifest: &Manifest, registry: &Registry) -> anyhow::Result<bool> {
+    if manifest.definitions > registry.revision {
+        return Ok(false);
     }
-    let known_at = arguments.known_at.map(|time| time.in_zone(Tz::UTC));
-    let number = match &arguments.at_snapshot {
-        Some(snapshot) => {
-            let snapshot = snapshots::find(&*registry.store, snapshot).await?;
-            registry.store.snapshot_number(snapshot.id).await?
+    let (_, project) = registry.store.project(Some(manifest.definitions)).await.context("reading the definitions")?;
+    for (id, read) in &manifest.views {
+        let fingerprint = project.views.get(id).map(|view| view.fingerprint.as_str());
+        let then = registry.store.as_of(id, manifest.number).await.context("looking up what was published")?;
+        if fingerprint != Some(read.fingerprint.as_str()) || then.snapshot != read.snapshot {
+            return Ok(false);
         }
-        None => registry.store.number_at(known_at.unwrap_or_else(|| registry.clock.now())).await?,
-    };
+    }
+    Ok(true)
+}
+
+fn wanted(arguments: &Arguments) -> anyhow::Result<Wanted> {
     let spine = match (&arguments.spine.spine, &arguments.spine.spine_sql, arguments.at) {
         (Some(place), _, _) => Spine::File { place: here(place)? },
         (None, Some(sql), _) => Spine::Sql(sql.clone()),
         (None, None, Some(at)) => Spine::Entities(at.in_zone(Tz::UTC)),
         (None, None, None) => return Err(UserError::new("there is no spine").hint("give `--spine FILE`").into()),
     };
-    Ok(DatasetRequest {
-        project: Arc::new(registry.project.clone()),
-        definitions: registry.revision,
+    Ok(Wanted {
         spine,
         label_time: arguments.event_timestamp.clone(),
-        features,
+        features: arguments.features.clone(),
         names: if arguments.short_names { ColumnNames::Short } else { ColumnNames::Full },
-        number,
-        known_at,
+        at_snapshot: arguments.at_snapshot.clone(),
+        known_at: arguments.known_at.map(|time| time.in_zone(Tz::UTC)),
     })
 }
 
-/// A path of the command line is one of the folder that the command runs in, wherever the project is.
-fn here(place: &str) -> anyhow::Result<String> {
+/// A dataset in the words of whoever wants it.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Whose features, and when.
+    pub spine: Spine,
+    /// The column of the spine that says when.
+    pub label_time: String,
+    /// What to join, as in `view.feature`.
+    pub features: Vec<String>,
+    /// How columns are named.
+    pub names: ColumnNames,
+    /// The id of a snapshot, or its beginning: views are read as they were when it had just been recorded.
+    pub at_snapshot: Option<String>,
+    /// Only what had been published by then counts.
+    pub known_at: Option<Instant>,
+}
+
+/// What `wanted` means in this project, now.
+///
+/// # Errors
+/// When a feature or the snapshot does not exist, or the registry cannot be read.
+pub async fn request(wanted: Wanted, registry: &Registry) -> anyhow::Result<DatasetRequest> {
+    let mut features = Selection::default();
+    for asked in &wanted.features {
+        let asked: Asked = asked.trim().parse().map_err(UserError::new)?;
+        features
+            .add(&registry.project, &asked)
+            .map_err(|error| UserError::new(error.reason).hint(error.help).missing())?;
+    }
+    let number = match &wanted.at_snapshot {
+        Some(snapshot) => {
+            let snapshot = snapshots::find(&*registry.store, snapshot).await?;
+            registry.store.snapshot_number(snapshot.id).await?
+        }
+        None => registry.store.number_at(wanted.known_at.unwrap_or_else(|| registry.clock.now())).await?,
+    };
+    Ok(DatasetRequest {
+        project: Arc::new(registry.project.clone()),
+        definitions: registry.revision,
+        spine: wanted.spine,
+        label_time: wanted.label_time,
+        features,
+        names: wanted.names,
+        number,
+        known_at: wanted.known_at,
+    })
+}
+
+/// A path is one of the folder that this process runs in, wherever the project is.
+///
+/// # Errors
+/// When there is no such folder.
+pub fn here(place: &str) -> anyhow::Result<String> {
     if place.contains("://") {
         return Ok(place.to_owned());
     }
@@ -211,7 +315,11 @@ fn normal(path: &Path) -> PathBuf {
     plain
 }
 
-fn parts(settings: &Settings, registry: &Registry) -> anyhow::Result<DatasetParts> {
+/// What building a dataset of this project needs.
+///
+/// # Errors
+/// When the lake, or a folder of sources, cannot be opened.
+pub fn parts(settings: &Settings, registry: &Registry) -> anyhow::Result<DatasetParts> {
     Ok(DatasetParts {
         store: Arc::clone(&registry.store),
         lake: engine::lake(settings)?,
@@ -244,20 +352,23 @@ async fn write(
     parts: &DatasetParts,
     request: &DatasetRequest,
     place: &Place,
+    context: &Context,
 ) -> anyhow::Result<Manifest> {
     let scratch = Scratch::new();
     let engine = Arc::new(Engine::new(settings.memory_bytes, &scratch.0)?);
     let mut counter = Counter::start("rows written");
     let (parts, request, place) = (parts.clone(), request.clone(), place.clone());
     let working = Arc::clone(&engine);
-    let building = async move { build(&working, &parts, &request, &place, &mut |rows| counter.set(rows)).await };
+    let stop = context.shutdown.gentle.clone();
+    let building = async move { build(&working, &parts, &request, &place, &stop, &mut |rows| counter.set(rows)).await };
     engine.run(building).await?.map_err(told)
 }
 
 /// What the user can mend is the user's.
-fn told(error: DatasetError) -> anyhow::Error {
+pub fn told(error: DatasetError) -> anyhow::Error {
     match error {
         DatasetError::Wrong { message, hint } => UserError::new(message).hint(hint).into(),
+        DatasetError::Stopped => anyhow::Error::new(error),
         DatasetError::Failed(error) => error,
     }
 }

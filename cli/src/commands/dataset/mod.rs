@@ -2,6 +2,8 @@
 
 mod build;
 
+pub use self::build::{Wanted, here, parts, request, told};
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -33,6 +35,8 @@ enum Action {
     Build(build::Arguments),
     /// Build a dataset again from what its manifest names, and say whether the bytes are the same
     Rebuild(build::RebuildArguments),
+    /// Record a dataset that is there, with its manifest, and is not known: its build died, or the registry was lost
+    Import(build::ImportArguments),
     /// List datasets, the newest first
     List(Filter),
     /// Show one dataset with all that it was built from
@@ -55,17 +59,18 @@ enum Action {
     },
 }
 
+/// Which datasets to list
 #[derive(Debug, clap::Args)]
-struct Filter {
+pub struct Filter {
     /// Only those that could see rows that this snapshot published
     #[arg(long, value_name = "SNAPSHOT")]
-    built_from: Option<String>,
+    pub built_from: Option<String>,
     /// Only those with features of this view: a name (its highest version) or name@vN
     #[arg(long)]
-    view: Option<String>,
+    pub view: Option<String>,
     /// At most this many; 0 for all
     #[arg(long, default_value_t = 20, value_name = "N")]
-    limit: u32,
+    pub limit: u32,
 }
 
 /// Runs the command.
@@ -77,6 +82,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
     match arguments.action {
         Action::Build(arguments) => return build::run(arguments, &registry, context).await,
         Action::Rebuild(arguments) => return build::again(arguments, &registry, context).await,
+        Action::Import(arguments) => return build::import(arguments, &registry, context).await,
         Action::List(filter) => list(&filter, &registry, context).await?,
         Action::Show { dataset } => {
             let dataset = find(&*registry.store, &dataset).await?;
@@ -100,6 +106,19 @@ pub async fn run(arguments: Arguments, context: &Context) -> anyhow::Result<Exit
 }
 
 async fn list(filter: &Filter, registry: &Registry, context: &Context) -> anyhow::Result<()> {
+    let reports = reports(filter, registry).await?;
+    if reports.is_empty() && !context.output.is_json() {
+        note("there is no such dataset");
+        return Ok(());
+    }
+    context.output.list(&reports)
+}
+
+/// The datasets that are chosen, as they are listed, the newest first.
+///
+/// # Errors
+/// When there is no such view or snapshot, or the registry cannot be read.
+pub async fn reports(filter: &Filter, registry: &Registry) -> anyhow::Result<Vec<Report>> {
     let mut wanted = DatasetFilter { limit: filter.limit, ..DatasetFilter::default() };
     if let Some(name) = &filter.view {
         wanted.views.push(select::view(&registry.project, name)?.id.clone());
@@ -108,12 +127,7 @@ async fn list(filter: &Filter, registry: &Registry, context: &Context) -> anyhow
         let snapshot = snapshots::find(&*registry.store, snapshot).await?;
         wanted.built_from = Some(snapshot.views.iter().map(|view| (view.view.clone(), snapshot.id)).collect());
     }
-    let datasets = registry.store.datasets(&wanted).await?;
-    if datasets.is_empty() && !context.output.is_json() {
-        note("there is no such dataset");
-        return Ok(());
-    }
-    context.output.list(&datasets.iter().map(Report::of).collect::<Vec<_>>())
+    Ok(registry.store.datasets(&wanted).await?.iter().map(Report::of).collect())
 }
 
 /// The one dataset that is called so; of several with a name the newest.
@@ -124,6 +138,7 @@ async fn find(store: &dyn Store, asked: &str) -> anyhow::Result<Dataset> {
     match found.len() {
         0 => Err(UserError::new(format!("there is no dataset `{asked}`"))
             .hint("`tidegate dataset list` shows them")
+            .missing()
             .into()),
         1 => Ok(found.remove(0)),
         _ if named => {
@@ -162,8 +177,9 @@ async fn pin(
     Ok(DatasetPin { pinned_at: now, actor: context.actor(), reason, files })
 }
 
+/// A dataset as it is listed.
 #[derive(Debug, Serialize)]
-struct Report {
+pub struct Report {
     dataset: String,
     name: Option<String>,
     created_at: String,
@@ -177,7 +193,8 @@ struct Report {
 }
 
 impl Report {
-    fn of(dataset: &Dataset) -> Self {
+    /// What is to be said of `dataset`.
+    pub fn of(dataset: &Dataset) -> Self {
         Self {
             dataset: dataset.id.to_string(),
             name: dataset.name.clone(),
@@ -217,6 +234,7 @@ impl Report {
             ("views", views.collect::<Vec<_>>().join("\n")),
             ("rows", self.rows.to_string()),
             ("columns", columns.collect::<Vec<_>>().join("\n")),
+            ("stale", stale(manifest).join("\n")),
             ("digest", self.digest.clone()),
         ];
         if let Some(pin) = &self.pinned {
@@ -224,6 +242,16 @@ impl Report {
         }
         lines
     }
+}
+
+/// Per view the rows that are later than what it had by more than its `max_age`: readers would have been told that it is
+/// late, and whoever trains or scores is not asked.
+pub fn stale(manifest: &Manifest) -> Vec<String> {
+    let rows = manifest.output.rows;
+    let lines = manifest.output.stale.iter().map(|(view, stale)| {
+        format!("{stale} of {rows} rows are later than what `{view}` had by more than its max_age")
+    });
+    lines.collect()
 }
 
 fn spine(manifest: &Manifest) -> String {

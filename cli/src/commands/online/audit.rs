@@ -10,7 +10,7 @@ use tidegate_worker::serving::AuditOptions;
 use super::{chosen, serving};
 use crate::context::{Context, Registry};
 use crate::error::Exit;
-use crate::output::Row;
+use crate::output::{Row, percent};
 use crate::progress::note;
 
 #[derive(Debug, Serialize)]
@@ -23,6 +23,9 @@ pub(super) struct Line {
     missing: u64,
     different: u64,
     extra: u64,
+    /// Per cent of the entities, and of their values, that were online as in the lake; `null` when there are none.
+    entity_agreement: Option<f64>,
+    value_agreement: Option<f64>,
     repaired: bool,
     examples: Vec<String>,
 }
@@ -36,12 +39,13 @@ impl Line {
 
 impl Row for Line {
     const HEADINGS: &'static [&'static str] =
-        &["VIEW", "STORE", "ENTITIES", "COMPARED", "MISSING", "DIFFERENT", "EXTRA", "REPAIRED"];
+        &["VIEW", "STORE", "ENTITIES", "COMPARED", "MISSING", "DIFFERENT", "EXTRA", "VALUES AGREE", "REPAIRED"];
 
     fn cells(&self) -> Vec<String> {
         let numbers = [self.entities, self.compared, self.missing, self.different, self.extra];
         let mut cells = vec![self.view.clone(), self.store.clone()];
         cells.extend(numbers.map(|number| number.to_string()));
+        cells.push(percent(self.value_agreement));
         cells.push(if self.repaired { "yes".to_owned() } else { String::new() });
         cells
     }
@@ -108,6 +112,8 @@ pub(super) async fn compare(
                 missing: audit.missing,
                 different: audit.different,
                 extra: audit.extra,
+                entity_agreement: audit.entity_agreement(),
+                value_agreement: audit.value_agreement(),
                 repaired: audit.repaired,
                 examples: audit.examples,
             });

@@ -84,9 +84,8 @@ pub async fn get(view: &str, keys: &[String], settings: &Settings, registry: &Re
     if view.online.is_none() {
         return Err(not_online(view).into());
     }
-    let entity = entity(registry.project.keys_of(view), keys)?;
-    let texts: Vec<String> = entity.values().map(plain).collect();
-    let served = serve(&*store, view, &entity_key::join(&texts), registry.clock.now()).await;
+    let entity = entity(registry.project.keys_of(view), &pairs(keys)?)?;
+    let served = serve(&*store, view, &key_of(&entity), registry.clock.now()).await;
     let served = served.context("reading features")?;
     let features = features(view, &served)?;
     store.close().await;
@@ -102,29 +101,45 @@ pub async fn get(view: &str, keys: &[String], settings: &Settings, registry: &Re
 }
 
 /// The snapshot's id, which ends the tag of what is live.
-fn snapshot_of(tag: &str) -> String {
+pub fn snapshot_of(tag: &str) -> String {
     let id = tag.rsplit_once('@').map(|(_, id)| id).filter(|id| id.parse::<SnapshotId>().is_ok());
     id.unwrap_or(tag).to_owned()
 }
 
-/// The entity's keys in declared order, each with a value of its type.
-fn entity(keys: &[Key], given: &[String]) -> anyhow::Result<IndexMap<String, Value>> {
-    let wanted = || keys.iter().map(|key| format!("{}=…", key.name)).collect::<Vec<_>>().join(" ");
-    let mut values: IndexMap<&str, &str> = IndexMap::new();
+/// Keys as they stand on the command line.
+fn pairs(given: &[String]) -> anyhow::Result<IndexMap<&str, &str>> {
+    let mut values = IndexMap::new();
     for pair in given {
         let Some((name, value)) = pair.split_once('=') else {
             return Err(UserError::new(format!("`{pair}` is not of the form KEY=VALUE"))
-                .hint(format!("write `{}`", wanted()))
+                .hint("write each key with its value, as in `carrier=UA`")
                 .into());
         };
-        if !keys.iter().any(|key| key.name == name) {
+        if values.insert(name, value).is_some() {
+            return Err(UserError::new(format!("`{name}` is given twice")).into());
+        }
+    }
+    Ok(values)
+}
+
+/// The key under which the online store has an entity.
+pub fn key_of(entity: &IndexMap<String, Value>) -> String {
+    let texts: Vec<String> = entity.values().map(plain).collect();
+    entity_key::join(&texts)
+}
+
+/// The entity's keys in declared order, each with a value of its type.
+///
+/// # Errors
+/// When a key is missing, unknown, or no value of its type.
+pub fn entity(keys: &[Key], values: &IndexMap<&str, &str>) -> anyhow::Result<IndexMap<String, Value>> {
+    let wanted = || keys.iter().map(|key| format!("{}=…", key.name)).collect::<Vec<_>>().join(" ");
+    for name in values.keys() {
+        if !keys.iter().any(|key| key.name == *name) {
             let guess = did_you_mean(name, keys.iter().map(|key| key.name.as_str()));
             return Err(UserError::new(format!("the entity has no key `{name}`"))
                 .hint(guess.unwrap_or_else(|| format!("write `{}`", wanted())))
                 .into());
-        }
-        if values.insert(name, value).is_some() {
-            return Err(UserError::new(format!("`{name}` is given twice")).into());
         }
     }
     keys.iter()
@@ -194,7 +209,8 @@ mod tests {
     }
 
     fn given(pairs: &[&str]) -> anyhow::Result<IndexMap<String, Value>> {
-        entity(&keys(), &pairs.iter().map(|pair| (*pair).to_owned()).collect::<Vec<_>>())
+        let pairs: Vec<String> = pairs.iter().map(|pair| (*pair).to_owned()).collect();
+        entity(&keys(), &super::pairs(&pairs)?)
     }
 
     #[test]

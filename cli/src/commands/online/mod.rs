@@ -12,7 +12,7 @@ use tidegate_registry::model::FeatureView;
 use tidegate_worker::engine::Engine;
 use tidegate_worker::serving::{AuditOptions, Serving};
 
-pub use self::get::{Answer, get};
+pub use self::get::{Answer, entity, get, key_of, snapshot_of};
 use crate::context::{Context, Registry};
 use crate::engine;
 use crate::error::{Exit, UserError};
@@ -99,19 +99,19 @@ pub(crate) async fn differing(
 }
 
 /// The project has no online store.
-pub(super) fn no_store() -> UserError {
+pub fn no_store() -> UserError {
     UserError::new("the project has no online store")
         .hint("name one in tidegate.yaml, as in `online: sqlite://.tidegate/online.db`")
 }
 
 /// The view is not published online.
-pub(super) fn not_online(view: &FeatureView) -> UserError {
+pub fn not_online(view: &FeatureView) -> UserError {
     UserError::new(format!("`{}` is not published online", view.id))
         .hint("give it `online: {strategy: swap}`, or read its table in the lake")
 }
 
 /// What brings features online, once for each store that the project keeps alike.
-async fn serving(context: &Context, registry: &Registry) -> anyhow::Result<Vec<Serving>> {
+pub(super) async fn serving(context: &Context, registry: &Registry) -> anyhow::Result<Vec<Serving>> {
     let settings = context.settings()?;
     let online = engine::online(&settings).await?.ok_or_else(no_store)?;
     online.claim_owner(&settings.project, registry.id).await.context("claiming the online store")?;

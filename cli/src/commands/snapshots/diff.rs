@@ -21,9 +21,9 @@ use crate::output::{grid, labelled};
 use crate::select;
 
 /// The tag of features whose values are not for everybody.
-const PII: &str = "pii";
+pub(crate) const PII: &str = "pii";
 /// What is shown in their place.
-const MASKED: &str = "(masked)";
+pub(crate) const MASKED: &str = "(masked)";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -273,7 +273,7 @@ impl FeatureReport {
 }
 
 /// Four digits that count.
-fn rounded(number: f64) -> String {
+pub(crate) fn rounded(number: f64) -> String {
     if number == 0.0 {
         return "0".to_owned();
     }
@@ -282,7 +282,7 @@ fn rounded(number: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-fn entity(keys: &Map<String, Value>) -> String {
+pub(crate) fn entity(keys: &Map<String, Value>) -> String {
     keys.iter().map(|(key, value)| format!("{key}={}", plain(value))).collect::<Vec<_>>().join(" ")
 }
 

@@ -85,8 +85,9 @@ struct TakenBack {
     at: Option<String>,
 }
 
+/// A snapshot as it is shown.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub struct Report {
     id: String,
     dag: String,
     run: String,

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use locations::{LakeLocation, OnlineLocation, OnlineTarget, RegistryLocation, Secret, StorageSettings};
+pub(in crate::definitions) use notify::webhook_names;
 pub use notify::{NotifySettings, WebhookSettings};
 pub use redis::{RedisLocation, RedisNode, RedisTopology};
 pub(super) use resolve::resolve;

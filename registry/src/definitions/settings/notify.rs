@@ -12,7 +12,7 @@ use std::time::Duration;
 use url::{Host, Url};
 
 use super::Secret;
-use super::written::{NotifyFile, WebhookFile};
+use super::written::{NotifyFile, ProjectFile, WebhookFile};
 use crate::address::{Allowed, HostPattern, Network, is_public};
 use crate::definitions::read::{At, Field};
 use crate::definitions::scalars;
@@ -90,6 +90,15 @@ pub(super) fn notify(written: Option<&NotifyFile>, fill: Fill<'_>, out: &mut Vec
         duration
     });
     NotifySettings { webhooks, allowed, give_up_after: give_up_after.unwrap_or(GIVE_UP_AFTER) }
+}
+
+/// The names of all webhooks in `tidegate.yaml`, those of every profile included: where a profile sends nothing, what the
+/// definitions name is right all the same.
+pub(in crate::definitions) fn webhook_names(file: &ProjectFile) -> Vec<String> {
+    let profiles = file.profiles.get().into_iter().flat_map(|profiles| &profiles.value.0);
+    let sections = std::iter::once(&file.notify).chain(profiles.map(|(_, profile)| &profile.notify));
+    let webhooks = sections.filter_map(Field::get).filter_map(|notify| notify.webhooks.get());
+    webhooks.flat_map(|list| &list.value).filter_map(|webhook| webhook.name.value()).collect()
 }
 
 fn wrong<T>(at: &At<T>, fact: impl Into<String>) -> Diagnostic {

@@ -9,10 +9,10 @@ use chrono_tz::Tz;
 use super::{Catalog, Context, Written, owner_ref, parse_name, tags};
 use crate::cron::Cron;
 use crate::definitions::read::{At, Field, nearest};
-use crate::definitions::written::{DagFile, RetriesFile, ScheduleFile};
+use crate::definitions::written::{DagFile, Named, OnPublishedFile, RetriesFile, ScheduleFile};
 use crate::diagnostics::{Diagnostic, Origin, ids};
 use crate::ids::{DagName, ViewId, ViewName};
-use crate::model::{Dag, Retries, Schedule};
+use crate::model::{Dag, OnPublished, Retries, Schedule};
 
 /// A DAG and where each of its views is named.
 pub(super) struct ParsedDag {
@@ -176,8 +176,73 @@ fn dag(
         in_order: false,
         on_blocked: file.on_blocked.value().unwrap_or_default(),
         publish: file.publish.value().unwrap_or_default(),
+        on_published: on_published(&file.on_published, context.webhooks, out),
         origin: file.name.origin_or(&file.origin),
     })
+}
+
+/// Larger ones than this crowd out what a notice says of the run.
+const PAYLOAD_BYTES_MAX: usize = 16 * 1024;
+
+fn on_published(
+    field: &Field<Vec<At<OnPublishedFile>>>,
+    webhooks: &[String],
+    out: &mut Vec<Diagnostic>,
+) -> Vec<OnPublished> {
+    let mut named: HashMap<&str, &Origin> = HashMap::new();
+    let mut told = Vec::new();
+    for file in field.get().into_iter().flat_map(|list| &list.value) {
+        let Some(webhook) = file.webhook.get() else { continue };
+        if !webhooks.contains(&webhook.value) {
+            let known = webhooks.iter().map(String::as_str);
+            let help = nearest(&webhook.value, known).map_or_else(
+                || "add it to `webhooks:` under `notify:` in tidegate.yaml, or name one that is there".to_owned(),
+                |near| format!("did you mean `{near}`?"),
+            );
+            out.push(
+                Diagnostic::error(
+                    ids::UNKNOWN_WEBHOOK,
+                    webhook.origin.clone(),
+                    format!("there is no webhook `{}`", webhook.value),
+                )
+                .with_label("no webhook with this name")
+                .with_help(help),
+            );
+            continue;
+        }
+        if let Some(first) = named.insert(&webhook.value, &webhook.origin) {
+            out.push(
+                Diagnostic::error(
+                    ids::DUPLICATE_NAME,
+                    webhook.origin.clone(),
+                    format!("webhook `{}` is named twice", webhook.value),
+                )
+                .with_label("again here")
+                .with_related(first.clone(), "first named here")
+                .with_help("a webhook is told once of a run: put what it needs into one `payload:`"),
+            );
+            continue;
+        }
+        told.push(OnPublished { webhook: webhook.value.clone(), payload: payload(&file.payload, out) });
+    }
+    told
+}
+
+fn payload(
+    field: &Field<Named<serde_json::Value>>,
+    out: &mut Vec<Diagnostic>,
+) -> serde_json::Map<String, serde_json::Value> {
+    let Some(written) = field.get() else { return serde_json::Map::new() };
+    let payload: serde_json::Map<_, _> =
+        written.0.iter().map(|(name, value)| (name.value.clone(), value.value.clone())).collect();
+    let bytes: usize = payload.iter().map(|(name, value)| name.len() + value.to_string().len()).sum();
+    if bytes > PAYLOAD_BYTES_MAX {
+        out.push(
+            Diagnostic::error(ids::OUT_OF_RANGE, written.origin.clone(), "this payload is larger than 16 KiB")
+                .with_help("keep it to a few fields: the receiver is told where the tables are"),
+        );
+    }
+    payload
 }
 
 fn retries(field: &Field<RetriesFile>, out: &mut Vec<Diagnostic>) -> Retries {

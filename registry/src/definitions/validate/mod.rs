@@ -37,6 +37,8 @@ pub(super) struct Context<'a> {
     pub(super) files: &'a Files<'a>,
     pub(super) allowed_roots: &'a [String],
     pub(super) rules: &'a Rules,
+    /// The names of all webhooks, whatever the profile.
+    pub(super) webhooks: &'a [String],
 }
 
 /// Everything written, of all files.

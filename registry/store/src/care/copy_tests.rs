@@ -103,7 +103,7 @@ async fn fill(store: Arc<dyn Store>) {
     let seen = world.store.happened().await.unwrap().seen;
     world.store.firings_add(seen, seen + 1, &[firing], day(3)).await.unwrap();
     let all = [Subscription { webhook: "oncall".to_owned(), events: Vec::new() }];
-    assert!(world.store.notices_route(&all, LONG).await.unwrap() > 0);
+    assert!(world.store.notices_route(&all, LONG, day(1)).await.unwrap() > 0);
     world.store.worker_heartbeat(&beat("w1", &["slow"])).await.unwrap();
     assert!(world.store.duty_take("janitor", "w1", LONG).await.unwrap());
 }

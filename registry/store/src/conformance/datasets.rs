@@ -54,6 +54,7 @@ pub(crate) async fn dataset(store: &dyn Store, name: &str, snapshot: SnapshotId)
                 rows: 2,
                 digest: "e".to_owned(),
                 columns: Vec::new(),
+                stale: IndexMap::from([(view("a@v1"), 1)]),
                 files: Vec::new(),
             },
         },

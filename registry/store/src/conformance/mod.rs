@@ -199,6 +199,8 @@ macro_rules! conformance {
                 a_lost_delivery_is_claimed_again,
                 a_failed_delivery_is_tried_again_until_it_is_given_up,
                 old_notices_are_removed,
+                a_published_run_is_told_to_whom_its_dag_names,
+                what_no_sender_knows_a_webhook_for_is_given_up,
             }
             switches {
                 a_switch_stays_until_it_is_lifted,

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use serde_json::json;
 use tidegate_registry::audit::AuditFilter;
-use tidegate_registry::ids::NoticeId;
+use tidegate_registry::ids::{NoticeId, RunId, SnapshotId};
 use tidegate_registry::notice::{
-    Delivery, DeliveryClaim, DeliveryEnd, DeliveryState, NewNotice, Notice, NoticeEvent, NoticeFilter, Subscription,
+    Addressed, Delivery, DeliveryClaim, DeliveryEnd, DeliveryState, NewNotice, Notice, NoticeEvent, NoticeFilter,
+    Subscription,
 };
 use tidegate_registry::store::{Store, StoreError, TaskEnd};
 use tokio::task::JoinSet;
@@ -61,6 +62,72 @@ pub async fn a_run_that_comes_to_nothing_tells_so(fixture: &Fixture) {
     assert!(what.message.contains("`daily`") && what.message.ends_with("too few rows"), "{}", what.message);
 }
 
+fn published(run: RunId, webhook: &str) -> Addressed {
+    let notice = NewNotice::new(NoticeEvent::RunPublished, run.to_string(), day(10), "was published");
+    Addressed { webhook: webhook.to_owned(), notice: notice.once(format!("run.published {run} {webhook}")) }
+}
+
+/// With what was published, or not at all: to exactly those that the record names, however often it is repeated.
+pub async fn a_published_run_is_told_to_whom_its_dag_names(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    let store = &*world.store;
+    let run = world.admitted("daily", 0).await;
+    let claim = world.claim_publish(run).await;
+    let intent = world.take(&claim).await;
+    let mut record = World::record(SnapshotId::generate(), &intent);
+    record.notices = vec![published(run, "log"), published(run, "scoring")];
+    let mut of_another = record.clone();
+    of_another.views.pop();
+    assert!(store.record(claim.token, of_another, day(10)).await.is_err());
+    assert_eq!(all(store).await, [], "nothing was published");
+    for _ in 0..2 {
+        store.record(claim.token, record.clone(), day(10)).await.unwrap();
+        fixture.twin.record(claim.token, record.clone(), day(10)).await.unwrap();
+    }
+    let subscriptions = [to("oncall", &[]), to("log", &["run.*"])];
+    assert_eq!(store.notices_route(&subscriptions, LONG, day(10)).await.unwrap(), 0, "it is for nobody else");
+    let mut told: Vec<_> = all(store).await;
+    told.sort_by_key(|(_, deliveries)| deliveries[0].webhook.clone());
+    assert_eq!(told.len(), 2, "each once");
+    for ((notice, deliveries), webhook) in told.iter().zip(["log", "scoring"]) {
+        assert_eq!(notice.what, published(run, webhook).notice);
+        let to: Vec<_> = deliveries.iter().map(|to| (to.webhook.as_str(), to.state, to.attempts)).collect();
+        assert_eq!(to, [(webhook, DeliveryState::Due, 0)]);
+    }
+    let claims = store.delivery_claim(&["scoring".to_owned()], LONG, 10).await.unwrap();
+    assert_eq!(claims.iter().map(|claim| claim.notice.id).collect::<Vec<_>>(), [told[1].0.id]);
+    store.delivery_end(claims[0].token, again("status 500", None), day(10)).await.unwrap();
+    assert_eq!(store.deliveries_retry(None, "ana", day(10)).await.unwrap(), 1, "given up and retried like others");
+}
+
+/// It waits for a scheduler that knows its webhook, but not for ever.
+pub async fn what_no_sender_knows_a_webhook_for_is_given_up(fixture: &Fixture) {
+    let world = World::new(fixture.store.clone()).await;
+    let store = &*world.store;
+    let run = world.admitted("daily", 0).await;
+    let claim = world.claim_publish(run).await;
+    let intent = world.take(&claim).await;
+    let mut record = World::record(SnapshotId::generate(), &intent);
+    record.notices = vec![published(run, "log"), published(run, "scoring")];
+    store.record(claim.token, record, day(10)).await.unwrap();
+    let known = [to("log", &["hold.*"])];
+    store.notices_route(&known, LONG, day(11)).await.unwrap();
+    let due = NoticeFilter { state: Some(DeliveryState::Due), ..NoticeFilter::default() };
+    assert_eq!(store.notices(&due).await.unwrap().len(), 2, "a scheduler may come that knows it");
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    for _ in 0..2 {
+        store.notices_route(&known, Duration::from_millis(1), day(11)).await.unwrap();
+    }
+    let left = store.notices(&due).await.unwrap();
+    assert_eq!((left.len(), left[0].1[0].webhook.as_str()), (1, "log"));
+    let told = AuditFilter { action: Some("notice_give_up".to_owned()), ..AuditFilter::default() };
+    let told = store.audit_events(&told).await.unwrap();
+    assert_eq!((told.len(), told[0].what.at, &told[0].what.detail["webhook"]), (1, day(11), &json!("scoring")));
+    assert_eq!(store.deliveries_retry(None, "ana", day(12)).await.unwrap(), 1);
+    assert_eq!(store.delivery_claim(&["scoring".to_owned()], LONG, 10).await.unwrap().len(), 1);
+    store.notices_route(&[], Duration::from_millis(1), day(12)).await.unwrap();
+}
+
 /// Whoever tells of the same thing again is not heard twice.
 pub async fn a_notice_with_a_key_is_written_once(fixture: &Fixture) {
     let store = &fixture.store;
@@ -85,19 +152,23 @@ pub async fn a_notice_goes_to_whoever_asked_for_its_event(fixture: &Fixture) {
     let store = &*fixture.store;
     store.notify(notice(1)).await.unwrap();
     let subscriptions = [to("oncall", &[]), to("log", &["hold.*", "test"]), to("runs", &["run.*"])];
-    assert_eq!(store.notices_route(&subscriptions, LONG).await.unwrap(), 2);
-    assert_eq!(store.notices_route(&subscriptions, LONG).await.unwrap(), 0, "looked at once");
+    assert_eq!(store.notices_route(&subscriptions, LONG, day(1)).await.unwrap(), 2);
+    assert_eq!(store.notices_route(&subscriptions, LONG, day(1)).await.unwrap(), 0, "looked at once");
     let told = all(store).await;
     let webhooks: Vec<_> = told[0].1.iter().map(|delivery| (delivery.webhook.as_str(), delivery.state)).collect();
     assert_eq!(webhooks, [("log", DeliveryState::Due), ("oncall", DeliveryState::Due)]);
     assert_eq!(store.delivery_claim(&["runs".to_owned()], LONG, 10).await.unwrap(), []);
 
     store.notify(notice(2)).await.unwrap();
-    assert_eq!(store.notices_route(&[], LONG).await.unwrap(), 0);
-    assert_eq!(store.notices_route(&subscriptions, LONG).await.unwrap(), 0, "a webhook hears of what comes after it");
+    assert_eq!(store.notices_route(&[], LONG, day(1)).await.unwrap(), 0);
+    assert_eq!(
+        store.notices_route(&subscriptions, LONG, day(1)).await.unwrap(),
+        0,
+        "a webhook hears of what comes after it"
+    );
     store.notify(notice(3)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
-    assert_eq!(store.notices_route(&subscriptions, Duration::from_millis(1)).await.unwrap(), 0, "too old");
+    assert_eq!(store.notices_route(&subscriptions, Duration::from_millis(1), day(1)).await.unwrap(), 0, "too old");
 }
 
 /// Many senders, each delivery claimed by one of them.
@@ -107,7 +178,9 @@ pub async fn a_delivery_is_claimed_by_one_at_a_time(fixture: &Fixture) {
     }
     let mut routers = JoinSet::new();
     for store in [fixture.store.clone(), fixture.twin.clone()] {
-        routers.spawn(async move { store.notices_route(&[to("oncall", &[]), to("log", &[])], LONG).await.unwrap() });
+        routers.spawn(
+            async move { store.notices_route(&[to("oncall", &[]), to("log", &[])], LONG, day(1)).await.unwrap() },
+        );
     }
     assert_eq!(routers.join_all().await.iter().sum::<u64>(), 40);
     let mut senders = JoinSet::new();
@@ -141,7 +214,7 @@ pub async fn a_delivery_is_claimed_by_one_at_a_time(fixture: &Fixture) {
 pub async fn a_lost_delivery_is_claimed_again(fixture: &Fixture) {
     let store = &*fixture.store;
     store.notify(notice(1)).await.unwrap();
-    store.notices_route(&[to("oncall", &[])], LONG).await.unwrap();
+    store.notices_route(&[to("oncall", &[])], LONG, day(1)).await.unwrap();
     let lost = claim(store, Duration::from_millis(1)).await.remove(0);
     let next = loop {
         if let Some(next) = claim(&*fixture.twin, LONG).await.pop() {
@@ -163,7 +236,7 @@ pub async fn a_lost_delivery_is_claimed_again(fixture: &Fixture) {
 pub async fn a_failed_delivery_is_tried_again_until_it_is_given_up(fixture: &Fixture) {
     let store = &*fixture.store;
     store.notify(notice(1)).await.unwrap();
-    store.notices_route(&[to("oncall", &[])], LONG).await.unwrap();
+    store.notices_route(&[to("oncall", &[])], LONG, day(1)).await.unwrap();
     let first = claim(store, LONG).await.remove(0);
     store.delivery_end(first.token, again("status 500", Some(LONG)), day(1)).await.unwrap();
     assert_eq!(claim(store, LONG).await, [], "it pauses");
@@ -175,7 +248,7 @@ pub async fn a_failed_delivery_is_tried_again_until_it_is_given_up(fixture: &Fix
     assert!(waiting.due_at.is_some());
 
     store.notify(notice(2)).await.unwrap();
-    store.notices_route(&[to("oncall", &[])], LONG).await.unwrap();
+    store.notices_route(&[to("oncall", &[])], LONG, day(1)).await.unwrap();
     let second = claim(store, LONG).await.remove(0);
     store.delivery_end(second.token, again("no such host", None), day(4)).await.unwrap();
     let given_up = NoticeFilter { state: Some(DeliveryState::GivenUp), ..NoticeFilter::default() };
@@ -201,7 +274,7 @@ pub async fn old_notices_are_removed(fixture: &Fixture) {
     for number in [1, 2, 8] {
         store.notify(notice(number)).await.unwrap();
     }
-    store.notices_route(&[to("oncall", &[])], LONG).await.unwrap();
+    store.notices_route(&[to("oncall", &[])], LONG, day(1)).await.unwrap();
     let due = claim(store, LONG).await;
     let first = due.iter().find(|claim| claim.notice.what.at == day(1)).unwrap();
     store.delivery_end(first.token, DeliveryEnd::Sent, day(1)).await.unwrap();

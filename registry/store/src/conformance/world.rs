@@ -136,6 +136,7 @@ pub(crate) fn dag_row(name: &str, views: &[&str], cron: &str) -> DefinitionRow {
         in_order: false,
         on_blocked: OnBlocked::Continue,
         publish: PublishUnit::Together,
+        on_published: Vec::new(),
         origin: Origin::default(),
     };
     row(DefinitionKind::Dag, name, &definition)
@@ -311,7 +312,13 @@ impl World {
             };
             (view.clone(), record)
         });
-        Record { snapshot, views: views.collect(), manifest: Pins::default(), actor: "worker".to_owned() }
+        Record {
+            snapshot,
+            views: views.collect(),
+            manifest: Pins::default(),
+            actor: "worker".to_owned(),
+            notices: Vec::new(),
+        }
     }
 
     /// Takes a run from the beginning to its record.

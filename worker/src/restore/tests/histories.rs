@@ -201,6 +201,19 @@ fn cases(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, max_shrink_iters: 6, failure_persistence: None, ..ProptestConfig::default() }
 }
 
+/// A shop that only the second day has is alive at the end of the fourth, whose three shops are others.
+#[test]
+fn entities_that_the_newest_interval_does_not_have_count_too() {
+    block_on(async {
+        let mut lived = Lived::new().await;
+        for (day, shops, amount) in [(1, 15, 300), (4, 14, 73), (2, 3, 234)] {
+            lived.live(&Act::Compute { day, shops, amount }).await;
+        }
+        let (run, at) = lived.runs[0];
+        lived.take_back(run, at).await;
+    });
+}
+
 proptest! {
     #![proptest_config(cases(4))]
 

@@ -1,0 +1,388 @@
+//! A project that Python has opened, and what can be looked up in it.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use serde::Serialize;
+use tidegate::cli::Shared;
+use tidegate::commands::{consumers, dataset, features, services, snapshots, views};
+use tidegate::context::{Context, Registry};
+use tidegate::error::UserError;
+use tidegate::output::Format;
+use tidegate::process;
+use tidegate::select::Selection;
+use tidegate::shutdown::Shutdown;
+use tidegate_registry::definitions::Settings;
+use tidegate_registry::diagnostics::{RenderStyle, render};
+use tidegate_worker::engine::Engine;
+use tidegate_worker::online::OnlineStore;
+use tokio::runtime::Runtime;
+use tokio::sync::OnceCell;
+
+use crate::errors::{closed, forked, raise};
+use crate::online::Cache;
+use crate::{datasets, online};
+
+/// How long Python's signals may wait while something is computed.
+const SIGNALS_EVERY: Duration = Duration::from_millis(100);
+/// Threads of a client that only wait; computing has its own.
+const WAITING_THREADS: usize = 2;
+/// What answers from the online store rest on is read from the registry so often.
+const DEFINITIONS_AGE: Duration = Duration::from_secs(5);
+
+/// A project, opened.
+#[pyclass(frozen, module = "tidegate._native")]
+pub(crate) struct Client {
+    pub(crate) parts: Parts,
+    process: u32,
+    /// `None` once it is closed.
+    runtime: Mutex<Option<Arc<Runtime>>>,
+}
+
+/// What calls work with.
+pub(crate) struct Parts {
+    pub(crate) context: Context,
+    pub(crate) settings: Settings,
+    registry: Mutex<(Arc<Registry>, std::time::Instant)>,
+    engine: OnceLock<Arc<Engine>>,
+    scratch: PathBuf,
+    online: OnceCell<Option<Arc<dyn OnlineStore>>>,
+    pub(crate) cache: Cache,
+}
+
+#[pymethods]
+impl Client {
+    /// Opens the project in a folder, or the nearest one upwards from the current folder.
+    #[new]
+    #[pyo3(signature = (project, profile, cache_seconds))]
+    fn open(py: Python<'_>, project: Option<PathBuf>, profile: Option<String>, cache_seconds: f64) -> PyResult<Self> {
+        let shared = Shared {
+            project,
+            profile,
+            format: Format::Json,
+            log_level: None,
+            log_format: tidegate::logging::LogFormat::default(),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(WAITING_THREADS)
+            .thread_name("tidegate")
+            .enable_all()
+            .build()
+            .context("starting a client's threads")
+            .map_err(|error| raise(&error))?;
+        let runtime = Arc::new(runtime);
+        let parts = wait(py, &runtime, Parts::open(Context::new(shared, Shutdown::default()), cache_seconds))?;
+        Ok(Self { parts, process: std::process::id(), runtime: Mutex::new(Some(runtime)) })
+    }
+
+    /// The project's name.
+    #[getter]
+    fn project(&self) -> String {
+        self.parts.settings.project.to_string()
+    }
+
+    /// The project's folder.
+    #[getter]
+    fn root(&self) -> PathBuf {
+        self.parts.settings.root.clone()
+    }
+
+    /// Lets go of threads, connections and files.
+    fn close(&self, py: Python<'_>) {
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(runtime) = runtime.filter(|_| self.process == std::process::id()) else { return };
+        py.detach(|| {
+            if let Some(Some(online)) = self.parts.online.get() {
+                runtime.block_on(online.close());
+            }
+            if let Some(runtime) = Arc::into_inner(runtime) {
+                runtime.shutdown_background();
+            }
+        });
+        let _ = std::fs::remove_dir_all(&self.parts.scratch);
+    }
+
+    /// Feature views as `tidegate views list --format json` prints them.
+    #[pyo3(signature = (search, owner, tag))]
+    fn views(
+        &self,
+        py: Python<'_>,
+        search: Option<String>,
+        owner: Option<String>,
+        tag: Option<String>,
+    ) -> PyResult<String> {
+        let registry = self.registry(py)?;
+        json(&views::summaries(&registry.project, &Selection { search, owner, tag }))
+    }
+
+    /// Features as `tidegate features list --format json` prints them.
+    #[pyo3(signature = (search, owner, tag))]
+    fn features(
+        &self,
+        py: Python<'_>,
+        search: Option<String>,
+        owner: Option<String>,
+        tag: Option<String>,
+    ) -> PyResult<String> {
+        let registry = self.registry(py)?;
+        json(&features::summaries(&registry.project, &Selection { search, owner, tag }))
+    }
+
+    /// Feature services as `tidegate services list --format json` prints them.
+    #[pyo3(signature = (search, owner, tag))]
+    fn services(
+        &self,
+        py: Python<'_>,
+        search: Option<String>,
+        owner: Option<String>,
+        tag: Option<String>,
+    ) -> PyResult<String> {
+        let registry = self.registry(py)?;
+        json(&services::summaries(&registry.project, &Selection { search, owner, tag }))
+    }
+
+    /// Consumers as `tidegate consumers list --format json` prints them.
+    #[pyo3(signature = (search, owner, tag, view))]
+    fn consumers(
+        &self,
+        py: Python<'_>,
+        search: Option<String>,
+        owner: Option<String>,
+        tag: Option<String>,
+        view: Option<&str>,
+    ) -> PyResult<String> {
+        let registry = self.registry(py)?;
+        let found = consumers::summaries(&registry.project, &Selection { search, owner, tag }, view);
+        json(&found.map_err(|error| raise(&error))?)
+    }
+
+    /// Snapshots as `tidegate snapshots list --format json` prints them.
+    #[pyo3(signature = (dag, view, limit))]
+    fn snapshots(&self, py: Python<'_>, dag: Option<String>, view: Option<String>, limit: u32) -> PyResult<String> {
+        let found = self.wait(py, async {
+            if dag.is_some() && view.is_some() {
+                return Err(UserError::new("snapshots are asked for by DAG or by view")
+                    .hint("give one of them")
+                    .into());
+            }
+            let registry = self.parts.registry(Duration::ZERO).await?;
+            snapshots::reports(&snapshots::Filter { dag, view, limit }, &registry).await
+        })?;
+        json(&found)
+    }
+
+    /// Datasets as `tidegate dataset list --format json` prints them.
+    #[pyo3(signature = (view, built_from, limit))]
+    fn datasets(
+        &self,
+        py: Python<'_>,
+        view: Option<String>,
+        built_from: Option<String>,
+        limit: u32,
+    ) -> PyResult<String> {
+        let found = self.wait(py, async {
+            let registry = self.parts.registry(Duration::ZERO).await?;
+            dataset::reports(&dataset::Filter { built_from, view, limit }, &registry).await
+        })?;
+        json(&found)
+    }
+
+    /// Joins features to labels: see `datasets`.
+    #[pyo3(signature = (kind, spine, *, features, event_timestamp, at_snapshot, known_at, short_names, name))]
+    #[expect(clippy::too_many_arguments, reason = "Python names them")]
+    fn dataset<'py>(
+        &self,
+        py: Python<'py>,
+        kind: &str,
+        spine: &Bound<'py, PyAny>,
+        features: Vec<String>,
+        event_timestamp: String,
+        at_snapshot: Option<String>,
+        known_at: Option<String>,
+        short_names: bool,
+        name: Option<String>,
+    ) -> PyResult<(Bound<'py, PyAny>, String, Vec<String>)> {
+        let asked = datasets::Asked { features, event_timestamp, at_snapshot, known_at, short_names, name };
+        datasets::dataset(self, py, kind, spine, asked)
+    }
+
+    /// Reads features from the online store: see `online`.
+    #[pyo3(signature = (view, keys, *, features, aged, anyhow, timeout))]
+    #[expect(clippy::too_many_arguments, reason = "Python names them")]
+    fn online<'py>(
+        &self,
+        py: Python<'py>,
+        view: String,
+        keys: Vec<Vec<(String, String)>>,
+        features: Option<Vec<String>>,
+        aged: bool,
+        anyhow: bool,
+        timeout: f64,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let timeout = Duration::try_from_secs_f64(timeout).unwrap_or(Duration::MAX);
+        online::get(self, py, &online::Asked { view, keys, features, aged, anyhow, timeout })
+    }
+}
+
+impl Client {
+    /// Waits for `work` with Python's lock released. Ctrl-C stops it.
+    pub(crate) fn wait<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl Future<Output = anyhow::Result<T>> + Send,
+    ) -> PyResult<T> {
+        if self.process != std::process::id() {
+            return Err(forked());
+        }
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let runtime: Arc<Runtime> = runtime.ok_or_else(closed)?;
+        wait(py, &runtime, work)
+    }
+
+    fn registry(&self, py: Python<'_>) -> PyResult<Arc<Registry>> {
+        self.wait(py, self.parts.registry(Duration::ZERO))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match runtime {
+            // The threads of a runtime do not survive a fork, and waiting for them would take forever.
+            Some(runtime) if self.process != std::process::id() => std::mem::forget(runtime),
+            Some(runtime) => {
+                if let Some(runtime) = Arc::into_inner(runtime) {
+                    runtime.shutdown_background();
+                }
+                let _ = std::fs::remove_dir_all(&self.parts.scratch);
+            }
+            None => {}
+        }
+    }
+}
+
+impl Parts {
+    async fn open(context: Context, cache_seconds: f64) -> anyhow::Result<Self> {
+        let loaded = context.load_settings()?;
+        let Some(settings) = loaded.settings else {
+            let style = RenderStyle { color: false, unicode: true, width: 120 };
+            let told = render(&loaded.diagnostics, &loaded.files, style);
+            return Err(UserError::new(format!("the project's settings are wrong\n{}", told.trim_end())).into());
+        };
+        let registry = applied(&context, &settings).await?;
+        static OPENED: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let number = OPENED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let scratch = format!("tidegate-python-{}-{number}", process::owner().replace(':', "-"));
+        Ok(Self {
+            context,
+            settings,
+            registry: Mutex::new((Arc::new(registry), std::time::Instant::now())),
+            engine: OnceLock::new(),
+            scratch: std::env::temp_dir().join(scratch),
+            online: OnceCell::new(),
+            cache: Cache::new(Duration::try_from_secs_f64(cache_seconds).unwrap_or_default()),
+        })
+    }
+
+    /// The registry with definitions that were read at most `age` ago.
+    ///
+    /// # Errors
+    /// When the registry cannot be read.
+    pub(crate) async fn registry(&self, age: Duration) -> anyhow::Result<Arc<Registry>> {
+        let (known, read_at) = {
+            let held = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+            (Arc::clone(&held.0), held.1)
+        };
+        if read_at.elapsed() <= age {
+            return Ok(known);
+        }
+        let (revision, project) = known.store.project(None).await.context("reading the definitions")?;
+        let registry = Arc::new(Registry { revision, project, ..Registry::clone(&known) });
+        *self.registry.lock().unwrap_or_else(PoisonError::into_inner) =
+            (Arc::clone(&registry), std::time::Instant::now());
+        Ok(registry)
+    }
+
+    /// The registry for an answer that is wanted at once: with what is known of it, should it not answer within `limit`.
+    pub(crate) async fn known_registry(&self, limit: Duration) -> Arc<Registry> {
+        match tokio::time::timeout(limit, self.registry(DEFINITIONS_AGE)).await {
+            Ok(Ok(registry)) => registry,
+            _ => {
+                let mut held = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+                // It is asked again in a while, and not by every call.
+                held.1 = std::time::Instant::now();
+                Arc::clone(&held.0)
+            }
+        }
+    }
+
+    /// What computes: threads and memory are taken when first something is.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn engine(&self) -> anyhow::Result<Arc<Engine>> {
+        if let Some(engine) = self.engine.get() {
+            return Ok(Arc::clone(engine));
+        }
+        let engine = Arc::new(Engine::new(self.settings.memory_bytes, &self.scratch)?);
+        Ok(Arc::clone(self.engine.get_or_init(|| engine)))
+    }
+
+    /// The project's online store.
+    ///
+    /// # Errors
+    /// When it has none, or it cannot be opened.
+    pub(crate) async fn online(&self) -> anyhow::Result<&Arc<dyn OnlineStore>> {
+        let opened = self.online.get_or_try_init(|| tidegate::engine::online(&self.settings)).await?;
+        opened.as_ref().ok_or_else(|| tidegate::commands::online::no_store().into())
+    }
+}
+
+/// The registry, in which something must have been applied.
+async fn applied(context: &Context, settings: &Settings) -> anyhow::Result<Registry> {
+    match context.registry_if_any(settings).await? {
+        Some(registry) if registry.revision > 0 => Ok(registry),
+        _ => Err(UserError::new("nothing has been applied yet").hint("`tidegate apply` does it").into()),
+    }
+}
+
+/// Waits for `work` with Python's lock released, looking for signals now and then.
+fn wait<T: Send>(
+    py: Python<'_>,
+    runtime: &Runtime,
+    work: impl Future<Output = anyhow::Result<T>> + Send,
+) -> PyResult<T> {
+    let mut work = Box::pin(work);
+    loop {
+        let ended = py.detach(|| {
+            runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    ended = &mut work => Some(ended),
+                    () = tokio::time::sleep(SIGNALS_EVERY) => None,
+                }
+            })
+        });
+        match ended {
+            Some(ended) => return ended.map_err(|error| raise(&error)),
+            None => {
+                if let Err(stopped) = py.check_signals() {
+                    // Dropping ends the work; a connection that it holds goes back to its pool by way of the runtime.
+                    let _entered = runtime.enter();
+                    drop(work);
+                    return Err(stopped);
+                }
+            }
+        }
+    }
+}
+
+/// `found` as Python reads it.
+fn json(found: &impl Serialize) -> PyResult<String> {
+    serde_json::to_string(found).map_err(|error| raise(&anyhow!(error)))
+}

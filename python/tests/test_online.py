@@ -1,0 +1,204 @@
+"""Features online: values of their types, where they come from, and what is given in their place."""
+
+import datetime as dt
+import math
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+import tidegate
+from conftest import Command
+
+FOREVER = dt.timedelta(days=36_500)
+
+
+def test_one_entity(client: tidegate.Client) -> None:
+    row = client.online("carrier_delays", {"carrier": "UA"})
+    assert (row.view, row.entity, row.found) == ("carrier_delays@v1", {"carrier": "UA"}, True)
+    assert set(row.features) == {"avg_dep_delay_7d", "worst_dep_delay_7d", "flights_7d", "cancelled_share_7d"}
+    assert isinstance(row["avg_dep_delay_7d"], float)
+    assert isinstance(row["flights_7d"], int)
+    assert row["flights_7d"] > 100
+    assert set(row.sources.values()) == {"online"}
+    assert row.event_timestamp == dt.datetime(2013, 3, 31, 6, 15, tzinfo=dt.timezone.utc)
+    assert row.snapshot == client.snapshots(view="carrier_delays", limit=1)[0]["id"]
+    assert row.age is None
+
+
+def test_online_is_what_a_scoring_set_says(client: tidegate.Client) -> None:
+    """Of every entity of every view that is published online: training equals serving."""
+    views = {view["view"]: view["output"] for view in client.views() if view["online"]}
+    assert len(views) >= 4
+    compared = 0
+    for view, output in views.items():
+        at = max(snapshot["interval_end"] for snapshot in client.snapshots(view=view, limit=0))
+        names = [feature["name"] for feature in client.features() if feature["view"] == view]
+        offline = client.scoring_set(view, at, names="short").to_arrow().to_pylist()
+        keys = [{name: row[name] for name in row if name not in [*names, "event_timestamp"]} for row in offline]
+        online = client.online(view, keys)
+        for row, key, expected in zip(online, keys, offline, strict=True):
+            assert row.entity == key
+            for name in names:
+                # Rows of a partial view expire, and the project's clock has gone on since.
+                if not row.found and output == "partial":
+                    continue
+                if row.sources[name] != "online":
+                    assert expected[name] is None, f"{view} {key} {name}"
+                else:
+                    given = row.features[name]
+                    same = given == expected[name] or (isinstance(given, float) and math.isnan(given))
+                    assert same, f"{view} {key} {name}: {given!r} and {expected[name]!r}"
+                    compared += 1
+    assert compared > 500
+
+
+def test_several_entities_in_their_order(client: tidegate.Client) -> None:
+    rows = client.online("carrier_delays", [{"carrier": "UA"}, {"carrier": "nobody"}, {"carrier": "AA"}], ["flights_7d"])
+    assert [row.found for row in rows] == [True, False, True]
+    assert [list(row.features) for row in rows] == [["flights_7d"]] * 3
+    assert rows[1].features == {"flights_7d": 0}
+    assert client.online("carrier_delays", []) == []
+
+
+def test_what_is_missing_has_the_stored_default_then_the_callers(client: tidegate.Client) -> None:
+    row = client.online(
+        "route_reliability",
+        {"origin": "EWR", "dest": "XXX"},
+        defaults={"distance_miles": 500, "flights_30d": 99},
+    )
+    assert not row.found
+    assert row.event_timestamp is None
+    assert (row["flights_30d"], row.sources["flights_30d"]) == (0, "default"), "the definition's comes first"
+    assert (row["distance_miles"], row.sources["distance_miles"]) == (500, "caller")
+    assert (row["last_scheduled_on"], row.sources["last_scheduled_on"]) == (None, "none")
+
+
+def test_values_have_the_types_of_their_features(client: tidegate.Client) -> None:
+    route = client.online("route_reliability", {"dest": "ORD", "origin": "EWR"})
+    assert type(route["last_scheduled_on"]) is dt.date
+    assert type(route["distance_miles"]) is int
+    trend = client.online("carrier_trend", {"carrier": "UA"})
+    assert type(trend["getting_worse"]) is bool
+    assert trend["airline"] == "United Air Lines Inc."
+
+
+def test_an_age_limit(client: tidegate.Client) -> None:
+    fresh = client.online("carrier_delays", {"carrier": "UA"}, max_staleness=FOREVER)
+    assert fresh.age is not None
+    assert dt.timedelta(hours=1) < fresh.age < FOREVER
+    with pytest.raises(tidegate.Stale, match="old, and at most 1:00:00 is allowed") as caught:
+        client.online("carrier_delays", {"carrier": "UA"}, max_staleness=3600)
+    assert "carrier_delays@v1" in caught.value.message
+    instead = client.online("carrier_delays", {"carrier": "UA"}, max_staleness=3600, defaults={})
+    assert instead.found
+    assert set(instead.sources.values()) == {"default"}
+    assert instead["flights_7d"] == 0
+
+
+def test_a_feature_that_is_switched_off(project: Path, command: Command) -> None:
+    command(project, "feature", "disable", "carrier_delays.flights_7d", "--serve", "null", "--reason", "a test")
+    command(
+        project, "feature", "disable", "carrier_delays.avg_dep_delay_7d", "--serve", "default", "--reason", "a test"
+    )
+    with tidegate.Client(project) as client:
+        row = client.online("carrier_delays", {"carrier": "UA"}, defaults={"flights_7d": 7})
+        assert (row["flights_7d"], row.sources["flights_7d"]) == (None, "switched_off")
+        assert (row["avg_dep_delay_7d"], row.sources["avg_dep_delay_7d"]) == (0.0, "switched_off")
+        assert row.sources["worst_dep_delay_7d"] == "online"
+
+
+def overwrite(project: Path, flights: int) -> None:
+    """Changes what is stored behind everybody's back."""
+    with sqlite3.connect(project / ".tidegate" / "online.db") as db:
+        changed = db.execute(
+            "UPDATE feature_rows SET features = json_set(features, '$.flights_7d', ?) WHERE entity_key = 'UA' "
+            "AND (view, generation) IN (SELECT view, generation FROM live WHERE view = 'carrier_delays@v1')",
+            (str(flights),),
+        )
+        assert changed.rowcount == 1
+    db.close()
+
+
+def test_what_was_read_is_remembered_for_some_seconds(project: Path) -> None:
+    ua = {"carrier": "UA"}
+    with tidegate.Client(project, cache_seconds=3600) as client, tidegate.Client(project) as forgetful:
+        first = client.online("carrier_delays", ua)
+        overwrite(project, 1)
+        again = client.online("carrier_delays", ua)
+        assert again.features == first.features
+        assert set(again.sources.values()) == {"cache"}
+        assert again.snapshot == first.snapshot
+        read = forgetful.online("carrier_delays", ua)
+        assert (read["flights_7d"], read.sources["flights_7d"]) == (1, "online")
+        both = client.online("carrier_delays", [{"carrier": "AA"}, ua, {"carrier": "DL"}], ["flights_7d"])
+        assert [row.sources["flights_7d"] for row in both] == ["online", "cache", "online"]
+    with tidegate.Client(project, cache_seconds=0.2) as client:
+        client.online("carrier_delays", ua)
+        overwrite(project, 2)
+        time.sleep(0.3)
+        assert client.online("carrier_delays", ua)["flights_7d"] == 2
+
+
+def test_what_is_remembered_is_dropped_when_something_else_goes_live(project: Path, command: Command) -> None:
+    ua = {"carrier": "UA"}
+    with tidegate.Client(project, cache_seconds=3600) as client:
+        before = client.online("carrier_delays", ua)
+        command(project, "restore", "--view", "carrier_delays", "--last-good", "--reason", "a test", "--yes")
+        deadline = time.monotonic() + 10
+        while (after := client.online("carrier_delays", ua)).snapshot == before.snapshot:
+            assert time.monotonic() < deadline, "a restore must reach readers that remember"
+            time.sleep(0.05)
+        assert set(after.sources.values()) == {"online"}
+        assert after.features != before.features
+        assert set(client.online("carrier_delays", ua).sources.values()) == {"cache"}
+
+
+def test_a_switch_reaches_what_is_remembered(project: Path, command: Command) -> None:
+    with tidegate.Client(project, cache_seconds=3600) as client:
+        client.online("carrier_delays", {"carrier": "UA"})
+        command(project, "feature", "disable", "carrier_delays.flights_7d", "--serve", "null", "--reason", "a test")
+        deadline = time.monotonic() + 10
+        while client.online("carrier_delays", {"carrier": "UA"}).sources["flights_7d"] != "switched_off":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_keys_are_texts_numbers_dates_and_what_looks_like_them(client: tidegate.Client) -> None:
+    import numpy as np
+
+    assert client.online("carrier_delays", {"carrier": np.str_("UA")}).found
+    for keys, error, says in [
+        ({"carier": "UA"}, tidegate.WrongRequest, "did you mean `carrier`?"),
+        ({}, tidegate.WrongRequest, "the key `carrier` is missing"),
+        ({"carrier": 1.5}, tidegate.WrongRequest, "the key `carrier` cannot be 1.5"),
+        ({"carrier": None}, tidegate.WrongRequest, "the key `carrier` cannot be None"),
+    ]:
+        with pytest.raises(error, match=says.replace("?", r"\?")):
+            client.online("carrier_delays", keys)
+
+
+def test_names_that_mean_nothing(client: tidegate.Client) -> None:
+    ua = {"carrier": "UA"}
+    with pytest.raises(tidegate.NotFound, match="did you mean `flights_7d`"):
+        client.online("carrier_delays", ua, ["flights_7"])
+    with pytest.raises(tidegate.NotFound, match="did you mean `carrier_delays`"):
+        client.online("carrier_delay", ua)
+    with pytest.raises(tidegate.WrongRequest, match="a default for `flights`, which is not asked for"):
+        client.online("carrier_delays", ua, defaults={"flights": 1})
+    with pytest.raises(tidegate.WrongRequest, match=r"give a list, as in `\['flights_7d'\]`"):
+        client.online("carrier_delays", ua, "flights_7d")
+    with pytest.raises(tidegate.WrongRequest, match="no length of time"):
+        client.online("carrier_delays", ua, max_staleness=-1)
+
+
+def test_a_batch_only_project_says_so(project: Path) -> None:
+    settings = project / "tidegate.yaml"
+    lines = [line for line in settings.read_text().splitlines() if not line.startswith("online:")]
+    settings.write_text("\n".join(lines) + "\n")
+    with (
+        tidegate.Client(project) as client,
+        pytest.raises(tidegate.WrongRequest, match="the project has no online store"),
+    ):
+        client.online("carrier_delays", {"carrier": "UA"})

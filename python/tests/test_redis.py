@@ -1,0 +1,119 @@
+"""A Redis as online store, and what happens when it goes away."""
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tidegate
+from conftest import Command
+
+UA = {"carrier": "UA"}
+
+
+class Redis:
+    """A server of our own."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self._folder = folder
+        self.start()
+
+    def start(self) -> None:
+        program = shutil.which("redis-server")
+        assert program is not None, "tests/all.sh installs redis-server"
+        self._process = subprocess.Popen(
+            [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self._folder],
+            stdout=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                assert time.monotonic() < deadline, "Redis did not start"
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def serve_from(project: Path, port: int) -> None:
+    settings = project / "tidegate.yaml"
+    lines = [line for line in settings.read_text().splitlines() if not line.startswith("online:")]
+    settings.write_text("\n".join([*lines, f"online: redis://127.0.0.1:{port}"]) + "\n")
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[Redis]:
+    server = Redis(tmp_path)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def served(project: Path, redis: Redis, command: Command) -> Path:
+    """The example, served from Redis."""
+    serve_from(project, redis.port)
+    command(project, "online", "rebuild")
+    return project
+
+
+def test_redis_answers_as_sqlite_does(client: tidegate.Client, served: Path) -> None:
+    keys = [{"carrier": carrier} for carrier in ("UA", "AA", "nobody")]
+    with tidegate.Client(served) as other:
+        assert other.online("carrier_delays", keys) == client.online("carrier_delays", keys)
+
+
+def test_a_store_that_goes_away(served: Path, redis: Redis) -> None:
+    with tidegate.Client(served, cache_seconds=3600) as client, tidegate.Client(served) as forgetful:
+        before = client.online("carrier_delays", UA)
+        assert forgetful.online("carrier_delays", UA) == before
+        redis.stop()
+        time.sleep(1.1)  # the next call looks what is live, and cannot
+        remembered = client.online("carrier_delays", UA)
+        assert remembered.features == before.features
+        assert set(remembered.sources.values()) == {"cache"}
+        with pytest.raises(tidegate.Unavailable, match="not available"):
+            client.online("carrier_delays", {"carrier": "AA"})
+        with pytest.raises(tidegate.Unavailable):
+            forgetful.online("carrier_delays", UA)
+        row = forgetful.online("carrier_delays", UA, defaults={"flights_7d": 9})
+        assert (row.found, row.snapshot) == (False, None)
+        assert set(row.sources.values()) == {"default"}
+        both = client.online("carrier_delays", [UA, {"carrier": "AA"}], ["flights_7d"], defaults={})
+        assert [each.sources["flights_7d"] for each in both] == ["cache", "default"]
+
+
+def test_a_store_that_says_nothing(project: Path) -> None:
+    """It takes the connection and never answers, as a machine does that hangs."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        serve_from(project, silent.getsockname()[1])
+        with tidegate.Client(project) as client:
+            began = time.monotonic()
+            with pytest.raises(tidegate.Unavailable, match="did not answer within 0.3 s"):
+                client.online("carrier_delays", UA, timeout=0.3)
+            row = client.online("carrier_delays", UA, timeout=0.3, defaults={})
+            assert set(row.sources.values()) == {"default"}
+            assert time.monotonic() - began < 3
+
+
+def test_a_store_that_is_not_there_at_first(served: Path, redis: Redis, command: Command) -> None:
+    redis.stop()
+    with tidegate.Client(served) as client:
+        with pytest.raises(tidegate.Unavailable):
+            client.online("carrier_delays", UA)
+        assert client.online("carrier_delays", UA, defaults={}).sources["flights_7d"] == "default"
+        redis.start()
+        command(served, "online", "rebuild")
+        assert client.online("carrier_delays", UA).sources["flights_7d"] == "online"
