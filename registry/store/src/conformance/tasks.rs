@@ -230,17 +230,18 @@ pub async fn the_last_attempt_lost_fails_the_run(fixture: &Fixture) {
 /// By the database's clock, not by project time.
 pub async fn a_failed_attempt_is_tried_again_after_its_delay(fixture: &Fixture) {
     let world = World::new(fixture.store.clone()).await;
-    let run = world.admitted("daily", 0).await;
-    let claim = world.claim(run).await;
-    world.end(claim.token, failed(Some(Duration::from_millis(300)))).await;
-    let task = world.task(run, "pin").await;
+    let (patient, other) = (world.admitted("daily", 0).await, world.admitted("other", 5).await);
+    let claim = world.claim(patient).await;
+    world.end(claim.token, failed(Some(LONG))).await;
+    let task = world.task(patient, "pin").await;
     assert_eq!((task.state, task.attempts, task.error.as_deref()), (TaskState::Queued, 1, Some("it broke")));
     assert_eq!(task.finished_at, Some(day(10)));
+    let claim = world.try_claim("w1", LONG, &[]).await.expect("others do not wait behind it");
+    assert_eq!(claim.run.id, other);
     assert_eq!(world.try_claim("w1", LONG, &[]).await, None, "not yet");
-    let other = world.admitted("other", 5).await;
-    assert_eq!(world.try_claim("w1", LONG, &[]).await.unwrap().run.id, other, "others do not wait behind it");
-    let claim = within(Duration::from_secs(5), async || world.try_claim("w1", LONG, &[run]).await).await;
-    assert_eq!(claim.attempt, 2);
+    world.end(claim.token, failed(Some(Duration::from_millis(50)))).await;
+    let again = within(Duration::from_secs(30), async || world.try_claim("w1", LONG, &[]).await).await;
+    assert_eq!((again.run.id, again.attempt), (other, 2));
 }
 
 async fn within<T>(limit: Duration, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
