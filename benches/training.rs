@@ -121,6 +121,7 @@ async fn join(what: &str, folder: &Path, cores: usize) {
             options.column_specific_options.insert(name(feature), written);
         }
         joined.push(History {
+            name: format!("history {number}"),
             plan: history.into_unoptimized_plan(),
             keys: vec![(Column::from_name("entity"), Column::from_name("entity"))],
             rule,

@@ -20,6 +20,8 @@ use datafusion::arrow::datatypes::TimeUnit;
 /// One history to join labels with, such as the table of a feature view.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Hash)]
 pub struct History {
+    /// What it is called in messages.
+    pub name: String,
     /// Its rows, in any order.
     pub plan: LogicalPlan,
     /// Pairs of key columns: of the spine, of `plan`. All must be equal; null equals nothing. Without pairs every label sees
@@ -49,9 +51,8 @@ pub fn point_in_time(spine: LogicalPlan, label_time: Column, histories: Vec<Hist
     }
     let histories = histories
         .into_iter()
-        .enumerate()
-        .map(|(number, history)| {
-            history.validate(spine.schema(), &format!("history {}", number + 1))?;
+        .map(|history| {
+            history.validate(spine.schema())?;
             history.without_unpublished()
         })
         .collect::<Result<_>>()?;
@@ -60,8 +61,8 @@ pub fn point_in_time(spine: LogicalPlan, label_time: Column, histories: Vec<Hist
 }
 
 impl History {
-    fn validate(&self, spine: &DFSchema, name: &str) -> Result<()> {
-        let schema = self.plan.schema();
+    fn validate(&self, spine: &DFSchema) -> Result<()> {
+        let (schema, name) = (self.plan.schema(), &self.name);
         for (of_spine, of_history) in &self.keys {
             let a = spine.field(index_of(spine, of_spine, "the spine")?).data_type();
             let b = schema.field(index_of(schema, of_history, name)?).data_type();

@@ -46,7 +46,8 @@ pub(crate) fn event(ttl_hours: Option<u64>) -> Rule {
 
 pub(crate) fn history(plan: LogicalPlan, rule: Rule, take: &[&str]) -> History {
     let take = take.iter().map(|name| (Column::from_name(*name), (*name).to_owned())).collect();
-    History { plan, keys: vec![(Column::from_name("id"), Column::from_name("key"))], rule, take }
+    let keys = vec![(Column::from_name("id"), Column::from_name("key"))];
+    History { name: "the history".to_owned(), plan, keys, rule, take }
 }
 
 async fn scan(session: &SessionContext, name: &str, rows: RecordBatch) -> LogicalPlan {

@@ -283,7 +283,7 @@ impl World {
                     (Column::from_name("amount"), format!("amount{number}")),
                     (Column::from_name("word"), format!("word{number}")),
                 ];
-                Ok(History { plan, keys, rule, take })
+                Ok(History { name: "the history".to_owned(), plan, keys, rule, take })
             })
             .collect::<Result<_>>()?;
         point_in_time(spine, Column::from_name("at"), histories)

@@ -32,7 +32,7 @@ use tokio::task::JoinSet;
 use self::sides::Side;
 use self::tally::{Layout, Tally};
 pub use self::values::Tolerance;
-use crate::dataset::{DatasetError, DatasetParts};
+use crate::dataset::{DatasetError, DatasetParts, bad_value};
 use crate::engine::{Engine, Joins};
 use crate::reads::column;
 use crate::types::describe_one;
@@ -464,11 +464,11 @@ fn comparison(span: Span, pairs: Pairs, tally: Tally) -> Comparison {
 
 /// An error of the engine: what is wrong with the data of the other side is its owner's.
 fn failed(called: &str, error: DataFusionError) -> CompareError {
-    match error.find_root() {
-        DataFusionError::ArrowError(cause, _) => CompareError::wrong(
+    match bad_value(&error) {
+        Some(cause) => CompareError::wrong(
             format!("{called} cannot be read: {cause}"),
             "mend that value, or leave its column out (`--features`)",
         ),
-        _ => CompareError::Failed(anyhow!(error).context("comparing")),
+        None => CompareError::Failed(anyhow!(error).context("comparing")),
     }
 }

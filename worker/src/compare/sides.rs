@@ -202,13 +202,8 @@ fn newest(rows: DataFrame, keys: &[KeyColumn], by: &str) -> datafusion::error::R
 
 /// What `--columns` says of the other side's features.
 fn renamed(mut side: Side, request: &CompareRequest, ours: &Side) -> Result<Side, CompareError> {
-    for (theirs, name) in &request.renamed {
-        let Some(own) = side.features.shift_remove(theirs) else {
-            return Err(unknown(&side.called, theirs, side.features.values()));
-        };
-        known_here(request, ours, name)?;
-        side.features.insert(name.clone(), own);
-    }
+    let names: Vec<String> = side.features.keys().cloned().collect();
+    side.features = as_here(&names, &side.called, request, ours)?;
     for (ours, theirs) in ours.keys.iter().zip(&mut side.keys) {
         if ours.name != theirs.name {
             return Err(CompareError::wrong(
@@ -224,6 +219,33 @@ fn renamed(mut side: Side, request: &CompareRequest, ours: &Side) -> Result<Side
         ));
     }
     Ok(side)
+}
+
+/// The columns `names` by what `--columns` calls them, which is what they are called here; the others by their own names.
+fn as_here(
+    names: &[String],
+    called: &str,
+    request: &CompareRequest,
+    ours: &Side,
+) -> Result<IndexMap<String, String>, CompareError> {
+    let mut as_here: IndexMap<String, String> = IndexMap::new();
+    for (theirs, name) in &request.renamed {
+        if !names.contains(theirs) {
+            return Err(unknown(called, theirs, names.iter()));
+        }
+        known_here(request, ours, name)?;
+        if let Some(other) = as_here.insert(name.clone(), theirs.clone()) {
+            return Err(CompareError::wrong(
+                format!("`--columns` names both `{other}` and `{theirs}` as `{name}`"),
+                "a feature is compared with one column",
+            ));
+        }
+    }
+    let taken: Vec<String> = as_here.values().cloned().collect();
+    for name in names.iter().filter(|name| !taken.contains(name)) {
+        as_here.entry(name.clone()).or_insert_with(|| name.clone());
+    }
+    Ok(as_here)
 }
 
 fn unknown<'a>(called: &str, name: &str, known: impl Iterator<Item = &'a String>) -> CompareError {
@@ -256,29 +278,19 @@ async fn table(
             (format!("the source `{name}`"), ctx.read_table(table).context("reading a source")?)
         }
         With::Place(place) => {
-            let (rows, _) = spine::file(ctx, &parts.spines, place, "table").await?;
+            let view = request.project.views.get(&request.view).context("the view is not defined")?;
+            let types = request.project.keys_of(view).iter().map(|key| {
+                let renamed = request.renamed.iter().find(|(_, name)| *name == key.name);
+                let theirs = renamed.map_or(&key.name, |(theirs, _)| theirs);
+                (theirs.clone(), crate::types::arrow_type(&key.kind))
+            });
+            let (rows, _) = spine::file(ctx, &parts.spines, place, "table", &types.collect()).await?;
             (format!("`{place}`"), rows)
         }
         With::View(_) => return Err(anyhow::anyhow!("a view is no table").into()),
     };
     let names: Vec<String> = rows.schema().fields().iter().map(|field| field.name().clone()).collect();
-    let mut as_here: IndexMap<String, String> = IndexMap::new();
-    for (theirs, name) in &request.renamed {
-        if !names.contains(theirs) {
-            return Err(unknown(&called, theirs, names.iter()));
-        }
-        known_here(request, ours, name)?;
-        if let Some(other) = as_here.insert(name.clone(), theirs.clone()) {
-            return Err(CompareError::wrong(
-                format!("`--columns` names both `{other}` and `{theirs}` as `{name}`"),
-                "a feature is compared with one column",
-            ));
-        }
-    }
-    let taken: Vec<String> = as_here.values().cloned().collect();
-    for name in names.iter().filter(|name| !taken.contains(name)) {
-        as_here.entry(name.clone()).or_insert_with(|| name.clone());
-    }
+    let as_here = as_here(&names, &called, request, ours)?;
     let time = match (&request.their_time, span) {
         (Some(time), _) => Some(time.clone()),
         (None, Span::History(..)) => Some(as_here.get(EVENT_TIMESTAMP).cloned().unwrap_or(EVENT_TIMESTAMP.to_owned())),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
+use deltalake::parquet::arrow::ArrowWriter;
 use proptest::prelude::*;
 use serde_json::json;
 use tidegate_registry::restore::Restoring as _;
@@ -135,6 +136,21 @@ async fn two_versions_of_a_view_are_compared_feature_by_feature() {
 }
 
 #[tokio::test]
+async fn columns_of_another_view_may_swap_their_names() {
+    let world = three_days().await;
+    let mut request = request(&world, "revenue@v2", version("revenue@v1")).await;
+    request.span = Span::AsOf(Some(at("2024-01-02T00:00:00Z")));
+    let pair = |theirs: &str, ours: &str| (theirs.to_owned(), ours.to_owned());
+    request.renamed = vec![pair("receipts", "total"), pair("total", "receipts")];
+    let swapped = found(&world, &request).await.unwrap();
+    let pairs: Vec<_> = swapped.features.iter().map(|found| (found.name.as_str(), found.theirs.as_str())).collect();
+    assert_eq!(pairs, [("total", "receipts"), ("receipts", "total")]);
+    assert_eq!(swapped.features_only_theirs, [""; 0]);
+    request.renamed = vec![pair("receipts", "total"), pair("total", "total")];
+    assert!(wrong(&world, &request).await.contains("names both `receipts` and `total` as `total`"));
+}
+
+#[tokio::test]
 async fn an_old_pipelines_table_is_compared_in_its_own_names_and_types() {
     let world = three_days().await;
     let file = "Shop,revenue,receipts,region\na,30.004,2.0,north\nb,71,,south\nc,1,1,\n,5,5,nowhere\n";
@@ -206,12 +222,19 @@ async fn a_partial_view_is_compared_as_what_still_counts() {
 #[tokio::test]
 async fn what_cannot_be_compared_is_told_with_what_to_do() {
     let world = three_days().await;
+    let numbers: ArrayRef = Arc::new(Int64Array::from(vec![1]));
+    let numbers = RecordBatch::try_from_iter([("shop", Arc::clone(&numbers)), ("total", numbers)]).unwrap();
+    let file = std::fs::File::create(world.folder.path().join("numbers.parquet")).unwrap();
+    let mut writer = ArrowWriter::try_new(file, numbers.schema(), None).unwrap();
+    writer.write(&numbers).unwrap();
+    writer.close().unwrap();
     let mut said = Vec::new();
     let cases = [
         ("revenue@v1", version("revenue@v1")),
         ("revenue@v1", version("ranking@v1")),
         ("revenue@v1", write(&world, "texts.csv", "shop,total\na,many\n")),
-        ("revenue@v1", write(&world, "numbers.csv", "shop,total\n1,2\n")),
+        // The keys of a CSV file would be texts, as the entity says.
+        ("revenue@v1", With::Place("numbers.parquet".to_owned())),
         ("revenue@v1", write(&world, "keyless.csv", "store,total\na,1\n")),
         ("revenue@v1", write(&world, "strange.csv", "shop,umsatz\na,1\n")),
         ("revenue@v1", With::Place("nothing.csv".to_owned())),

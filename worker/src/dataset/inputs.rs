@@ -54,7 +54,7 @@ pub(crate) async fn of(store: &dyn Store, request: &DatasetRequest) -> Result<In
         if expired {
             return Err(DatasetError::wrong(
                 format!("retention has let go of what `{id}` was then"),
-                "choose a later snapshot; `--pin` keeps what the next dataset is built from",
+                "choose a later snapshot; `tidegate dataset pin` keeps what a dataset was built from",
             ));
         }
         let noted = ViewInput {
@@ -156,6 +156,7 @@ pub(super) async fn histories(
         let rows = rows.select(columns).with_context(|| format!("reading the table of `{id}`"))?;
         let plan = LogicalPlanBuilder::from(rows.logical_plan().clone()).build().context("planning a view")?;
         histories.push(History {
+            name: format!("`{id}`"),
             plan,
             keys,
             rule: rule(view, &input.ledger)?,

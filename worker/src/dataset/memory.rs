@@ -7,7 +7,7 @@ use datafusion::arrow::datatypes::SchemaRef;
 use tidegate_registry::dataset::Manifest;
 
 use super::watch::Watched;
-use super::{DatasetError, DatasetParts, DatasetRequest, open};
+use super::{DatasetError, DatasetParts, DatasetRequest, PlaceFormat, open};
 use crate::engine::Engine;
 
 /// The rows of a dataset, and what they were made of.
@@ -30,7 +30,7 @@ pub async fn collect(
     parts: &DatasetParts,
     request: &DatasetRequest,
 ) -> Result<Collected, DatasetError> {
-    let mut watched = Watched::begin(open(engine, parts, request).await?, request);
+    let mut watched = Watched::begin(open(engine, parts, request, PlaceFormat::Parquet).await?, request);
     let schema = Arc::clone(watched.schema());
     let mut batches = Vec::new();
     while let Some(batch) = watched.next().await? {

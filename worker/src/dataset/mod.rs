@@ -24,8 +24,11 @@ use std::sync::Arc;
 use anyhow::{Context as _, anyhow};
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::{DataType, SchemaRef};
+use datafusion::arrow::error::ArrowError;
 use datafusion::common::Column;
+use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::logical_expr::cast;
 use datafusion::physical_plan::ExecutionPlanProperties as _;
 use datafusion::prelude::{DataFrame, SessionContext};
 use indexmap::IndexMap;
@@ -120,6 +123,14 @@ pub enum DatasetError {
 }
 
 impl DatasetError {
+    /// The same as an error among others.
+    fn into_anyhow(self) -> anyhow::Error {
+        match self {
+            Self::Failed(error) => error,
+            other => anyhow!(other),
+        }
+    }
+
     pub(crate) fn wrong(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::Wrong { message: message.into(), hint: hint.into() }
     }
@@ -148,13 +159,18 @@ impl std::fmt::Debug for Opened {
     }
 }
 
-/// Begins to compute a dataset.
+/// Begins to compute a dataset, with types that `format` has.
 ///
 /// # Errors
 /// [`DatasetError::Wrong`] when the spine cannot be read or lacks a column, two columns are called the same, or a view has
 /// let go of what is asked for.
-pub async fn open(engine: &Engine, parts: &DatasetParts, request: &DatasetRequest) -> Result<Opened, DatasetError> {
-    let (ctx, rows, plan) = plan(engine, parts, request).await?;
+pub async fn open(
+    engine: &Engine,
+    parts: &DatasetParts,
+    request: &DatasetRequest,
+    format: PlaceFormat,
+) -> Result<Opened, DatasetError> {
+    let (ctx, rows, plan) = plan(engine, parts, request, format).await?;
     let task = ctx.task_ctx();
     let physical = rows.create_physical_plan().await.map_err(|error| failed("planning the dataset", error))?;
     if physical.output_partitioning().partition_count() != 1 {
@@ -173,7 +189,7 @@ pub async fn open(engine: &Engine, parts: &DatasetParts, request: &DatasetReques
 /// # Errors
 /// Those of [`open`].
 pub async fn explain(engine: &Engine, parts: &DatasetParts, request: &DatasetRequest) -> Result<String, DatasetError> {
-    let (_ctx, rows, _) = plan(engine, parts, request).await?;
+    let (_ctx, rows, _) = plan(engine, parts, request, PlaceFormat::Parquet).await?;
     let plan = rows.create_physical_plan().await.and_then(order::newest_first);
     let plan = plan.map_err(|error| failed("planning the dataset", error))?;
     Ok(datafusion::physical_plan::displayable(plan.as_ref()).indent(true).to_string())
@@ -183,7 +199,11 @@ async fn plan(
     engine: &Engine,
     parts: &DatasetParts,
     request: &DatasetRequest,
+    format: PlaceFormat,
 ) -> Result<(SessionContext, DataFrame, Opened), DatasetError> {
+    if request.features.is_empty() {
+        return Err(DatasetError::wrong("no feature is asked for", "name at least one, as in `view.feature`"));
+    }
     let ctx = engine.context(Joins::Hash)?;
     // The engine would deal the joined rows out to all cores and gather them in whatever order they come.
     ctx.state_ref().write().config_mut().options_mut().optimizer.enable_round_robin_repartition = false;
@@ -211,10 +231,16 @@ async fn plan(
     let mut order = Vec::with_capacity(columns.len() + taken.len() + 1);
     for written in &mut columns {
         let field = rows.schema().field_with_unqualified_name(&written.name).context("finding a column")?;
-        order.push(match written_type(field.data_type(), written.name == label) {
+        let own = field.data_type();
+        order.push(match written_type(own, written.name == label, format) {
             Some(kind) => {
                 written.kind = kind.to_string();
-                datafusion::logical_expr::cast(column(&written.name), kind).alias(&written.name)
+                // One `LargeUtf8` may hold more than the offsets of `Utf8` count, and a slice of it has the offsets of the whole.
+                let value = match own {
+                    DataType::LargeUtf8 => cast(column(&written.name), DataType::Utf8View),
+                    _ => column(&written.name),
+                };
+                cast(value, kind).alias(&written.name)
             }
             None => column(&written.name),
         });
@@ -240,18 +266,28 @@ async fn plan(
     Ok((ctx, rows, Opened { rows: empty, columns, label, spine: from, views, ages }))
 }
 
-/// The type in which a spine's column is written, when that is not its own: one that Parquet and Delta, and so every reader,
-/// know. Labels are instants, so a zoneless one is one of UTC.
-fn written_type(kind: &DataType, is_label: bool) -> Option<DataType> {
+/// The type in which a spine's column is written, when that is not its own: one that the format has, and so every reader of
+/// it knows. Labels are instants, so a zoneless one is one of UTC.
+fn written_type(kind: &DataType, is_label: bool, format: PlaceFormat) -> Option<DataType> {
     use datafusion::arrow::datatypes::TimeUnit::{Microsecond, Millisecond, Second};
+    let is_delta = format == PlaceFormat::Delta;
     Some(match kind {
         DataType::Timestamp(unit, zone) => {
-            let fine = if matches!(unit, Second | Millisecond) { Microsecond } else { *unit };
-            let zone = if is_label { zone.clone().or_else(|| Some("UTC".into())) } else { zone.clone() };
+            let fine = if is_delta || matches!(unit, Second | Millisecond) { Microsecond } else { *unit };
+            let zone = match zone {
+                Some(_) if is_delta => Some("UTC".into()),
+                None if is_label => Some("UTC".into()),
+                own => own.clone(),
+            };
             DataType::Timestamp(fine, zone)
         }
         DataType::Utf8View | DataType::LargeUtf8 => DataType::Utf8,
-        DataType::Dictionary(_, values) => written_type(values, is_label).unwrap_or_else(|| (**values).clone()),
+        DataType::Dictionary(_, values) => written_type(values, is_label, format).unwrap_or_else(|| (**values).clone()),
+        // Delta's integers have signs.
+        DataType::UInt8 if is_delta => DataType::Int16,
+        DataType::UInt16 if is_delta => DataType::Int32,
+        DataType::UInt32 if is_delta => DataType::Int64,
+        DataType::UInt64 if is_delta => DataType::Decimal128(20, 0),
         _ => return None,
     })
     .filter(|written| written != kind)
@@ -279,7 +315,7 @@ fn labels(spine: DataFrame, request: &DatasetRequest) -> Result<Labels, DatasetE
         DataType::Timestamp(..) => Ok(Labels { spine, label: name.clone(), hidden: None }),
         DataType::Date32 | DataType::Date64 | DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => {
             let hidden = "__tidegate_label".to_owned();
-            let instant = datafusion::logical_expr::cast(column(name), crate::types::timestamp());
+            let instant = cast(column(name), crate::types::timestamp());
             let spine = spine.with_column(&hidden, instant).context("reading the labels' instants")?;
             Ok(Labels { spine, label: hidden.clone(), hidden: Some(hidden) })
         }
@@ -294,9 +330,6 @@ fn labels(spine: DataFrame, request: &DatasetRequest) -> Result<Labels, DatasetE
 fn features(request: &DatasetRequest, spine: &[OutputColumn]) -> Result<Vec<(String, ViewId, String)>, DatasetError> {
     let taken =
         request.features.columns(request.names).map_err(|error| DatasetError::wrong(error.reason, error.help))?;
-    if taken.is_empty() {
-        return Err(DatasetError::wrong("no feature is asked for", "name at least one, as in `view.feature`"));
-    }
     for (name, view, feature) in &taken {
         if spine.iter().any(|column| column.name == *name) {
             return Err(DatasetError::wrong(
@@ -309,7 +342,7 @@ fn features(request: &DatasetRequest, spine: &[OutputColumn]) -> Result<Vec<(Str
 }
 
 /// What the join refuses is wrong with the spine.
-fn wrong_plan(error: &datafusion::error::DataFusionError) -> DatasetError {
+fn wrong_plan(error: &DataFusionError) -> DatasetError {
     DatasetError::wrong(
         error.message().into_owned(),
         "the spine's key columns are called and typed as the entity's keys: `tidegate entities list` shows them",
@@ -317,11 +350,25 @@ fn wrong_plan(error: &datafusion::error::DataFusionError) -> DatasetError {
 }
 
 /// An error of the engine: what is wrong with the data of a spine is its owner's.
-pub(crate) fn failed(doing: &str, error: datafusion::error::DataFusionError) -> DatasetError {
-    match error.find_root() {
-        datafusion::error::DataFusionError::ArrowError(cause, _) => {
+pub(crate) fn failed(doing: &str, error: DataFusionError) -> DatasetError {
+    match bad_value(&error) {
+        Some(cause) => {
             DatasetError::wrong(format!("the spine cannot be read: {cause}"), "mend that value, or leave the row out")
         }
-        _ => DatasetError::Failed(anyhow!(error).context(doing.to_owned())),
+        None => DatasetError::Failed(anyhow!(error).context(doing.to_owned())),
+    }
+}
+
+/// What is wrong with a value, when that is why the engine failed, and not a disk or a bug.
+pub(crate) fn bad_value(error: &DataFusionError) -> Option<&ArrowError> {
+    use ArrowError::{ArithmeticOverflow, CastError, ComputeError, CsvError, DivideByZero, ParseError};
+    match error.find_root() {
+        DataFusionError::ArrowError(cause, _) => match &**cause {
+            CastError(_) | ParseError(_) | CsvError(_) | ComputeError(_) | ArithmeticOverflow(_) | DivideByZero => {
+                Some(cause)
+            }
+            _ => None,
+        },
+        _ => None,
     }
 }

@@ -3,14 +3,13 @@
 //! The bytes of a file follow from its rows alone: batches are cut anew to one size, and one writer writes them in order.
 //! So the same manifest gives the same bytes, which `sha256` proves.
 
-use std::future::Future;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow};
 use bytes::Bytes;
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::compute::BatchCoalescer;
-use datafusion::arrow::datatypes::{DataType, SchemaRef};
+use datafusion::arrow::datatypes::{DataType, Schema, SchemaRef};
 use deltalake::DeltaTableBuilder;
 use deltalake::kernel::transaction::CommitProperties;
 use deltalake::kernel::{Action, Add, StructType};
@@ -25,7 +24,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use object_store::buffered::BufWriter;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode};
 use sha2::{Digest as _, Sha256};
 use tidegate_registry::dataset::{Manifest, OutputFile};
 use tokio::io::AsyncWriteExt as _;
@@ -51,7 +50,7 @@ const BATCHES_AHEAD: usize = 4;
 /// written so far. Cancelling `stop` stops it.
 ///
 /// The manifest is there before its file becomes visible, so that a process which dies before the registry has heard of the
-/// dataset leaves one that [`super::imported`] takes.
+/// dataset leaves one that [`super::imported`] takes; and of two builds that want one place at a time, one gets it.
 ///
 /// # Errors
 /// Those of [`super::open`]; [`DatasetError::Wrong`] when something stands at `place`, or a label has no instant;
@@ -65,19 +64,20 @@ pub async fn build(
     told: &mut (dyn FnMut(u64) + Send),
 ) -> Result<Manifest, DatasetError> {
     if place.is_taken().await? {
-        return Err(DatasetError::wrong(
-            format!("`{}` exists, and a dataset never overwrites", place.name),
-            "name another place, or remove what is there; a dataset that was written and never recorded is taken in by \
-             `tidegate dataset import`",
-        ));
+        return Err(taken(place));
     }
-    let opened = open(engine, parts, request).await?;
-    let (name, path) = place.file(request);
-    match write(request, place, opened, (&name, &path), stop, told).await {
+    place.forget_the_dead().await?;
+    let opened = open(engine, parts, request, place.format).await?;
+    let mut made = Vec::new();
+    match write(request, place, opened, stop, told, &mut made).await {
         Ok(manifest) => Ok(manifest),
+        // The commit landed, and its answer did not come: what it names is not to be touched any more.
+        Err(error) if !made.is_empty() && place.is_table().await.unwrap_or(true) => {
+            let error = error.into_anyhow();
+            Err(error.context(format!("`{0}` may be whole: `tidegate dataset import {0}` tells", place.name)).into())
+        }
         Err(error) => {
-            // A file that is begun becomes visible when it is whole; this is for what came after.
-            for left in [path, place.manifest()] {
+            for left in made {
                 match place.store.delete(&left).await {
                     Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
                     Err(stays) => tracing::warn!("`{left}` was left behind: {stays}."),
@@ -88,17 +88,29 @@ pub async fn build(
     }
 }
 
+fn taken(place: &Place) -> DatasetError {
+    DatasetError::wrong(
+        format!("`{}` exists, and a dataset never overwrites", place.name),
+        "name another place, or remove what is there; a dataset that was written and never recorded is taken in by \
+         `tidegate dataset import`",
+    )
+}
+
+/// Writes all of it. `made` is what this build alone has made visible: another one may want the same place, and whose
+/// manifest comes first has it.
 async fn write(
     request: &DatasetRequest,
     place: &Place,
     opened: Opened,
-    (name, path): (&str, &Path),
     stop: &CancellationToken,
     told: &mut (dyn FnMut(u64) + Send),
+    made: &mut Vec<Path>,
 ) -> Result<Manifest, DatasetError> {
     let mut watched = Watched::begin(opened, request);
     let schema = Arc::clone(watched.schema());
-    let writer = Writer::begin(Arc::clone(&place.store), path.clone(), Arc::clone(&schema))?;
+    let table = (place.format == PlaceFormat::Delta).then(|| columns_of_table(&schema)).transpose()?;
+    let (name, path) = place.file(request);
+    let writer = Writer::begin(Arc::clone(&place.store), path.clone(), schema)?;
     if let Err(error) = copy(&mut watched, &writer, stop, told).await {
         return Err(writer.give_up(error).await);
     }
@@ -107,12 +119,29 @@ async fn write(
         Err(error) => return Err(writer.give_up(error.into()).await),
     };
     let written = writer.end().await?;
-    manifest.output.files.push(OutputFile { path: name.to_owned(), size: written.bytes, sha256: written.sum() });
-    written.show(write_manifest(place, &manifest)).await?;
-    if place.format == PlaceFormat::Delta {
-        create_table(place, &schema, &manifest).await?;
+    manifest.output.files.push(OutputFile { path: name, size: written.bytes, sha256: written.sum() });
+    if let Err(error) = claim(place, &manifest).await {
+        return Err(written.drop_it(error).await);
+    }
+    made.extend([place.manifest(), path]);
+    written.show().await?;
+    if let Some(columns) = table {
+        create_table(place, columns, &manifest).await?;
     }
     Ok(manifest)
+}
+
+/// Writes the manifest, with which the place is ours.
+async fn claim(place: &Place, manifest: &Manifest) -> Result<(), DatasetError> {
+    if place.is_taken().await? {
+        return Err(taken(place));
+    }
+    let text = serde_json::to_vec_pretty(manifest).context("writing the manifest")?;
+    match place.store.put_opts(&place.manifest(), text.into(), PutMode::Create.into()).await {
+        Ok(_) => Ok(()),
+        Err(object_store::Error::AlreadyExists { .. }) => Err(taken(place)),
+        Err(error) => Err(anyhow!(error).context(format!("writing `{}`", place.manifest())).into()),
+    }
 }
 
 /// Writes all rows, in batches of one size.
@@ -213,14 +242,16 @@ impl Hashed {
         format!("{:x}", self.sha256.clone().finalize())
     }
 
-    /// Makes the file visible after `first` was done, and drops it when that fails.
-    async fn show(mut self, first: impl Future<Output = Result<()>>) -> Result<()> {
-        match first.await {
-            Ok(()) => self.inner.shutdown().await.context("finishing the dataset's file"),
-            Err(error) => {
-                self.inner.abort().await.context("dropping what was written")?;
-                Err(error)
-            }
+    /// Makes the file visible.
+    async fn show(mut self) -> Result<()> {
+        self.inner.shutdown().await.context("finishing the dataset's file")
+    }
+
+    /// Drops what was written because of `error`.
+    async fn drop_it(mut self, error: DatasetError) -> DatasetError {
+        match self.inner.abort().await {
+            Ok(()) => error,
+            Err(stays) => error.into_anyhow().context(format!("an upload was left behind: {stays}")).into(),
         }
     }
 }
@@ -235,7 +266,7 @@ impl AsyncFileWriter for &mut Hashed {
         .boxed()
     }
 
-    /// Leaves it invisible: what is to be there first is done by [`Hashed::show`].
+    /// Leaves it invisible: a manifest is to be there first.
     fn complete(&mut self) -> BoxFuture<'_, Result<(), ParquetError>> {
         async { Ok(()) }.boxed()
     }
@@ -258,22 +289,20 @@ fn properties(schema: &SchemaRef) -> WriterProperties {
     properties.build()
 }
 
-async fn write_manifest(place: &Place, manifest: &Manifest) -> Result<()> {
-    let text = serde_json::to_vec_pretty(manifest).context("writing the manifest")?;
-    place.store.put(&place.manifest(), text.into()).await.with_context(|| format!("writing `{}`", place.manifest()))?;
-    Ok(())
-}
-
-/// Makes the written file a table, in one commit.
-async fn create_table(place: &Place, schema: &SchemaRef, manifest: &Manifest) -> Result<(), DatasetError> {
+/// The columns as a Delta table has them.
+fn columns_of_table(schema: &Schema) -> Result<StructType, DatasetError> {
     use deltalake::kernel::engine::arrow_conversion::TryIntoKernel as _;
 
-    let struct_type: StructType = schema.as_ref().try_into_kernel().map_err(|error| {
+    schema.try_into_kernel().map_err(|error| {
         DatasetError::wrong(
             format!("a column of the spine cannot be stored in a Delta table: {error}"),
             "write Parquet (`--out FILE.parquet`), or give the column another type",
         )
-    })?;
+    })
+}
+
+/// Makes the written file a table, in one commit.
+async fn create_table(place: &Place, columns: StructType, manifest: &Manifest) -> Result<(), DatasetError> {
     let adds = manifest.output.files.iter().map(|file| {
         Ok(Action::Add(Add {
             path: file.path.clone(),
@@ -295,7 +324,7 @@ async fn create_table(place: &Place, schema: &SchemaRef, manifest: &Manifest) ->
         .with_context(creating)?;
     CreateBuilder::new()
         .with_log_store(table.log_store())
-        .with_columns(struct_type.fields().cloned())
+        .with_columns(columns.fields().cloned())
         .with_actions(adds)
         .with_commit_properties(CommitProperties::default().with_create_checkpoint(false))
         .await

@@ -92,6 +92,19 @@ impl Place {
         }
     }
 
+    /// Removes the manifest of a build that died before its file was there.
+    pub(super) async fn forget_the_dead(&self) -> Result<()> {
+        match self.store.delete(&self.manifest()).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("removing `{}`", self.manifest())),
+        }
+    }
+
+    /// Whether its first commit is there, after which its files are not only ours.
+    pub(super) async fn is_table(&self) -> Result<bool> {
+        self.has(&self.path.clone().join("_delta_log").join("00000000000000000000.json")).await
+    }
+
     async fn has(&self, path: &Path) -> Result<bool> {
         match self.store.head(path).await {
             Ok(_) => Ok(true),
@@ -142,8 +155,7 @@ pub async fn imported(place: &Place) -> Result<Manifest, DatasetError> {
             return Err(nothing(&format!("does not have the bytes of `{}` that its manifest tells of", file.path)));
         }
     }
-    let log = place.path.clone().join("_delta_log").join("00000000000000000000.json");
-    if place.format == PlaceFormat::Delta && !place.has(&log).await? {
+    if place.format == PlaceFormat::Delta && !place.is_table().await? {
         return Err(nothing("is not a table yet"));
     }
     Ok(manifest)

@@ -1,9 +1,9 @@
 //! Where labels come from: a file, a query, every entity there is, or rows at hand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use datafusion::common::{ScalarValue, TableReference};
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
@@ -14,14 +14,14 @@ use tidegate_registry::dataset::SpineFrom;
 use tidegate_registry::diagnostics::Origin;
 use tidegate_registry::ids::{SourceName, ViewId};
 use tidegate_registry::model::{Key, Source, SourceLocation};
-use tidegate_registry::run::SourcePin;
+use tidegate_registry::run::{PinnedFile, SourcePin};
 use tidegate_registry::time::{Instant, Interval, format_instant};
 
 use super::inputs::{Input, state_at, view};
 use super::{DatasetError, DatasetParts, DatasetRequest, Spine};
 use crate::reads::{column, register};
 use crate::session::plan_query;
-use crate::sources::Sources;
+use crate::sources::{ColumnTypes, Sources, is_outage};
 use crate::types::timestamp;
 
 /// The rows of the spine in an order that is the same each time, and where they come from.
@@ -32,24 +32,41 @@ pub(super) async fn read(
     inputs: &IndexMap<ViewId, Input>,
 ) -> Result<(DataFrame, SpineFrom), DatasetError> {
     match &request.spine {
-        Spine::File { place } => file(ctx, &parts.spines, place, "spine").await,
+        Spine::File { place } => {
+            let views = request.features.views.keys().map(|id| view(request, id)).collect::<Result<Vec<_>, _>>()?;
+            let keys = views.iter().flat_map(|view| request.project.keys_of(view));
+            let types = keys.map(|key| (key.name.clone(), crate::types::arrow_type(&key.kind))).collect();
+            file(ctx, &parts.spines, place, "spine", &types).await
+        }
         Spine::Sql(sql) => query(ctx, parts, request, sql).await,
         Spine::Entities(at) => Ok((entities(ctx, parts, request, inputs, *at).await?, SpineFrom::Entities { at: *at })),
         Spine::Rows(schema, batches) => {
+            let mut names = HashSet::new();
+            if let Some(twice) = schema.fields().iter().find(|field| !names.insert(field.name())) {
+                return Err(DatasetError::wrong(
+                    format!("the spine has two columns `{}`", twice.name()),
+                    "rename one of them, or leave it out",
+                ));
+            }
             let table = MemTable::try_new(Arc::clone(schema), vec![batches.clone()]).context("reading the spine")?;
             Ok((ctx.read_table(Arc::new(table)).context("reading the spine")?, SpineFrom::Rows))
         }
     }
 }
 
-/// The rows of a Parquet or CSV file, a folder of such, or a Delta table, `what` being its part in messages.
+/// The rows of a Parquet or CSV file, a folder of such, or a Delta table, `what` being its part in messages. A CSV file does
+/// not say what its values are: `types` does for some of its columns.
 pub(crate) async fn file(
     ctx: &SessionContext,
     spines: &Sources,
     place: &str,
     what: &str,
+    types: &ColumnTypes,
 ) -> Result<(DataFrame, SpineFrom), DatasetError> {
-    let cannot = |error: &anyhow::Error| {
+    let cannot = |error: anyhow::Error| {
+        if is_outage(&error) {
+            return DatasetError::Failed(error.context(format!("reading the {what} `{place}`")));
+        }
         DatasetError::wrong(
             format!("the {what} `{place}` cannot be read: {}", error.root_cause()),
             "name a Parquet or CSV file, a folder of such, or a Delta table",
@@ -66,21 +83,30 @@ pub(crate) async fn file(
         checks: Vec::new(),
         origin: Origin::default(),
     };
-    let plain = place.trim_end_matches('/').to_lowercase();
-    let (location, format) = if plain.ends_with(".csv") {
-        (SourceLocation::Csv(place.to_owned()), "csv")
-    } else if plain.ends_with(".parquet") || plain.ends_with(".pq") || plain.contains('*') {
-        (SourceLocation::Parquet(place.to_owned()), "parquet")
-    } else {
-        // A folder: a Delta table where there is a log.
-        match spines.pin(&source(SourceLocation::Delta(place.to_owned()))).await {
-            Ok(_) => (SourceLocation::Delta(place.to_owned()), "delta"),
-            Err(_) => (SourceLocation::Parquet(place.to_owned()), "parquet"),
+    let is_table = !place.contains('*') && spines.is_table(place).await.map_err(cannot)?;
+    let location = if is_table { SourceLocation::Delta } else { SourceLocation::Parquet };
+    let mut source = source(location(place.to_owned()));
+    let pin = spines.pin(&source).await.map_err(cannot)?;
+    let format = match &pin {
+        SourcePin::Delta { .. } => "delta",
+        SourcePin::Files(files) => {
+            let is_csv = |file: &&PinnedFile| file.url.to_lowercase().ends_with(".csv");
+            match files.iter().filter(is_csv).count() {
+                0 => "parquet",
+                some if some == files.len() => {
+                    source.location = SourceLocation::Csv(place.to_owned());
+                    "csv"
+                }
+                some => {
+                    return Err(cannot(anyhow!(
+                        "{some} of its {} files are called `.csv`, and the others are not",
+                        files.len()
+                    )));
+                }
+            }
         }
     };
-    let source = source(location);
-    let pin = spines.pin(&source).await.map_err(|error| cannot(&error))?;
-    let table = spines.provider(ctx, &source, &pin).await.map_err(|error| cannot(&error))?;
+    let table = spines.provider_with(ctx, &source, &pin, types).await.map_err(cannot)?;
     let version = match pin {
         SourcePin::Delta { version } => Some(version),
         SourcePin::Files(_) => None,

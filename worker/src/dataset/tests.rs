@@ -1,20 +1,22 @@
 //! Datasets on a real registry and lake: what each label sees, and that the same can be made again.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray};
+use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use datafusion::arrow::util::pretty::pretty_format_batches;
 use futures::TryStreamExt as _;
 use tidegate_registry::dataset::{ColumnNames, Manifest, Output};
 use tidegate_registry::features::Selection;
 use tidegate_registry::restore::Restoring as _;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::inputs::Ages;
 use super::{
-    DatasetError, DatasetParts, DatasetRequest, LABEL_TIME, Place, PlaceFormat, Spine, build, collect, explain, files,
-    imported, open,
+    DatasetError, DatasetParts, DatasetRequest, LABEL_TIME, Place, PlaceFormat, Spine, build, collect, explain, failed,
+    files, imported, open,
 };
 use crate::engine::Engine;
 use crate::objects::Stores;
@@ -69,9 +71,14 @@ fn labels(rows: &[(&str, &str)]) -> Spine {
 }
 
 async fn rows(world: &World, request: &DatasetRequest) -> String {
-    let opened = open(&engine(world), &parts(world), request).await.unwrap();
+    let opened = open(&engine(world), &parts(world), request, PlaceFormat::Parquet).await.unwrap();
     let batches: Vec<RecordBatch> = opened.rows.try_collect().await.unwrap();
     pretty_format_batches(&batches).unwrap().to_string()
+}
+
+/// Why it cannot be opened.
+async fn attempt_open(world: &World, request: &DatasetRequest) -> DatasetError {
+    open(&engine(world), &parts(world), request, PlaceFormat::Parquet).await.map(drop).unwrap_err()
 }
 
 fn wrong(error: DatasetError) -> String {
@@ -123,7 +130,7 @@ async fn what_is_online_is_what_a_label_of_that_instant_sees() {
         let end = interval(day).end();
         for view in ["revenue", "ranking", "last_receipt"] {
             let request = request(&world, Spine::Entities(end), &[view]).await;
-            let opened = open(&engine(&world), &parts(&world), &request).await.unwrap();
+            let opened = open(&engine(&world), &parts(&world), &request, PlaceFormat::Parquet).await.unwrap();
             let names: Vec<String> = opened
                 .columns
                 .iter()
@@ -232,6 +239,119 @@ async fn what_is_stopped_leaves_nothing() {
     }
 }
 
+/// Both have seen that nothing is there before either has written anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_two_builds_that_want_one_place_one_gets_it() {
+    let world = three_days().await;
+    let one = request(&world, Spine::Sql(MANY.to_owned()), &["revenue"]).await;
+    let other = request(&world, Spine::Sql(MANY.to_owned()), &["last_receipt"]).await;
+    for (out, format) in [("out.parquet", PlaceFormat::Parquet), ("table", PlaceFormat::Delta)] {
+        let out = world.folder.path().join("datasets").join(out);
+        let place = Place::new(out.to_str().unwrap(), format, &Stores::default()).unwrap();
+        let both_are_here = Arc::new(Barrier::new(2));
+        let mut builds = JoinSet::new();
+        for request in [&one, &other] {
+            let (engine, parts, request, place) = (engine(&world), parts(&world), request.clone(), place.clone());
+            let both_are_here = Arc::clone(&both_are_here);
+            builds.spawn(async move {
+                let mut has_met = false;
+                let mut meet = |_| {
+                    if !std::mem::replace(&mut has_met, true) {
+                        both_are_here.wait();
+                    }
+                };
+                build(&engine, &parts, &request, &place, &CancellationToken::new(), &mut meet).await
+            });
+        }
+        let (built, refused): (Vec<_>, Vec<_>) = builds.join_all().await.into_iter().partition(Result::is_ok);
+        let [Ok(built)] = &built[..] else { panic!("{refused:?}") };
+        assert!(refused.into_iter().all(|refused| wrong(refused.unwrap_err()).contains("exists")));
+        assert_eq!(imported(&place).await.unwrap(), *built);
+    }
+    let files = files_below(&world.folder.path().join("datasets"));
+    assert_eq!(files.len(), 3, "a file with its manifest, and a table: {files:?}");
+}
+
+#[tokio::test]
+async fn a_table_that_cannot_be_read_is_no_folder_of_files() {
+    let world = three_days().await;
+    let asked = request(&world, labels(&[("a", "2024-01-03T00:00:00Z")]), &["revenue.total"]).await;
+    built(&world, &asked, "labels", PlaceFormat::Delta).await;
+    let mut asked = request(&world, Spine::File { place: "labels".to_owned() }, &["revenue.receipts"]).await;
+    assert!(rows(&world, &asked).await.contains("receipts"));
+    std::fs::write(world.folder.path().join("labels/_delta_log/00000000000000000001.json"), "{").unwrap();
+    let broken = attempt_open(&world, &asked).await;
+    assert!(wrong(broken).contains("the spine `labels` cannot be read"));
+
+    std::fs::create_dir(world.folder.path().join("days")).unwrap();
+    for (day, shop) in [(1, "007"), (2, "a")] {
+        let text = format!("shop,event_timestamp,amount\n{shop},2024-01-0{day}T12:00:00Z,1.5\n");
+        std::fs::write(world.folder.path().join(format!("days/{day}.csv")), text).unwrap();
+    }
+    asked.spine = Spine::File { place: "days".to_owned() };
+    let found = rows(&world, &asked).await;
+    assert!(found.contains("| 007 "), "a key is a text, as the entity says:\n{found}");
+    std::fs::write(world.folder.path().join("days/3.parquet"), "").unwrap();
+    let mixed = attempt_open(&world, &asked).await;
+    assert!(wrong(mixed).contains("2 of its 3 files are called `.csv`"));
+}
+
+/// Types that no feature has, in a spine.
+fn odd(amount: &str) -> Spine {
+    Spine::Sql(format!(
+        "SELECT shop, arrow_cast(arrow_cast(at, 'Timestamp(Nanosecond, Some(\"UTC\"))'), \
+         'Timestamp(Nanosecond, Some(\"America/New_York\"))') AS event_timestamp, \
+         CAST({amount} AS DECIMAL(10, 2)) AS amount, arrow_cast(18446744073709551615, 'UInt64') AS number FROM receipts"
+    ))
+}
+
+#[tokio::test]
+async fn types_that_features_do_not_have_count_and_are_stored_as_the_format_has_them() {
+    let world = three_days().await;
+    let mut digests = Vec::new();
+    for (number, amount) in ["amount", "amount", "amount + 0.01"].into_iter().enumerate() {
+        let asked = request(&world, odd(amount), &["revenue.total"]).await;
+        let manifest = built(&world, &asked, &format!("{number}.parquet"), PlaceFormat::Parquet).await;
+        digests.push((manifest.spine.digest, manifest.output.digest));
+    }
+    assert_eq!(digests[0], digests[1]);
+    assert!(digests[0].0 != digests[2].0 && digests[0].1 != digests[2].1);
+
+    let asked = request(&world, odd("amount"), &["revenue.total"]).await;
+    let manifest = built(&world, &asked, "table", PlaceFormat::Delta).await;
+    let kinds: Vec<_> = manifest.output.columns.iter().map(|column| column.kind.as_str()).collect();
+    assert_eq!(kinds, ["Utf8", "Timestamp(µs, \"UTC\")", "Decimal128(10, 2)", "Decimal128(20, 0)", "Float64"]);
+    assert_eq!(manifest.output.digest, digests[0].1, "the same values");
+    let url = url::Url::from_directory_path(world.folder.path().join("table")).unwrap();
+    let table = deltalake::open_table(url).await.unwrap();
+    let ctx = datafusion::prelude::SessionContext::new();
+    ctx.register_table("t", table.table_provider().await.unwrap()).unwrap();
+    let sql = "SELECT DISTINCT number FROM t WHERE event_timestamp < '2024-01-01T10:30:00Z'";
+    let found = ctx.sql(sql).await.unwrap().collect().await.unwrap();
+    let found = pretty_format_batches(&found).unwrap().to_string();
+    assert!(found.contains("18446744073709551615"), "{found}");
+
+    let names: ArrayRef = Arc::new(StringArray::from(vec!["a"]));
+    let fields = ["shop", "shop"].map(|name| Field::new(name, DataType::Utf8, true)).to_vec();
+    let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), vec![Arc::clone(&names), names]).unwrap();
+    let asked = request(&world, Spine::Rows(batch.schema(), vec![batch]), &["revenue"]).await;
+    assert!(wrong(attempt_open(&world, &asked).await).contains("two columns `shop`"));
+    let asked = request(&world, odd("amount"), &[]).await;
+    assert!(wrong(attempt_open(&world, &asked).await).contains("no feature is asked for"));
+}
+
+/// A disk that is full is nobody's bad value.
+#[test]
+fn only_what_is_wrong_with_a_value_is_blamed_on_whoever_wrote_it() {
+    use datafusion::arrow::error::ArrowError;
+    use datafusion::error::DataFusionError;
+
+    let of = |error: ArrowError| failed("computing", DataFusionError::ArrowError(Box::new(error), None));
+    let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+    assert!(matches!(of(ArrowError::IoError("spilling".to_owned(), full)), DatasetError::Failed(_)));
+    assert!(wrong(of(ArrowError::CastError("`x` is no number".to_owned()))).contains("`x` is no number"));
+}
+
 /// A process died between the manifest and the file, or between a table's file and its first commit.
 #[tokio::test]
 async fn what_is_not_whole_is_neither_imported_nor_in_the_way() {
@@ -269,7 +389,7 @@ async fn many_rows_keep_their_order_on_all_cores() {
     let rows: Vec<(&str, &str)> =
         moments.iter().zip(["a", "b", "c"].iter().cycle()).map(|(at, shop)| (*shop, at.as_str())).collect();
     let asked = request(&world, labels(&rows), &["revenue", "last_receipt"]).await;
-    let opened = open(&engine(&world), &parts(&world), &asked).await.unwrap();
+    let opened = open(&engine(&world), &parts(&world), &asked, PlaceFormat::Parquet).await.unwrap();
     let batches: Vec<RecordBatch> = opened.rows.try_collect().await.unwrap();
     let Spine::Rows(_, spine) = &asked.spine else { panic!("it is a spine of rows") };
     let schema = batches[0].schema();
@@ -329,7 +449,7 @@ async fn what_is_wrong_is_told_and_nothing_is_left() {
     let world = three_days().await;
     let told = async |spine: Spine, features: &[&str]| {
         let asked = request(&world, spine, features).await;
-        wrong(open(&engine(&world), &parts(&world), &asked).await.map(drop).unwrap_err())
+        wrong(attempt_open(&world, &asked).await)
     };
     let of = |text: &str| {
         std::fs::write(world.folder.path().join("labels.csv"), text).unwrap();

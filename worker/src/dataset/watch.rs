@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use chrono::DateTime;
-use datafusion::arrow::array::{Array as _, ArrayRef, AsArray as _, RecordBatch};
+use datafusion::arrow::array::{Array as _, ArrayRef, AsArray as _, RecordBatch, StringArray};
 use datafusion::arrow::compute::{cast, max, min};
 use datafusion::arrow::datatypes::{Schema, SchemaRef, TimestampMicrosecondType};
+use datafusion::arrow::error::ArrowError;
+use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt as _;
 use indexmap::IndexMap;
@@ -43,9 +45,10 @@ impl Watched {
     pub(super) fn begin(opened: Opened, request: &DatasetRequest) -> Self {
         let Opened { rows, columns, label, spine: from, views, ages } = opened;
         let schema = nullable(&rows.schema(), columns.len());
-        let of_spine: Vec<&OutputColumn> = columns.iter().filter(|column| column.feature.is_none()).collect();
-        let of_spine = Digests::begin(printable(&schema, &of_spine));
-        let of_all = Digests::begin(printable(&schema, &columns.iter().collect::<Vec<_>>()));
+        let names = |column: &OutputColumn| column.name.clone();
+        let of_spine = columns.iter().filter(|column| column.feature.is_none()).map(names).collect();
+        let of_spine = Digests::begin(of_spine);
+        let of_all = Digests::begin(columns.iter().map(names).collect());
         let (stale, label_time) = (IndexMap::new(), request.label_time.clone());
         Self {
             rows,
@@ -85,8 +88,9 @@ impl Watched {
             column.nulls += array.null_count() as u64;
         }
         self.count += batch.num_rows() as u64;
+        let spelled = spelled(&batch).context("spelling values")?;
         // Who is gone has failed; why is asked at the end.
-        let _ = self.of_all.see(&batch).await && self.of_spine.see(&batch).await;
+        let _ = self.of_all.see(&spelled).await && self.of_spine.see(&spelled).await;
         Ok(Some(batch))
     }
 
@@ -158,14 +162,19 @@ fn nullable(schema: &SchemaRef, count: usize) -> SchemaRef {
     Arc::new(Schema::new(fields.map(|field| field.as_ref().clone().with_nullable(true)).collect::<Vec<_>>()))
 }
 
-/// Of `columns` the names of those whose values have one spelling; the others count by the file's checksum alone.
-fn printable(schema: &SchemaRef, columns: &[&OutputColumn]) -> Vec<String> {
-    let prints = |column: &&&OutputColumn| {
-        let field = schema.field_with_name(&column.name);
-        field.is_ok_and(|field| {
-            let none = datafusion::arrow::array::new_empty_array(field.data_type());
-            TextColumn::new(&none).is_ok()
-        })
+/// The batch as digests see it: a spine may bring types, such as decimals, that no feature has and that have no canonical
+/// text. Theirs is that of Arrow.
+fn spelled(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let spell = |array: &ArrayRef| -> Result<ArrayRef, ArrowError> {
+        if TextColumn::new(array).is_ok() {
+            return Ok(Arc::clone(array));
+        }
+        let options = FormatOptions::default();
+        let texts = ArrayFormatter::try_new(array, &options)?;
+        let text = |row| array.is_valid(row).then(|| texts.value(row).try_to_string()).transpose();
+        Ok(Arc::new((0..array.len()).map(text).collect::<Result<StringArray, _>>()?))
     };
-    columns.iter().filter(prints).map(|column| column.name.clone()).collect()
+    let columns = batch.schema_ref().fields().iter().zip(batch.columns());
+    let columns = columns.map(|(field, array)| Ok((field.name(), spell(array)?, true)));
+    RecordBatch::try_from_iter_with_nullable(columns.collect::<Result<Vec<_>, ArrowError>>()?)
 }

@@ -9,11 +9,12 @@ mod places;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::path::Path as FsPath;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use datafusion::arrow::datatypes::{Schema, SchemaRef};
+use datafusion::arrow::datatypes::{DataType, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::file_format::FileFormat;
 use datafusion::datasource::file_format::csv::CsvFormat;
@@ -42,6 +43,9 @@ use crate::objects::Stores;
 
 /// The most files that one source may have: their list is part of every run's manifest.
 const FILES_MAX: usize = 100_000;
+
+/// Types of columns, by their names.
+pub(crate) type ColumnTypes = HashMap<String, DataType>;
 
 /// Finds and reads sources.
 #[derive(Debug, Clone)]
@@ -81,6 +85,19 @@ impl Sources {
         let ctx = SessionContext::new();
         let pin = self.pin(source).await?;
         Ok(self.provider(&ctx, source, &pin).await?.schema())
+    }
+
+    /// Whether a Delta table stands at `place`: a folder with a log.
+    ///
+    /// # Errors
+    /// When the place is missing, outside the allowed folders, or its store does not answer.
+    pub(crate) async fn is_table(&self, place: &str) -> Result<bool> {
+        let place = self.places.find(place)?;
+        if place.file(false).await?.is_some() {
+            return Ok(false);
+        }
+        let log = place.path.clone().join("_delta_log");
+        Ok(place.store.list(Some(&log)).next().await.transpose()?.is_some())
     }
 
     /// Fixes what `source` is now.
@@ -139,6 +156,20 @@ impl Sources {
         source: &Source,
         pin: &SourcePin,
     ) -> Result<Arc<dyn TableProvider>> {
+        self.provider_with(ctx, source, pin, &ColumnTypes::default()).await
+    }
+
+    /// The same, with these types instead of those that the values of a CSV file look like.
+    ///
+    /// # Errors
+    /// When its schema cannot be read.
+    pub(crate) async fn provider_with(
+        &self,
+        ctx: &SessionContext,
+        source: &Source,
+        pin: &SourcePin,
+        types: &ColumnTypes,
+    ) -> Result<Arc<dyn TableProvider>> {
         let reading = || format!("reading the source `{}` at `{}`", source.name, source.location.place());
         match (pin, &source.location) {
             (SourcePin::Delta { version }, location) => {
@@ -147,11 +178,12 @@ impl Sources {
                 Ok(table.table_provider().await.with_context(reading)?)
             }
             (SourcePin::Files(files), location) => {
-                let format: Arc<dyn FileFormat> = match location {
-                    SourceLocation::Csv(_) => Arc::new(CsvFormat::default().with_has_header(true)),
-                    _ => Arc::new(ParquetFormat::default()),
+                let none = ColumnTypes::default();
+                let (format, types): (Arc<dyn FileFormat>, _) = match location {
+                    SourceLocation::Csv(_) => (Arc::new(CsvFormat::default().with_has_header(true)), types),
+                    _ => (Arc::new(ParquetFormat::default()), &none),
                 };
-                self.listing(ctx, source, files, format).await.with_context(reading)
+                self.listing(ctx, source, files, format, types).await.with_context(reading)
             }
         }
     }
@@ -189,6 +221,7 @@ impl Sources {
         source: &Source,
         files: &[PinnedFile],
         format: Arc<dyn FileFormat>,
+        types: &ColumnTypes,
     ) -> Result<Arc<dyn TableProvider>> {
         let pinned: Arc<dyn ObjectStore> = Arc::new(PinnedStore::new(self.places.store_of(files)?, files)?);
         // A host of its own per source, so that no other reader of the session shares the conditional store.
@@ -204,7 +237,7 @@ impl Sources {
             urls.push(ListingTableUrl::try_new(here, None)?);
             metas.push(pinned.head(&Path::from_url_path(url.path())?).await?);
         }
-        let schema = schema_of(&ctx.state(), &format, &pinned, &metas, files).await?;
+        let schema = schema_of(&ctx.state(), &format, &pinned, &metas, files, types).await?;
         if schema.fields().is_empty() {
             bail!("it has no columns (a CSV file needs a header line)");
         }
@@ -270,16 +303,24 @@ impl Sources {
     }
 }
 
-/// The columns of all files together.
+/// The columns of all files together, with these types instead of their own.
 async fn schema_of(
     state: &SessionState,
     format: &Arc<dyn FileFormat>,
     store: &Arc<dyn ObjectStore>,
     metas: &[ObjectMeta],
     files: &[PinnedFile],
+    types: &ColumnTypes,
 ) -> Result<SchemaRef> {
+    let typed = |schema: &Schema| {
+        let fields = schema.fields().iter().map(|field| match types.get(field.name()) {
+            Some(kind) => Arc::new(field.as_ref().clone().with_data_type(kind.clone())),
+            None => Arc::clone(field),
+        });
+        Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone())
+    };
     let error = match format.infer_schema(state, store, metas).await {
-        Ok(schema) => return Ok(schema),
+        Ok(schema) => return Ok(Arc::new(typed(&schema))),
         Err(error) if files.len() == 1 => return Err(error.into()),
         Err(error) => error,
     };
@@ -292,7 +333,7 @@ async fn schema_of(
         let Ok(schema) = schema else {
             return Err(anyhow::Error::new(error).context(format!("the file `{}` cannot be read", file.url)));
         };
-        all = Schema::try_merge([all, schema.as_ref().clone()])
+        all = Schema::try_merge([all, typed(&schema)])
             .with_context(|| format!("the columns of `{}` are not those of the files before it", file.url))?;
     }
     Ok(Arc::new(all))
