@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use tidegate_registry::address::Allowed;
 use tidegate_registry::audit::AuditFilter;
-use tidegate_registry::notice::{DeliveryState, NewNotice, Notice, NoticeEvent, NoticeFilter, Outbox as _};
+use tidegate_registry::notice::{
+    DeliveryState, NewNotice, Notice, NoticeEvent, NoticeFilter, Outbox as _, Subscription,
+};
 use tidegate_registry::store::Store;
 use tidegate_registry::time::{Clock, Instant};
 use tidegate_store::SqliteStore;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -63,9 +65,13 @@ impl Receiver {
     }
 
     fn webhook(&self, host: &str) -> Webhook {
-        let url = format!("http://{host}:{}/hook?token=hush", self.port).parse().unwrap();
-        Webhook { name: "oncall".to_owned(), url, secret: SECRET.to_vec() }
+        webhook(host, self.port)
     }
+}
+
+fn webhook(host: &str, port: u16) -> Webhook {
+    let url = format!("http://{host}:{port}/hook?token=hush").parse().unwrap();
+    Webhook { name: "oncall".to_owned(), url, secret: SECRET.to_vec() }
 }
 
 async fn serve(mut stream: TcpStream, does: Does, kept: &Mutex<Vec<String>>) -> std::io::Result<()> {
@@ -179,7 +185,7 @@ impl World {
         };
         let ended = tokio::select! {
             () = sender.run(cancel.clone()) => panic!("the sender stopped"),
-            ended = tokio::time::timeout(Duration::from_secs(30), ended) => ended.expect("it ends in time"),
+            ended = tokio::time::timeout(Duration::from_secs(60), ended) => ended.expect("it ends in time"),
         };
         cancel.cancel();
         ended
@@ -257,7 +263,13 @@ async fn after_a_lost_answer_a_notice_comes_twice_with_one_id() {
 #[tokio::test]
 async fn what_nobody_takes_is_given_up_and_that_is_audited() {
     let world = World::new().await;
-    let gone = Receiver::start(&[]).await.webhook("127.0.0.1");
+    // Nobody listens there, and nobody else is given the port.
+    let nobody = TcpSocket::new_v4().unwrap();
+    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let gone = webhook("127.0.0.1", nobody.local_addr().unwrap().port());
+    // It is looked at while it is young, however late the sender comes.
+    let all = Subscription { webhook: gone.name.clone(), events: Vec::new() };
+    assert_eq!(world.store.notices_route(&[all], Duration::from_secs(60), at(0)).await.unwrap(), 1);
     let ended = world.ends(world.sender(gone, Duration::from_millis(300))).await;
     assert_eq!(ended.state, DeliveryState::GivenUp);
     let error = ended.error.unwrap();
@@ -321,13 +333,20 @@ async fn addresses_that_are_not_public_are_refused_when_connecting() {
 #[tokio::test]
 async fn a_receiver_that_says_nothing_is_not_waited_for_for_ever() {
     let notice = stored().await;
-    let receiver = Receiver::start(&[Does::Silence]).await;
+    let receiver = Receiver::start(&[Does::Silence; 20]).await;
     let patience = Duration::from_millis(250);
     let client = Client::with_patience("flights", allowed(&["127.0.0.1"], &["127.0.0.0/8"]), patience).unwrap();
     let webhook = receiver.webhook("127.0.0.1");
-    let silent = tokio::time::timeout(Duration::from_secs(10), client.send(&webhook, &notice, 1, at(0))).await.unwrap();
-    assert!(matches!(&silent, Err(SendError::NoAnswer(text)) if text == "no answer within 0.25 s"), "{silent:?}");
-    assert_eq!(receiver.requests().len(), 1, "it may have it all the same");
+    // On a busy machine that may be over before the request has arrived.
+    for attempt in 1..=20 {
+        let sent = client.send(&webhook, &notice, attempt, at(0));
+        let silent = tokio::time::timeout(Duration::from_secs(60), sent).await.unwrap();
+        assert!(matches!(&silent, Err(SendError::NoAnswer(text)) if text == "no answer within 0.25 s"), "{silent:?}");
+        if !receiver.requests().is_empty() {
+            break;
+        }
+    }
+    assert!(!receiver.requests().is_empty(), "it may have it all the same");
 }
 
 #[tokio::test]
@@ -336,7 +355,7 @@ async fn an_answer_without_an_end_is_not_read() {
     let client = Client::new("flights", allowed(&["127.0.0.1"], &["127.0.0.0/8"])).unwrap();
     let (webhook, notice) = (receiver.webhook("127.0.0.1"), stored().await);
     let sent = client.send(&webhook, &notice, 1, at(0));
-    tokio::time::timeout(Duration::from_secs(5), sent).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), sent).await.unwrap().unwrap();
 }
 
 #[tokio::test]

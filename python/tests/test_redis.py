@@ -19,9 +19,11 @@ class Redis:
     """A server of our own."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        # It is held and never listened on: nobody else is handed the port, also while the server is down.
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", 0))
+        self.port: int = self._held.getsockname()[1]
         self._folder = folder
         self.start()
 
@@ -32,7 +34,7 @@ class Redis:
             [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self._folder],
             stdout=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
@@ -45,6 +47,10 @@ class Redis:
         self._process.kill()
         self._process.wait()
 
+    def close(self) -> None:
+        self.stop()
+        self._held.close()
+
 
 def serve_from(project: Path, port: int) -> None:
     settings = project / "tidegate.yaml"
@@ -56,7 +62,7 @@ def serve_from(project: Path, port: int) -> None:
 def redis(tmp_path: Path) -> Iterator[Redis]:
     server = Redis(tmp_path)
     yield server
-    server.stop()
+    server.close()
 
 
 @pytest.fixture
@@ -105,7 +111,7 @@ def test_a_store_that_says_nothing(project: Path) -> None:
                 client.online("carrier_delays", UA, timeout=0.3)
             row = client.online("carrier_delays", UA, timeout=0.3, defaults={})
             assert set(row.sources.values()) == {"default"}
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 10, "without a limit each takes 15 s"
 
 
 def test_a_store_that_is_not_there_at_first(served: Path, redis: Redis, command: Command) -> None:

@@ -267,7 +267,7 @@ fn a_file_of_one_long_line_is_read_in_time() {
     let loaded = memory(&[("a.yaml", text.as_bytes())]);
     assert_eq!(loaded.project.unwrap().owners.len(), 20_000);
     // Counting the line's characters at every value takes minutes.
-    assert!(started.elapsed().as_secs() < 20);
+    assert!(started.elapsed().as_secs() < 60);
 }
 
 #[test]

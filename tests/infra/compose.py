@@ -124,7 +124,7 @@ def redis(root: Path, folder: Path) -> Iterator[int]:
     healthy = ["sh", "-c", here(service["healthcheck"]["test"][1])]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, start_new_session=True)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while subprocess.run(healthy, capture_output=True, check=False).returncode:
             if time.monotonic() > deadline or server.poll() is not None:
                 raise RuntimeError("redis: its health check does not succeed")

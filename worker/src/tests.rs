@@ -264,8 +264,8 @@ async fn a_cancelled_run_stops_and_leaves_nothing() {
         }
         world.store.run_cancel(id, "ana", at("2024-01-05T00:00:00Z")).await.unwrap();
     };
-    let ids = [id];
-    let (done, ()) = tokio::join!(world.worker.run_only(&ids, CancellationToken::new()), cancel);
+    let (worker, ids) = (world.attentive_worker(), [id]);
+    let (done, ()) = tokio::join!(worker.run_only(&ids, CancellationToken::new()), cancel);
     done.unwrap();
     assert_eq!(world.store.run(id).await.unwrap().0.state, RunState::Cancelled);
     assert_eq!(world.staged_files().await, 0, "nothing of it is left");
@@ -296,17 +296,12 @@ async fn a_failure_that_passes_is_tried_again() {
 async fn a_source_that_changes_during_a_run_starts_it_again_and_is_read_as_it_is_then() {
     let world = World::new().await;
     let id = world.plan(1, 0).await;
-    let change = async {
-        // pinned, and not yet decided
-        while world.store.run(id).await.unwrap().1[0].output.is_none() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        std::fs::write(world.folder.path().join("receipts.csv"), RECEIPTS.replace("11:00:00Z,20", "11:00:00Z,200"))
-            .unwrap();
-    };
-    let ids = [id];
-    let (done, ()) = tokio::join!(world.worker.run_only(&ids, CancellationToken::new()), change);
-    done.unwrap();
+    let source = world.folder.path().join("receipts.csv");
+    // pinned, and not yet decided
+    let worker = world.worker_with_change(move || {
+        std::fs::write(source, RECEIPTS.replace("11:00:00Z,20", "11:00:00Z,200")).unwrap();
+    });
+    worker.run_only(&[id], CancellationToken::new()).await.unwrap();
     let (run, _) = world.store.run(id).await.unwrap();
     assert_eq!((run.state, run.restarts), (RunState::Succeeded, 1), "{:?}", run.reason);
     let now = "2024-01-02T00:00:00Z";

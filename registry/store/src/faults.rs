@@ -382,17 +382,24 @@ pass_on! {
 mod tests {
     use std::collections::VecDeque;
 
+    use tokio::sync::Notify;
+
     use super::*;
     use crate::SqliteStore;
-    use crate::conformance::world::{World, dag, day};
+    use crate::conformance::world::{LONG, World, dag, day};
 
-    /// Says its lines once each; afterwards nothing goes wrong.
+    /// Says its lines once each; afterwards nothing goes wrong. A pause ends when it is told to.
     #[derive(Debug, Default)]
-    struct Lines(Mutex<VecDeque<Fault>>);
+    struct Lines(Mutex<VecDeque<Fault>>, Notify);
 
+    #[async_trait]
     impl Script for Lines {
         fn next(&self, _method: &'static str) -> Fault {
             self.0.lock().unwrap().pop_front().unwrap_or(Fault::NONE)
+        }
+
+        async fn pause(&self, _pause: Duration) {
+            self.1.notified().await;
         }
     }
 
@@ -416,8 +423,9 @@ mod tests {
         assert!(!is_paused(&*real).await);
         assert!(matches!(pause(Fault::ANSWER_LOST, true).await, Err(StoreError::Unavailable(_))));
         assert!(is_paused(&*real).await);
-        assert!(pause(Fault::late(Duration::from_secs(1)), false).await.is_err());
+        assert!(pause(Fault::late(LONG), false).await.is_err());
         assert!(is_paused(&*real).await);
+        script.1.notify_one();
         while is_paused(&*real).await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

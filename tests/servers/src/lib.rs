@@ -13,7 +13,7 @@ mod s3s_fs;
 
 pub use moto::{MOTO_VARIABLE, Moto};
 pub use postgres::Postgres;
-pub use process::{Folder, Server, free_port, program, user_for_servers};
-pub use redis::{Redis, RedisCluster, RedisOptions, RedisSentinel};
+pub use process::{Folder, Port, Server, program, user_for_servers};
+pub use redis::{Frozen, Redis, RedisCluster, RedisOptions, RedisSentinel};
 pub use s3::{Fault, Mode, S3Endpoint, S3Fake, Seen};
 pub use s3s_fs::S3sFs;

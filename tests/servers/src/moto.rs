@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::process::{Server, free_port};
+use crate::process::{Port, Server};
 use crate::s3::S3Endpoint;
 
 /// Names the program `moto_server`; without it, it is installed below the target folder once.
@@ -15,7 +15,7 @@ pub const MOTO_VARIABLE: &str = "TIDEGATE_TEST_MOTO";
 /// A running moto server.
 #[derive(Debug)]
 pub struct Moto {
-    port: u16,
+    port: Port,
     /// Holds its log.
     _folder: tempfile::TempDir,
     _server: Server,
@@ -29,17 +29,17 @@ impl Moto {
     pub fn start() -> Result<Self> {
         let program = moto_server()?;
         let folder = tempfile::tempdir().context("making a folder for moto")?;
-        let port = free_port()?;
+        let port = Port::reserve()?;
         let mut command = Command::new(program);
-        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+        command.args(["-H", "127.0.0.1", "-p", &port.number().to_string()]);
         let mut server = Server::start(&command, &folder.path().join("moto.log"))?;
-        server.wait_for_port(port)?;
+        server.wait_for_port(port.number())?;
         Ok(Self { port, _folder: folder, _server: server })
     }
 
     /// Where it answers.
     pub fn endpoint(&self) -> S3Endpoint {
-        S3Endpoint { url: format!("http://127.0.0.1:{}", self.port) }
+        S3Endpoint { url: format!("http://127.0.0.1:{}", self.port.number()) }
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::process::{Folder, Server, free_port, program, user_for_servers};
+use crate::process::{Folder, Port, Server, program, user_for_servers};
 
 /// The superuser of the server, and what its password is.
 const USER: &str = "tidegate";
@@ -18,7 +18,7 @@ const USER: &str = "tidegate";
 const PASSWORD: &str = "s3cret/w0rd";
 
 /// How long the server may take to come up, or to go down.
-const CHANGE_MAX: Duration = Duration::from_secs(30);
+const CHANGE_MAX: Duration = Duration::from_secs(60);
 
 /// A server with a folder and a port of its own. Nothing in it survives a power cut (`fsync=off`); it does survive the
 /// death of its processes, which is what tests are about.
@@ -28,7 +28,7 @@ pub struct Postgres {
     server: Mutex<Option<Server>>,
     programs: PathBuf,
     as_user: Vec<String>,
-    port: u16,
+    port: Port,
     databases: AtomicU32,
     folder: Folder,
 }
@@ -47,7 +47,7 @@ impl Postgres {
             server: Mutex::new(None),
             programs,
             as_user,
-            port: free_port()?,
+            port: Port::reserve()?,
             databases: AtomicU32::new(0),
             folder,
         };
@@ -81,12 +81,12 @@ impl Postgres {
     /// The URL of the database `name`, without TLS: `?sslmode=disable` stands at its end.
     pub fn url(&self, name: &str) -> String {
         let password = PASSWORD.replace('/', "%2F");
-        format!("postgres://{USER}:{password}@127.0.0.1:{}/{name}?sslmode=disable", self.port)
+        format!("postgres://{USER}:{password}@127.0.0.1:{}/{name}?sslmode=disable", self.port())
     }
 
     /// Where it listens on the loopback interface, also with TLS.
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// The superuser's password, as nobody may ever see it.
@@ -138,9 +138,8 @@ impl Postgres {
             *slot = None;
             let mut command = self.command("postgres");
             command.arg("-D").arg(self.data()).arg("-k").arg(self.folder.path());
-            let mut server = Server::start_ended_by("QUIT", &command, &self.folder.path().join("log"))?;
-            server.wait_for_port(self.port)?;
-            // It listens before it has recovered.
+            let server = Server::start_ended_by("QUIT", &command, &self.folder.path().join("log"))?;
+            // It listens before it has recovered, or ends without ever listening.
             while Instant::now() < deadline {
                 if self.execute("postgres", "SELECT 1").is_ok() {
                     *slot = Some(server);
@@ -209,7 +208,7 @@ impl Postgres {
             "listen_addresses = '127.0.0.1'\nport = {}\nmax_connections = 200\nshared_buffers = 64MB\n\
              fsync = off\nfull_page_writes = off\nssl = on\nssl_cert_file = '{folder}/server.crt'\n\
              ssl_key_file = '{folder}/server.key'\n",
-            self.port,
+            self.port(),
             folder = folder.display()
         );
         let file = self.data().join("postgresql.auto.conf");

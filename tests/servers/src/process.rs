@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use tokio::net::TcpSocket;
 
 /// Keeps the server (`"$@"`) as a child, and kills it as soon as standard input ends: that is when our process lets go of
 /// the other end, on purpose or by dying. `$0` is the signal.
@@ -19,7 +20,7 @@ const SWEEPER: &str =
     r#"cat >/dev/null; n=0; until rm -rf "$0" 2>/dev/null || [ $n -ge 50 ]; do n=$((n+1)); sleep 0.1; done"#;
 
 /// How long a server may take to answer on its port.
-const START_MAX: Duration = Duration::from_secs(30);
+const START_MAX: Duration = Duration::from_secs(60);
 
 /// A running server.
 #[derive(Debug)]
@@ -70,7 +71,7 @@ impl Server {
     /// Waits until something answers on `port`.
     ///
     /// # Errors
-    /// When nothing does in time, or the server has ended; with what it wrote.
+    /// When nothing does in time, with what the server wrote.
     pub fn wait_for_port(&mut self, port: u16) -> Result<()> {
         let deadline = Instant::now() + START_MAX;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -146,13 +147,34 @@ impl Drop for Folder {
     }
 }
 
-/// A port that nobody listens on now.
-///
-/// # Errors
-/// When the machine has none left.
-pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
-    Ok(listener.local_addr().context("looking for a free port")?.port())
+/// A port of the loopback interface that the system gives to nobody else as long as this lives. Nobody listens there,
+/// but for the server that is told its number: both allow the other to share the address, and only one of them listens.
+#[derive(Debug)]
+pub struct Port {
+    _held: TcpSocket,
+    number: u16,
+}
+
+impl Port {
+    /// One that nobody has.
+    ///
+    /// # Errors
+    /// When the machine has none left.
+    pub fn reserve() -> Result<Self> {
+        let reserve = || {
+            let held = TcpSocket::new_v4()?;
+            held.set_reuseaddr(true)?;
+            held.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+            let number = held.local_addr()?.port();
+            std::io::Result::Ok(Self { _held: held, number })
+        };
+        reserve().context("reserving a port")
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u16 {
+        self.number
+    }
 }
 
 /// The full path of `name`: on the path, or in one of `folders`.
@@ -189,6 +211,8 @@ pub fn user_for_servers(user: &str) -> Result<Vec<String>> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+    use std::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -198,7 +222,7 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", "echo $$ >\"$0.new\" && mv \"$0.new\" \"$0\" && exec sleep 600"]).arg(&pid_file);
         let server = Server::start(&command, &folder.path().join("log")).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !pid_file.exists() {
             assert!(Instant::now() < deadline, "{}", server.tail());
             std::thread::sleep(Duration::from_millis(5));
@@ -208,6 +232,18 @@ mod tests {
         assert!(process.exists());
         drop(server);
         assert!(!process.exists());
+    }
+
+    #[test]
+    fn a_reserved_port_is_for_the_server_that_knows_its_number() {
+        let port = Port::reserve().unwrap();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.number()));
+        for _ in 0..2 {
+            assert!(TcpStream::connect(address).is_err(), "nobody listens there");
+            let server = TcpListener::bind(address).unwrap();
+            TcpStream::connect(address).unwrap();
+            drop(server);
+        }
     }
 
     #[test]

@@ -5,14 +5,15 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
-use crate::process::{Server, free_port, program};
+use crate::process::{Port, Server, program};
 
-/// How long servers may take to agree on something.
-const AGREE_MAX: Duration = Duration::from_secs(30);
+/// How long servers may take to agree on something. (A sentinel that stood still for two seconds does nothing for half
+/// a minute.)
+const AGREE_MAX: Duration = Duration::from_secs(90);
 
 /// What a Redis is started with.
 #[derive(Debug, Clone, Default)]
@@ -31,7 +32,7 @@ pub struct RedisOptions {
 pub struct Redis {
     server: Server,
     command: Vec<String>,
-    port: u16,
+    port: Port,
     options: RedisOptions,
     folder: TempDir,
 }
@@ -55,14 +56,14 @@ impl Redis {
     }
 
     fn launch(options: RedisOptions, certificates: Option<&Certificates>) -> Result<Self> {
-        let port = free_port()?;
+        let port = Port::reserve()?;
         let folder = tempfile::tempdir().context("making a folder for Redis")?;
         let server = program("redis-server", &[], "redis-server")?;
         let mut command = vec![server.to_string_lossy().into_owned()];
         let mut set = |name: &str, value: &str| command.extend([format!("--{name}"), value.to_owned()]);
         set("bind", "127.0.0.1");
         set("dir", &folder.path().to_string_lossy());
-        for (name, value) in ports(port, certificates, &folder)? {
+        for (name, value) in ports(port.number(), certificates, &folder)? {
             set(name, &value);
         }
         if let Some(password) = &options.password {
@@ -74,21 +75,21 @@ impl Redis {
         set("enable-debug-command", "yes");
         command.extend(options.settings.iter().cloned());
         let mut redis = Self { server: spawn(&command, &folder)?, command, port, options, folder };
-        redis.server.wait_for_port(port)?;
+        redis.server.wait_for_port(redis.port.number())?;
         Ok(redis)
     }
 
     /// The port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// The URL of its database 0, with the password and the authority's file.
     pub fn url(&self) -> String {
         let user = self.user();
         match self.authority() {
-            Some(authority) => format!("rediss://{user}localhost:{}/0?ca={}", self.port, authority.display()),
-            None => format!("redis://{user}127.0.0.1:{}/0", self.port),
+            Some(authority) => format!("rediss://{user}localhost:{}/0?ca={}", self.port(), authority.display()),
+            None => format!("redis://{user}127.0.0.1:{}/0", self.port()),
         }
     }
 
@@ -108,7 +109,7 @@ impl Redis {
     /// When it cannot be run, or Redis answered with an error.
     pub fn cli(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(program("redis-cli", &[], "redis-tools")?);
-        command.args(["-e", "-h", "localhost", "-p", &self.port.to_string()]);
+        command.args(["-e", "-h", "localhost", "-p", &self.port().to_string()]);
         if let Some(password) = &self.options.password {
             command.args(["--no-auth-warning", "-a", password]);
         }
@@ -128,21 +129,55 @@ impl Redis {
         self.server.kill();
     }
 
+    /// Stops its process until what is returned is dropped: the system goes on taking connections, and nobody answers.
+    ///
+    /// # Errors
+    /// When it does not tell its process's number, or cannot be stopped.
+    pub fn freeze(&self) -> Result<Frozen> {
+        let told = self.cli(&["info", "server"])?;
+        let process = told.lines().find_map(|line| line.strip_prefix("process_id:"));
+        let frozen = Frozen { process: process.context("finding the process of Redis")?.trim().to_owned() };
+        ensure!(frozen.signal("-STOP"), "`kill -STOP` failed");
+        Ok(frozen)
+    }
+
     /// Starts it again on the same port with the same folder, after [`Redis::kill`] or while it runs (then it is killed).
+    /// It answers when this returns.
     ///
     /// # Errors
     /// When it does not start.
     pub fn restart(&mut self) -> Result<()> {
+        self.start_again()?;
+        // It listens before it has read its data back, and then says `LOADING` to everything.
+        until("Redis has read its data back", || Ok(self.cli(&["ping"])? == "PONG"))
+    }
+
+    /// As [`Redis::restart`], but returns while it may still be reading its data back.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_again(&mut self) -> Result<()> {
         self.server.kill();
-        let deadline = Instant::now() + AGREE_MAX;
-        loop {
-            self.server = spawn(&self.command, &self.folder)?;
-            match self.server.wait_for_port(self.port) {
-                Ok(()) => return Ok(()),
-                Err(error) if Instant::now() > deadline => return Err(error),
-                Err(_) => std::thread::sleep(Duration::from_millis(100)),
-            }
-        }
+        self.server = spawn(&self.command, &self.folder)?;
+        self.server.wait_for_port(self.port.number())
+    }
+}
+
+/// A Redis that stands still.
+#[derive(Debug)]
+pub struct Frozen {
+    process: String,
+}
+
+impl Frozen {
+    fn signal(&self, signal: &str) -> bool {
+        Command::new("kill").args([signal, &self.process]).status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.signal("-CONT");
     }
 }
 
@@ -228,14 +263,15 @@ impl RedisSentinel {
         let replica = Redis::launch(options.clone(), certificates.as_ref())?;
         replica.cli(&["replicaof", "127.0.0.1", &primary.port().to_string()])?;
         let folder = tempfile::tempdir().context("making a folder for a sentinel")?;
-        let port = free_port()?;
+        let port = Port::reserve()?;
         let config = folder.path().join("sentinel.conf");
         let mut text = format!("bind 127.0.0.1\ndir {}\n", folder.path().display());
-        for (name, value) in ports(port, certificates.as_ref(), &folder)? {
+        for (name, value) in ports(port.number(), certificates.as_ref(), &folder)? {
             text += &format!("{name} {value}\n");
         }
         text += &format!("sentinel monitor features 127.0.0.1 {} 1\n", primary.port());
-        text += "sentinel down-after-milliseconds features 500\nsentinel failover-timeout features 3000\n";
+        // A machine that stands still for a second is no reason for a failover.
+        text += "sentinel down-after-milliseconds features 60000\nsentinel failover-timeout features 3000\n";
         if let Some(password) = &options.password {
             text += &format!("requirepass {password}\nsentinel auth-pass features {password}\n");
         }
@@ -244,7 +280,7 @@ impl RedisSentinel {
         let command = vec![server, config.to_string_lossy().into_owned(), "--sentinel".to_owned()];
         let options = RedisOptions { settings: Vec::new(), ..options.clone() };
         let mut sentinel = Redis { server: spawn(&command, &folder)?, command, port, options, folder };
-        sentinel.server.wait_for_port(port)?;
+        sentinel.server.wait_for_port(sentinel.port.number())?;
         let set = Self { primary, replica, sentinel };
         until("the replica is in step", || {
             Ok(set.replica.cli(&["info", "replication"])?.contains("master_link_status:up"))
@@ -266,11 +302,12 @@ impl RedisSentinel {
         }
     }
 
-    /// Waits until the sentinel names the replica as the primary.
+    /// Waits until the sentinel, which may lose its patience now, names the replica as the primary.
     ///
     /// # Errors
     /// When it does not in time.
     pub fn wait_for_failover(&self) -> Result<()> {
+        self.sentinel.cli(&["sentinel", "set", "features", "down-after-milliseconds", "500"])?;
         until("the replica is the primary", || {
             let named = self.sentinel.cli(&["sentinel", "get-master-addr-by-name", "features"])?;
             let role = self.replica.cli(&["role"])?;
@@ -283,6 +320,7 @@ impl RedisSentinel {
 #[derive(Debug)]
 pub struct RedisCluster {
     nodes: Vec<Redis>,
+    _buses: Vec<Port>,
 }
 
 impl RedisCluster {
@@ -300,19 +338,18 @@ impl RedisCluster {
     /// As [`RedisCluster::start`].
     pub fn start_with(options: &RedisOptions) -> Result<Self> {
         let certificates = options.tls.then(Certificates::new).transpose()?;
-        let mut nodes = Vec::new();
+        let (mut nodes, mut buses) = (Vec::new(), Vec::new());
         for _ in 0..3 {
             let mut options = options.clone();
             // The bus has a port of its own: by default the port plus 10,000, which may not exist.
-            let bus = free_port()?.to_string();
-            let more = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", &bus];
-            // What is asked for comes later than our own wishes, but for the port, which must be the last.
-            let (wishes, port) = more.split_at(4);
-            options.settings.splice(0..0, wishes.iter().map(|word| (*word).to_owned()));
-            options.settings.extend(port.iter().map(|word| (*word).to_owned()));
+            let bus = Port::reserve()?;
+            let number = bus.number().to_string();
+            let more = ["--cluster-enabled", "yes", "--cluster-port", &number];
+            options.settings.extend(more.map(str::to_owned));
             nodes.push(Redis::launch(options, certificates.as_ref())?);
+            buses.push(bus);
         }
-        let cluster = Self { nodes };
+        let cluster = Self { nodes, _buses: buses };
         let first = &cluster.nodes[0];
         let slots = [("0", "5460"), ("5461", "10922"), ("10923", "16383")];
         for (node, (from, to)) in cluster.nodes.iter().zip(slots) {

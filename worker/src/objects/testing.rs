@@ -57,6 +57,16 @@ pub(crate) fn racy() -> S3sFs {
     racy
 }
 
+/// What one of many probes of a racy store finds: whether writers meet there is a matter of chance.
+pub(crate) async fn caught<T>(mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    for _ in 0..100 {
+        if let Some(found) = probe().await {
+            return found;
+        }
+    }
+    panic!("in a hundred probes no writers met")
+}
+
 /// A place in the bucket that no other test uses.
 pub(crate) fn place() -> Url {
     format!("s3://{BUCKET}/{}/", Uuid::now_v7().simple()).parse().unwrap()

@@ -8,7 +8,7 @@ use tidegate_registry::definitions::settings::StorageSettings;
 use tidegate_servers::{Fault, Mode, S3Endpoint};
 use url::Url;
 
-use super::testing::{BUCKET, fake, moto, place, racy, short, stores};
+use super::testing::{BUCKET, caught, fake, moto, place, racy, short, stores};
 use super::{Environment, Patience, ProbeError, Stores, probe};
 
 fn url(text: &str) -> Url {
@@ -16,8 +16,12 @@ fn url(text: &str) -> Url {
 }
 
 async fn probed(endpoint: &S3Endpoint) -> Result<(), ProbeError> {
+    probed_with(endpoint, short()).await
+}
+
+async fn probed_with(endpoint: &S3Endpoint, patience: Patience) -> Result<(), ProbeError> {
     let place = place();
-    let store = stores(endpoint, short()).get(&place).unwrap();
+    let store = stores(endpoint, patience).get(&place).unwrap();
     probe(&*store, place.as_str(), &Path::from_url_path(place.path()).unwrap()).await
 }
 
@@ -37,8 +41,8 @@ async fn stores_whose_conditional_puts_are_atomic_pass_and_are_left_clean() {
 #[tokio::test]
 async fn a_store_that_lets_several_win_is_refused_by_name() {
     let racy = racy();
-    let error = probed(&racy.endpoint()).await.unwrap_err();
-    assert!(matches!(error, ProbeError::SeveralWinners { winners: 2.., .. }), "{error}");
+    let several = |error: &ProbeError| matches!(error, ProbeError::SeveralWinners { winners: 2.., .. });
+    let error = caught(async || probed(&racy.endpoint()).await.err().filter(several)).await;
     assert!(error.to_string().contains("`s3://lake/"), "{error}");
 }
 
@@ -46,7 +50,7 @@ async fn a_store_that_lets_several_win_is_refused_by_name() {
 async fn a_store_that_ignores_the_condition_of_a_put_or_a_get_is_refused() {
     let ignoring = fake();
     ignoring.ignore_put_conditions();
-    let error = probed(&ignoring.endpoint()).await.unwrap_err();
+    let error = probed_with(&ignoring.endpoint(), Patience::default()).await.unwrap_err();
     assert!(matches!(error, ProbeError::SeveralWinners { winners: 16, .. }), "{error}");
     let ignoring = fake();
     ignoring.ignore_get_conditions();
@@ -79,7 +83,7 @@ async fn a_connection_that_died_without_a_word_ends() {
     let begun = std::time::Instant::now();
     // reading is repeated, since reading twice is harmless
     assert_eq!(store.get(&Path::from("a")).await.unwrap().bytes().await.unwrap(), "1");
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(50), "{:?}", begun.elapsed());
     // creating is not: nobody knows whether it was done
     fake.inject(Fault::new(Mode::ApplyThenHang(Duration::from_secs(60))).on("PUT", "/b"));
     let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };

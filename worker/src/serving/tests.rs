@@ -7,7 +7,7 @@ use tidegate_registry::definitions::settings::RedisLocation;
 use tidegate_registry::ids::ViewId;
 use tidegate_registry::run::RunState;
 use tidegate_registry::time::FixedClock;
-use tidegate_servers::Redis;
+use tidegate_servers::{Port, Redis};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -144,7 +144,7 @@ async fn a_redis_that_came_back_empty_is_filled_again_within_one_period() {
     let mut working = tokio::task::JoinSet::new();
     let stop = cancel.clone();
     working.spawn(async move { worker.run(stop).await });
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     let views = ["revenue", "ranking", "last_receipt"].map(view);
     for view in &views {
         while online.live(view).await.unwrap().is_none() {
@@ -167,7 +167,8 @@ async fn a_run_waits_for_a_redis_that_lost_its_primary() {
     let world = World::over(&DEFINITIONS.replace("{max: 0,", "{max: 5,"), Some(redis(&server).await)).await;
     world.succeed(1, 0).await;
     server.cli(&["config", "set", "replica-serve-stale-data", "no"]).unwrap();
-    server.cli(&["replicaof", "127.0.0.1", &tidegate_servers::free_port().unwrap().to_string()]).unwrap();
+    let nobody = Port::reserve().unwrap();
+    server.cli(&["replicaof", "127.0.0.1", &nobody.number().to_string()]).unwrap();
     let id = world.plan(2, 0).await;
     let (ids, stop) = ([id], CancellationToken::new());
     let heal = async {

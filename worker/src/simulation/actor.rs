@@ -1,6 +1,7 @@
 //! A process of the simulation: what goes wrong for it, and how its calls reach the registry.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
@@ -36,13 +37,19 @@ pub(crate) struct Registry {
     raw: Mutex<SqliteConnection>,
     /// The first virtual deadline to come.
     due: Mutex<i64>,
+    /// Whether the machine stood still for so long that a deadline may have been taken for an earlier one.
+    pub(crate) is_doubtful: AtomicBool,
 }
+
+/// Half of a second is rounded to a whole one.
+const DOUBTFUL: Duration = Duration::from_millis(400);
 
 impl Registry {
     pub(crate) fn open(path: &Path) -> Self {
         let store = at_once(SqliteStore::open(path)).unwrap();
         let raw = at_once(SqliteConnection::connect(&format!("sqlite://{}", path.display()))).unwrap();
-        Self { store: Arc::new(store), raw: Mutex::new(raw), due: Mutex::new(i64::MAX) }
+        let (due, is_doubtful) = (Mutex::new(i64::MAX), AtomicBool::new(false));
+        Self { store: Arc::new(store), raw: Mutex::new(raw), due, is_doubtful }
     }
 
     /// One number.
@@ -208,9 +215,11 @@ impl Script for Actor {
         if method == "task_claim" {
             self.registry.let_pass(now);
         }
+        let begun = std::time::Instant::now();
         at_once(effect);
         if matches!(method, "task_claim" | "task_heartbeat" | "task_end") {
             self.registry.make_virtual(now);
+            self.registry.is_doubtful.fetch_or(begun.elapsed() > DOUBTFUL, Ordering::Relaxed);
         }
     }
 }

@@ -195,8 +195,15 @@ async fn apply(store: &dyn Store, project: &Project, now: tidegate_registry::tim
 /// What happened, or which promise was broken.
 type Story = Result<Vec<String>, String>;
 
-/// One simulation.
+/// One simulation; the seed's, and not that of a machine that stood still in its middle.
 fn simulate(seed: u64, template: &Path) -> Story {
+    let mut stories = (0..20).map(|_| simulate_once(seed, template));
+    let undoubted = stories.find_map(|(story, is_doubtful)| (!is_doubtful).then_some(story));
+    undoubted.unwrap_or_else(|| Err("the machine stands still all the time".to_owned()))
+}
+
+/// What happened, and whether the machine had a hand in it.
+fn simulate_once(seed: u64, template: &Path) -> (Story, bool) {
     let folder = tempfile::Builder::new().tempdir_in(memory()).unwrap();
     let path = folder.path().join("registry.db");
     std::fs::copy(template, &path).unwrap();
@@ -238,7 +245,8 @@ fn simulate(seed: u64, template: &Path) -> Story {
         world.late.lock().unwrap().abort_all();
         world.note_calls();
         let history = std::mem::take(&mut world.outside.lock().unwrap().history);
-        found.map(|()| history.clone()).map_err(|broken| format!("{}\n\n{broken}", history.join("\n")))
+        let story = found.map(|()| history.clone()).map_err(|broken| format!("{}\n\n{broken}", history.join("\n")));
+        (story, stage.registry.is_doubtful.load(Ordering::Relaxed))
     });
     drop(folder);
     story

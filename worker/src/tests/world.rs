@@ -2,8 +2,9 @@
 //! object store, an online store.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
@@ -18,6 +19,7 @@ use tidegate_registry::store::{ApplyRequest, Store};
 use tidegate_registry::time::{Clock, FixedClock, Instant, Interval};
 use tidegate_servers::{S3Endpoint, S3Fake};
 use tidegate_store::SqliteStore;
+use tidegate_store::faults::{Fault, FaultStore, Script};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -31,6 +33,9 @@ use crate::{Worker, WorkerOptions, WorkerParts};
 
 /// What sources outside of the project may lie in.
 const ROOT: &str = "s3://lake";
+
+/// Short, for a lease.
+pub(crate) const ATTENTIVE: Duration = Duration::from_millis(4_500);
 
 /// Sales of two shops; what each view makes of them is easy to work out by hand.
 pub(crate) const DEFINITIONS: &str = r"
@@ -303,6 +308,20 @@ impl World {
         worker(&self.folder, &self.store, &self.lake, &self.online, owner, &self.place)
     }
 
+    /// A worker with a lease of [`ATTENTIVE`]: it learns of a lost one within a third of that, and loses none on a
+    /// machine that stands still for two.
+    pub(crate) fn attentive_worker(&self) -> Worker {
+        let parts = self.parts("attentive");
+        Worker::new(WorkerParts { options: WorkerOptions { lease: ATTENTIVE, ..parts.options }, ..parts }).unwrap()
+    }
+
+    /// A worker for which `change` happens when its first task has been computed, before the registry knows.
+    pub(crate) fn worker_with_change(&self, change: impl FnOnce() + Send + 'static) -> Worker {
+        let parts = self.parts("one");
+        let script = Arc::new(Meanwhile(Mutex::new(Some(Box::new(change)))));
+        Worker::new(WorkerParts { store: Arc::new(FaultStore::new(parts.store, script)), ..parts }).unwrap()
+    }
+
     /// Lets the source hold these receipts.
     pub(crate) async fn sell(&self, receipts: &str) {
         sell(&self.place, self.folder.path(), receipts).await;
@@ -393,6 +412,26 @@ impl World {
     }
 }
 
+/// A script in which nothing goes wrong; what it holds happens before the first task ends.
+struct Meanwhile(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Meanwhile")
+    }
+}
+
+impl Script for Meanwhile {
+    fn next(&self, method: &'static str) -> Fault {
+        if method == "task_end"
+            && let Some(change) = self.0.lock().unwrap().take()
+        {
+            change();
+        }
+        Fault::NONE
+    }
+}
+
 /// Applies the whole project for the first time.
 async fn apply(store: &SqliteStore, lake: &Lake, project: &Project) {
     let empty = Project::empty(ProjectName::new("shop").unwrap());
@@ -465,7 +504,8 @@ fn parts(
         sources,
         options: WorkerOptions {
             owner: owner.to_owned(),
-            lease: Duration::from_millis(1500),
+            // No machine stands still for so long.
+            lease: Duration::from_secs(60),
             slots: 2,
             queues: Vec::new(),
             host: "here".to_owned(),

@@ -10,7 +10,7 @@ use tidegate_registry::store::{Decision, Store, TaskEnd};
 use tokio::task::JoinSet;
 
 use super::Fixture;
-use super::world::{World, beat, check, dag, day, staged};
+use super::world::{World, beat, check, dag, day, insist, staged};
 
 async fn all(store: &dyn Store) -> Vec<AuditEvent> {
     store.audit_events(&AuditFilter { oldest_first: true, ..AuditFilter::default() }).await.unwrap()
@@ -25,11 +25,12 @@ pub async fn parallel_appends_make_one_chain(fixture: &Fixture) {
         appenders.spawn(async move {
             for step in 0..4 {
                 if number % 8 == 0 {
-                    store.worker_heartbeat(&beat(&format!("w{number}"), &[])).await.unwrap();
-                    store.worker_drain(&format!("w{number}"), step % 2 == 0, "ana", day(step)).await.unwrap();
+                    let alive = beat(&format!("w{number}"), &[]);
+                    insist(|| store.worker_heartbeat(&alive)).await;
+                    insist(|| store.worker_drain(&alive.owner, step % 2 == 0, "ana", day(step))).await;
                 } else {
                     let event = NewAuditEvent::new(day(step), format!("actor{number}"), "test", number.to_string());
-                    store.audit(event).await.unwrap();
+                    insist(|| store.audit(event.clone())).await;
                 }
             }
         });

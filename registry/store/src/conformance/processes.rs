@@ -60,7 +60,7 @@ pub async fn a_worker_is_alive_while_it_is_heard_of(fixture: &Fixture) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), silent).await.expect("a silent worker is soon not alive");
+    tokio::time::timeout(Duration::from_secs(60), silent).await.expect("a silent worker is soon not alive");
 }
 
 /// So that all processes of a project live in one simulated time.

@@ -18,13 +18,29 @@ use tidegate_registry::run::{
     Cause, CheckResult, Claim, Intent, NewRun, Pins, Run, RunState, StagedView, Task, TaskKind, TaskOutput, Verdict,
 };
 use tidegate_registry::store::{
-    ApplyChanges, ApplyRequest, ClaimRequest, DefinitionRow, IntentRequest, Record, Store, TaskEnd, ViewIntentRequest,
-    ViewRecord, WorkerBeat,
+    ApplyChanges, ApplyRequest, ClaimRequest, DefinitionRow, IntentRequest, Record, Result, Store, StoreError, TaskEnd,
+    ViewIntentRequest, ViewRecord, WorkerBeat,
 };
 use tidegate_registry::time::{Instant, Interval};
 
 /// Long enough for no test to outlast it.
 pub(crate) const LONG: Duration = Duration::from_secs(600);
+
+/// As whoever works does: again, as long as the registry is away. (Of two processes that write to one file without a
+/// pause, SQLite may let either wait too long on a slow disk.)
+pub(crate) async fn insist<T, F: Future<Output = Result<T>>>(call: impl Fn() -> F) -> T {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        match call().await {
+            Ok(done) => return done,
+            Err(StoreError::Unavailable(cause)) => {
+                assert!(tokio::time::Instant::now() < deadline, "still away: {cause:?}");
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
 
 /// Midnight of the given day of 2013.
 pub(crate) fn day(number: i64) -> Instant {
@@ -224,13 +240,13 @@ impl World {
 
     pub(crate) async fn create(&self, run: NewRun) -> RunId {
         let now = run.interval.end();
-        self.store.runs_create(vec![run], now).await.unwrap()[0]
+        insist(|| self.store.runs_create(vec![run.clone()], now)).await[0]
     }
 
     /// A run of that DAG and day, admitted.
     pub(crate) async fn admitted(&self, name: &str, number: i64) -> RunId {
         let run = self.create(Self::new_run(name, number)).await;
-        self.store.run_admit(run).await.unwrap();
+        insist(|| self.store.run_admit(run)).await;
         run
     }
 
@@ -253,7 +269,7 @@ impl World {
     }
 
     pub(crate) async fn claim_by(&self, request: &ClaimRequest) -> Vec<Claim> {
-        self.store.task_claim(request, day(10)).await.unwrap()
+        insist(|| self.store.task_claim(request, day(10))).await
     }
 
     /// The next task of `run`.
@@ -262,7 +278,7 @@ impl World {
     }
 
     pub(crate) async fn end(&self, token: LeaseToken, end: TaskEnd) {
-        self.store.task_end(token, end, day(10)).await.unwrap();
+        insist(|| self.store.task_end(token, end.clone(), day(10))).await;
     }
 
     /// Does everything up to the publish task, and claims that.

@@ -106,6 +106,8 @@ struct Shared {
 struct State {
     objects: Objects,
     faults: Vec<Fault>,
+    /// How often faults had struck that were taken away.
+    healed: u64,
     seen: VecDeque<Seen>,
     requests: u64,
     stopped: bool,
@@ -166,12 +168,19 @@ impl S3Fake {
 
     /// Takes all faults away.
     pub fn heal(&self) {
-        self.shared.state().faults.clear();
+        let mut state = self.shared.state();
+        let strikes: u64 = state.faults.drain(..).map(|fault| fault.strikes()).sum();
+        state.healed += strikes;
     }
 
     /// How often faults have struck since [`S3Fake::heal`].
     pub fn strikes(&self) -> u64 {
         self.shared.state().faults.iter().map(Fault::strikes).sum()
+    }
+
+    /// How often faults have struck since the start.
+    pub fn struck(&self) -> u64 {
+        self.strikes() + self.shared.state().healed
     }
 
     /// How many requests came in since the start.

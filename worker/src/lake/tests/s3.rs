@@ -12,7 +12,7 @@ use object_store::path::Path;
 use tidegate_registry::ids::RunId;
 use tidegate_servers::{Fault, Mode};
 
-use super::{World, commit, day, read, rows, view};
+use super::{On, World, commit, day, read, rows, view};
 use crate::execute::chain;
 use crate::lake::{CommitError, Lake};
 use crate::objects::testing::{self, BUCKET};
@@ -46,14 +46,15 @@ fn times_added(world: &World, add: &Add) -> usize {
 /// its own commit: then the loop may become simpler.
 #[tokio::test]
 async fn delta_rs_alone_appends_twice_or_denies_what_landed_when_an_answer_is_lost() {
-    let world = World::on_fake().await;
+    // No other answer may be lost, so it is waited for.
+    let world = World::new(On::Fake).await;
     let fake = world.fake.as_ref().unwrap();
     let adds = world.stage(RunId::generate(), day(8), 10).await;
     fake.inject(Fault::new(Mode::ApplyThenRefuse(500)).on("PUT", "_delta_log/").times(1));
     assert_eq!(append(&world.lake, &adds, None).await.unwrap(), 2, "one append became versions 1 and 2");
     assert_eq!(times_added(&world, &adds[0]), 2, "a change feed tells of twice as many rows");
 
-    let world = World::on_fake().await;
+    let world = World::new(On::Fake).await;
     let fake = world.fake.as_ref().unwrap();
     let adds = world.stage(RunId::generate(), day(8), 10).await;
     fake.inject(Fault::new(Mode::ApplyThenRefuse(500)).on("PUT", "_delta_log/").times(1));
@@ -310,9 +311,12 @@ async fn the_owners_mark_survives_a_lost_answer_and_a_conflict() {
 async fn a_store_that_lets_several_win_gets_no_lake() {
     let racy = testing::racy();
     let stores = testing::stores(&racy.endpoint(), testing::short());
-    let lake = Lake::open_in(&testing::place(), &stores, "test").unwrap();
-    let error = lake.claim(tidegate_registry::ids::RegistryId::generate()).await.unwrap_err();
-    assert!(error.to_string().contains("several writers win"), "{error}");
+    let lake = testing::caught(async || {
+        let lake = Lake::open_in(&testing::place(), &stores, "test").unwrap();
+        let error = lake.claim(tidegate_registry::ids::RegistryId::generate()).await.err()?;
+        error.to_string().contains("several writers win").then_some(lake)
+    })
+    .await;
     let owner = Path::from_url_path(format!("{}_tidegate/owner.json", lake.root().path())).unwrap();
     let missing = object_store::ObjectStoreExt::head(&lake.store, &owner).await;
     assert!(matches!(missing, Err(object_store::Error::NotFound { .. })), "{missing:?}");

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use chrono::DateTime;
-use tidegate_servers::{Redis, RedisCluster, RedisOptions, RedisSentinel};
+use tidegate_servers::{Port, Redis, RedisCluster, RedisOptions, RedisSentinel};
 use tokio::task::JoinSet;
 
 use super::tests::{open, project};
@@ -56,6 +56,11 @@ async fn fresh(server: &Redis) -> Arc<RedisOnline> {
     open(&server.url(), &project()).await
 }
 
+/// Settings of a Redis that outlives a kill with all that it answered for, but no power cut: no disk is waited for.
+fn append_only() -> Vec<String> {
+    ["--appendonly", "yes", "--appendfsync", "no"].map(str::to_owned).to_vec()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn defaults_go_live_with_the_rows() {
     let server = Redis::start().unwrap();
@@ -104,14 +109,17 @@ async fn a_writer_that_is_overtaken_in_the_middle_changes_no_row_of_the_next() {
     fill(&earlier, 1, &rows(count, "1")).await.unwrap();
     cut_over(&earlier, 1).await.unwrap();
     let mut overtaken = 0;
-    for number in (2..42).step_by(2) {
+    for number in (2..2_000).step_by(2) {
+        if number >= 42 && overtaken > 0 {
+            break;
+        }
         let changes = move |number: u64| Changes { changed: rows(count, &number.to_string()), ..Changes::default() };
         let live = earlier.live(&view()).await.unwrap().unwrap();
         assert_eq!(earlier.begin_upsert(&view(), live.generation, number).await.unwrap(), InPlace::Ready);
         let mut writing = JoinSet::new();
         let store = Arc::clone(&earlier);
         writing.spawn(async move { store.upsert(&view(), live.generation, number, &changes(number)).await });
-        tokio::time::sleep(Duration::from_micros(500 * number)).await;
+        tokio::time::sleep(Duration::from_micros(500 * (number % 40))).await;
         // The later one writes all it has in one step, so that it falls between a look and a write of the earlier one.
         let script = "redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
             for i = 0, ARGV[4] - 1 do redis.call('HSET', ARGV[3] .. 'k' .. i, 'value', ARGV[2]) end";
@@ -209,20 +217,23 @@ async fn is_ridden_out<S>(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_reads_its_data_back_is_waited_for() {
-    let settings = ["--key-load-delay", "3000", "--loading-process-events-interval-bytes", "1024"];
+    // So many keys that it takes a minute, unless it is told to hurry.
+    let settings = ["--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"];
     let settings = settings.map(str::to_owned).to_vec();
     let server = Redis::start_with(RedisOptions { settings, ..RedisOptions::default() }).unwrap();
     let store = fresh(&server).await;
+    server.cli(&["debug", "populate", "60000", "other", "100"]).unwrap();
     let is_loading = |server: &Redis| server.cli(&["info", "persistence"]).unwrap().contains("\nloading:1");
     is_ridden_out(
         (server, store),
         |server| {
             server.cli(&["save"]).unwrap();
-            server.restart().unwrap();
+            server.start_again().unwrap();
             assert!(is_loading(server));
         },
         "reading its data from disk (`LOADING`)",
         |server| {
+            server.cli(&["config", "set", "key-load-delay", "0"]).unwrap();
             while is_loading(server) {
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -236,10 +247,10 @@ async fn a_replica_that_lost_its_primary_is_waited_for() {
     let settings = ["--replica-serve-stale-data", "no", "--replica-read-only", "no"].map(str::to_owned).to_vec();
     let server = Redis::start_with(RedisOptions { settings, ..RedisOptions::default() }).unwrap();
     let store = fresh(&server).await;
-    let nobody = tidegate_servers::free_port().unwrap().to_string();
+    let nobody = Port::reserve().unwrap();
     is_ridden_out(
         (server, store),
-        |server| drop(server.cli(&["replicaof", "127.0.0.1", &nobody]).unwrap()),
+        |server| drop(server.cli(&["replicaof", "127.0.0.1", &nobody.number().to_string()]).unwrap()),
         "has lost its primary (`MASTERDOWN`)",
         |server| drop(server.cli(&["replicaof", "no", "one"]).unwrap()),
     )
@@ -248,33 +259,37 @@ async fn a_replica_that_lost_its_primary_is_waited_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_lost_a_node_serves_nothing_until_it_is_back() {
-    let settings = ["--appendonly", "yes", "--appendfsync", "always", "--cluster-node-timeout", "500"];
-    let settings = settings.map(str::to_owned).to_vec();
-    let cluster = RedisCluster::start_with(&RedisOptions { settings, ..RedisOptions::default() }).unwrap();
+    let options = RedisOptions { settings: append_only(), ..RedisOptions::default() };
+    let cluster = RedisCluster::start_with(&options).unwrap();
     let store = open(&cluster.url(), &project()).await;
     // Not the one that says what is live: that would only be out of reach.
     let live = keys::slot(store.keys.live().as_bytes());
     let lost = if live > 5_460 { 0 } else { 1 };
-    let others_say = |cluster: &mut RedisCluster, state: &str| {
-        for node in cluster.nodes().iter().enumerate().filter(|(number, _)| *number != lost).map(|(_, node)| node) {
-            while !node.cli(&["cluster", "info"]).unwrap().contains(&format!("cluster_state:{state}")) {
-                std::thread::sleep(Duration::from_millis(50));
-            }
+    let wait_until = |node: &Redis, state: &str| {
+        while !node.cli(&["cluster", "info"]).unwrap().contains(&format!("cluster_state:{state}")) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    // Soon only while it is gone: a machine that stands still for a second takes no node away.
+    let others_miss_it_after = |cluster: &mut RedisCluster, milliseconds: &str| {
+        for (_, node) in cluster.nodes().iter().enumerate().filter(|(number, _)| *number != lost) {
+            node.cli(&["config", "set", "cluster-node-timeout", milliseconds]).unwrap();
         }
     };
     is_ridden_out(
         (cluster, store),
         |cluster| {
             cluster.nodes()[lost].kill();
-            others_say(cluster, "fail");
+            others_miss_it_after(cluster, "500");
+            let others = cluster.nodes().iter().enumerate().filter(|(number, _)| *number != lost);
+            others.for_each(|(_, node)| wait_until(node, "fail"));
         },
         "does not serve all slots (`CLUSTERDOWN`)",
         |cluster| {
             cluster.nodes()[lost].restart().unwrap();
-            others_say(cluster, "ok");
-            while !cluster.nodes()[lost].cli(&["cluster", "info"]).unwrap().contains("cluster_state:ok") {
-                std::thread::sleep(Duration::from_millis(50));
-            }
+            cluster.nodes().iter().for_each(|node| wait_until(node, "ok"));
+            others_miss_it_after(cluster, "15000");
+            cluster.nodes().iter().for_each(|node| wait_until(node, "ok"));
         },
     )
     .await;
@@ -331,8 +346,8 @@ async fn a_restart_that_lost_rows_is_found_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_a_restart_lost_between_finish_and_cut_over_hold_it_back() {
-    let settings = ["--appendonly", "yes", "--appendfsync", "always"].map(str::to_owned).to_vec();
-    let mut server = Redis::start_with(RedisOptions { settings, ..RedisOptions::default() }).unwrap();
+    let options = RedisOptions { settings: append_only(), ..RedisOptions::default() };
+    let mut server = Redis::start_with(options).unwrap();
     let store = fresh(&server).await;
     fill(&store, 1, &rows(1_000, "1")).await.unwrap();
     server.restart().unwrap();
@@ -364,9 +379,14 @@ async fn connections_killed_in_mid_pipeline_are_replaced() {
     let store = fresh(&server).await;
     let killing = Arc::clone(&server);
     let mut killer = JoinSet::new();
+    // Each time in the middle of other rows, because what is cut off three times is given up.
     killer.spawn_blocking(move || {
-        for _ in 0..3 {
-            std::thread::sleep(Duration::from_millis(150));
+        let begun = std::time::Instant::now();
+        for rows in [10_000, 25_000, 40_000] {
+            let written = || killing.cli(&["dbsize"]).unwrap().parse::<u32>().unwrap();
+            while written() < rows && begun.elapsed() < Duration::from_secs(60) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             killing.cli(&["client", "kill", "type", "normal"]).unwrap();
         }
     });
@@ -379,15 +399,19 @@ async fn connections_killed_in_mid_pipeline_are_replaced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_redis_is_given_up_and_what_it_did_meanwhile_does_no_harm() {
     let server = Redis::start().unwrap();
-    let project = project();
+    let store = fresh(&server).await;
     let location = RedisLocation::parse(&server.url()).unwrap();
-    let mut store = RedisOnline::new(&location, &project, false).unwrap();
-    store.connections.set_answer_max(Duration::from_millis(300));
-    store.begin_generation(&view(), 1).await.unwrap();
-    server.cli(&["client", "pause", "900"]).unwrap();
-    let error = passes(store.write(&view(), 1, &rows(10, "1")).await.unwrap_err());
+    let mut hasty = RedisOnline::new(&location, store.keys.project(), false).unwrap();
+    hasty.connections.set_answer_max(Duration::from_millis(300));
+    for _ in 0..100 {
+        if hasty.begin_generation(&view(), 1).await.is_ok() {
+            break;
+        }
+    }
+    let frozen = server.freeze().unwrap();
+    let error = passes(hasty.write(&view(), 1, &rows(10, "1")).await.unwrap_err());
     assert!(error.contains("Redis did not answer in time"), "{error}");
-    tokio::time::sleep(Duration::from_millis(1_000)).await;
+    drop(frozen);
     fill(&store, 1, &rows(20, "1")).await.unwrap();
     cut_over(&store, 1).await.unwrap();
     assert_eq!(value(&store).await.as_deref(), Some("1"));
@@ -417,10 +441,9 @@ async fn a_failover_in_the_middle_is_followed() {
         let told = redis.cli(&["info", "replication"]).unwrap();
         told.lines().find_map(|line| line.strip_prefix("master_repl_offset:").map(|at| at.trim().to_owned())).unwrap()
     };
-    for _ in 0..200 {
-        if offset(&set.primary) == offset(&set.replica) {
-            break;
-        }
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while offset(&set.primary) != offset(&set.replica) {
+        assert!(tokio::time::Instant::now() < deadline, "the replica is never in step");
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
     // The replica misses one row of the finished generation, as if the last writes had not reached it.
@@ -510,15 +533,22 @@ async fn what_a_frozen_writer_leaves_in_a_removed_generation_goes_too() {
 async fn rows_expire_by_the_clock_of_redis_too() {
     let server = Redis::start().unwrap();
     let store = fresh(&server).await;
-    let now = rows::clock_ms(&store.connections).await.unwrap();
-    let soon = DateTime::from_timestamp_millis(now + 400).unwrap();
-    let mut rows = rows(3, "1");
-    rows[0].expires_at = Some(soon);
-    store.begin_generation(&view(), 1).await.unwrap();
-    store.write(&view(), 1, &rows).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(500)).await;
     let key = store.keys.row_prefix(&view(), 1) + "k0";
-    assert_eq!(server.cli(&["exists", &key]).unwrap(), "0");
+    let mut rows = rows(3, "1");
+    for milliseconds in [400, 2_000, 10_000] {
+        let soon = rows::clock_ms(&store.connections).await.unwrap() + milliseconds;
+        rows[0].expires_at = DateTime::from_timestamp_millis(soon);
+        store.begin_generation(&view(), 1).await.unwrap();
+        store.write(&view(), 1, &rows).await.unwrap();
+        // One that comes too late is past when it is written, and stays.
+        if server.cli(&["pttl", &key]).unwrap() != "-1" {
+            break;
+        }
+    }
+    while server.cli(&["exists", &key]).unwrap() != "0" {
+        assert_ne!(server.cli(&["pttl", &key]).unwrap(), "-1", "it would stay for ever");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     // A row that went by itself is no row that was lost.
     store.finish_generation(&view(), 1, 3).await.unwrap();
 }
