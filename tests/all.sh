@@ -85,7 +85,7 @@ make_python() {
 
 install_missing
 make_python
-export TIDEGATE_TEST_MOTO="$target/test-venv/bin/moto_server"
+export TIDEGATE_TEST_MOTO="$target/test-venv/bin/python"
 
 say "Rust: unit, property, conformance, scenario and crash tests"
 # This also leaves the binary that the scenarios ran in the target folder.

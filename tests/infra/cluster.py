@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from shared import seconds
 
 # More than anything here takes on a machine that does much else.
 PATIENCE_SECS = 120
+SERVE_S3 = Path(__file__).resolve().parents[1] / "servers/src/serve_s3.py"
 SECRETS = {"POSTGRES_PASSWORD": "p0stgres", "REDIS_PASSWORD": "secret123", "STORE_USER": "store", "STORE_PASSWORD": "st0restore"}
 
 
@@ -92,8 +94,8 @@ def postgres(folder: Path) -> Iterator[int]:
 @contextlib.contextmanager
 def store(bucket: str) -> Iterator[int]:
     port = free_port()
-    with running(["moto_server", "-H", "127.0.0.1", "-p", str(port)]) as server:
-        wait_until("moto_server", lambda: listens(port), server)
+    with running([sys.executable, str(SERVE_S3), str(port)]) as server:
+        wait_until("moto", lambda: listens(port), server)
         put = urllib.request.Request(f"http://127.0.0.1:{port}/{bucket}", method="PUT")
         urllib.request.urlopen(put).close()
         yield port

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::process::{Port, Server};
 use crate::s3::S3Endpoint;
 
-/// Names the program `moto_server`; without it, it is installed below the target folder once.
+/// Names a Python that has `moto`; without it, one is made below the target folder once.
 pub const MOTO_VARIABLE: &str = "TIDEGATE_TEST_MOTO";
 
 /// A running moto server.
@@ -27,11 +27,11 @@ impl Moto {
     /// # Errors
     /// When it is not installed and cannot be, or does not start.
     pub fn start() -> Result<Self> {
-        let program = moto_server()?;
+        let python = python_with_moto()?;
         let folder = tempfile::tempdir().context("making a folder for moto")?;
         let port = Port::reserve()?;
-        let mut command = Command::new(program);
-        command.args(["-H", "127.0.0.1", "-p", &port.number().to_string()]);
+        let mut command = Command::new(python);
+        command.args(["-c", include_str!("serve_s3.py"), &port.number().to_string()]);
         let mut server = Server::start(&command, &folder.path().join("moto.log"))?;
         server.wait_for_port(port.number())?;
         Ok(Self { port, _folder: folder, _server: server })
@@ -43,15 +43,15 @@ impl Moto {
     }
 }
 
-/// The program, installed when it is missing.
-fn moto_server() -> Result<PathBuf> {
+/// The interpreter; moto is installed when it is missing.
+fn python_with_moto() -> Result<PathBuf> {
     if let Some(named) = named_program() {
         ensure!(named.is_file(), "`{MOTO_VARIABLE}` names `{}`, which is no file", named.display());
         return Ok(named);
     }
     let target = target_folder()?;
     let venv = target.join("moto-venv");
-    let program = venv.join("bin/moto_server");
+    let python = venv.join("bin/python");
     // Test binaries run side by side: one installs, the others wait for it.
     let lock = File::create(target.join("moto-venv.lock")).context("making the lock of moto's environment")?;
     lock.lock().context("waiting for whoever installs moto")?;
@@ -65,7 +65,7 @@ fn moto_server() -> Result<PathBuf> {
         ensure!(installed.status.success(), "installing moto: {}", String::from_utf8_lossy(&installed.stderr));
         File::create(complete).context("noting that moto is installed")?;
     }
-    Ok(program)
+    Ok(python)
 }
 
 #[expect(clippy::disallowed_methods, reason = "where a test finds its server is no setting of a project")]
