@@ -562,6 +562,11 @@ pub trait Store:
 
     /// The real instant and project time at which this project's simulated clock started; stored by whoever asks first.
     async fn clock_anchor(&self, real_now: Instant, project_start: Instant) -> Result<(Instant, Instant)>;
+
+    // --- the end -----------------------------------------------------------------------------------------------------
+
+    /// Waits for what is under way and lets go of files and connections. Later calls fail as unavailable.
+    async fn close(&self);
 }
 
 /// See [`Store::apply`].

@@ -264,6 +264,11 @@ pass_on! {
     fn listen(&self, listener: Listener) {
         self.inner.listen(listener);
     }
+
+    /// Letting go is no question either.
+    async fn close(&self) {
+        self.inner.close().await;
+    }
 }
 
 pass_on! {

@@ -358,4 +358,8 @@ impl<D: std::fmt::Debug + Send + Sync> Store for SqlStore<D> {
     async fn clock_anchor(&self, real_now: Instant, project_start: Instant) -> Result<(Instant, Instant)> {
         self.db.run(CALL_MAX, || definitions::clock_anchor(&self.db, real_now, project_start)).await
     }
+
+    async fn close(&self) {
+        self.db.close().await;
+    }
 }

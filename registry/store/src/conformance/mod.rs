@@ -220,6 +220,7 @@ macro_rules! conformance {
             }
             processes {
                 two_processes_work_on_one_registry,
+                a_closed_registry_is_unavailable,
                 a_worker_is_alive_while_it_is_heard_of,
                 whoever_asks_first_anchors_the_clock,
             }

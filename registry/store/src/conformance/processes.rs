@@ -42,6 +42,18 @@ pub async fn two_processes_work_on_one_registry(fixture: &Fixture) {
     assert_eq!(here.store.runs_open().await.unwrap().len(), 80);
 }
 
+/// It is let go of for good, by whoever holds the same store too, and other processes go on.
+pub async fn a_closed_registry_is_unavailable(fixture: &Fixture) {
+    let same = fixture.store.clone();
+    same.info().await.unwrap();
+    fixture.store.close().await;
+    fixture.store.close().await;
+    assert!(matches!(same.info().await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(same.worker_goodbye("host:1").await, Err(StoreError::Unavailable(_))));
+    fixture.twin.info().await.unwrap();
+    fixture.twin.worker_goodbye("host:1").await.unwrap();
+}
+
 /// By the database's clock, which all processes share.
 pub async fn a_worker_is_alive_while_it_is_heard_of(fixture: &Fixture) {
     let store = &fixture.store;
