@@ -1,8 +1,8 @@
 //! A project that Python has opened, and what can be looked up in it.
 
 use std::future::Future;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -21,7 +21,7 @@ use tidegate_registry::definitions::Settings;
 use tidegate_registry::diagnostics::{RenderStyle, render};
 use tidegate_worker::engine::Engine;
 use tidegate_worker::online::OnlineStore;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::OnceCell;
 
 use crate::errors::{closed, forked, raise};
@@ -32,16 +32,26 @@ use crate::{datasets, online};
 const SIGNALS_EVERY: Duration = Duration::from_millis(100);
 /// Threads of a client that only wait; computing has its own.
 const WAITING_THREADS: usize = 2;
+/// How long connections may take to end in good order, and threads after them: a server that hangs keeps nobody.
+const CLOSING_MAX: Duration = Duration::from_secs(2);
 /// What answers from the online store rest on is read from the registry so often.
 const DEFINITIONS_AGE: Duration = Duration::from_secs(5);
 
 /// A project, opened.
 #[pyclass(frozen, module = "tidegate._native")]
 pub(crate) struct Client {
-    pub(crate) parts: Parts,
+    project: String,
+    root: PathBuf,
     process: u32,
-    /// `None` once it is closed.
-    runtime: Mutex<Option<Arc<Runtime>>>,
+    /// `None` once it is closed. Only whoever has Python's lock looks here, so a fork never finds it locked.
+    opened: Mutex<Option<Arc<Opened>>>,
+}
+
+/// What an open client holds. Each call holds it too, so that closing disturbs none: the last one lets go of everything.
+pub(crate) struct Opened {
+    pub(crate) parts: Parts,
+    /// `None` only when all is let go of.
+    runtime: Option<Runtime>,
 }
 
 /// What calls work with.
@@ -49,11 +59,21 @@ pub(crate) struct Parts {
     pub(crate) context: Context,
     pub(crate) settings: Settings,
     registry: Mutex<(Arc<Registry>, std::time::Instant)>,
-    engine: OnceLock<Arc<Engine>>,
+    computing: Mutex<Option<Arc<Computing>>>,
     scratch: PathBuf,
     online: OnceCell<Option<Arc<dyn OnlineStore>>>,
     pub(crate) cache: Cache,
 }
+
+/// What computes, and the folder that it spills into.
+pub(crate) struct Computing {
+    pub(crate) engine: Engine,
+    /// After the engine, which writes there.
+    _scratch: Scratch,
+}
+
+/// A folder that goes with its owner.
+struct Scratch(PathBuf);
 
 #[pymethods]
 impl Client {
@@ -75,36 +95,40 @@ impl Client {
             .build()
             .context("starting a client's threads")
             .map_err(|error| raise(&error))?;
-        let runtime = Arc::new(runtime);
-        let parts = wait(py, &runtime, Parts::open(Context::new(shared, Shutdown::default()), cache_seconds))?;
-        Ok(Self { parts, process: std::process::id(), runtime: Mutex::new(Some(runtime)) })
+        let parts = match wait(py, &runtime, Parts::open(Context::new(shared, Shutdown::default()), cache_seconds)) {
+            Ok(parts) => parts,
+            Err(error) => {
+                runtime.shutdown_background();
+                return Err(error);
+            }
+        };
+        Ok(Self {
+            project: parts.settings.project.to_string(),
+            root: parts.settings.root.clone(),
+            process: std::process::id(),
+            opened: Mutex::new(Some(Arc::new(Opened { parts, runtime: Some(runtime) }))),
+        })
     }
 
     /// The project's name.
     #[getter]
-    fn project(&self) -> String {
-        self.parts.settings.project.to_string()
+    fn project(&self) -> &str {
+        &self.project
     }
 
     /// The project's folder.
     #[getter]
-    fn root(&self) -> PathBuf {
-        self.parts.settings.root.clone()
+    fn root(&self) -> &Path {
+        &self.root
     }
 
-    /// Lets go of threads, connections and files.
-    fn close(&self, py: Python<'_>) {
-        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(runtime) = runtime.filter(|_| self.process == std::process::id()) else { return };
-        py.detach(|| {
-            if let Some(Some(online)) = self.parts.online.get() {
-                runtime.block_on(online.close());
-            }
-            if let Some(runtime) = Arc::into_inner(runtime) {
-                runtime.shutdown_background();
-            }
-        });
-        let _ = std::fs::remove_dir_all(&self.parts.scratch);
+    /// Lets go of threads, connections and files, as soon as no call needs them any more.
+    fn close(&self) {
+        // In a fork there is nothing to close: see `drop`.
+        if self.process == std::process::id() {
+            let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner).take();
+            drop(opened);
+        }
     }
 
     /// Feature views as `tidegate views list --format json` prints them.
@@ -164,13 +188,14 @@ impl Client {
     /// Snapshots as `tidegate snapshots list --format json` prints them.
     #[pyo3(signature = (dag, view, limit))]
     fn snapshots(&self, py: Python<'_>, dag: Option<String>, view: Option<String>, limit: u32) -> PyResult<String> {
-        let found = self.wait(py, async {
+        let opened = self.opened()?;
+        let found = opened.wait(py, async {
             if dag.is_some() && view.is_some() {
                 return Err(UserError::new("snapshots are asked for by DAG or by view")
                     .hint("give one of them")
                     .into());
             }
-            let registry = self.parts.registry(Duration::ZERO).await?;
+            let registry = opened.parts.registry(Duration::ZERO).await?;
             snapshots::reports(&snapshots::Filter { dag, view, limit }, &registry).await
         })?;
         json(&found)
@@ -185,8 +210,9 @@ impl Client {
         built_from: Option<String>,
         limit: u32,
     ) -> PyResult<String> {
-        let found = self.wait(py, async {
-            let registry = self.parts.registry(Duration::ZERO).await?;
+        let opened = self.opened()?;
+        let found = opened.wait(py, async {
+            let registry = opened.parts.registry(Duration::ZERO).await?;
             dataset::reports(&dataset::Filter { built_from, view, limit }, &registry).await
         })?;
         json(&found)
@@ -206,9 +232,9 @@ impl Client {
         known_at: Option<String>,
         short_names: bool,
         name: Option<String>,
-    ) -> PyResult<(Bound<'py, PyAny>, String, Vec<String>)> {
+    ) -> PyResult<datasets::Made<'py>> {
         let asked = datasets::Asked { features, event_timestamp, at_snapshot, known_at, short_names, name };
-        datasets::dataset(self, py, kind, spine, asked)
+        datasets::dataset(&*self.opened()?, py, kind, spine, asked)
     }
 
     /// Reads features from the online store: see `online`.
@@ -222,47 +248,73 @@ impl Client {
         features: Option<Vec<String>>,
         aged: bool,
         anyhow: bool,
-        timeout: f64,
+        timeout: Option<f64>,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let timeout = Duration::try_from_secs_f64(timeout).unwrap_or(Duration::MAX);
-        online::get(self, py, &online::Asked { view, keys, features, aged, anyhow, timeout })
+        // What no `Duration` can hold is no limit either.
+        let timeout = timeout.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        online::get(&*self.opened()?, py, &online::Asked { view, keys, features, aged, anyhow, timeout })
     }
 }
 
 impl Client {
+    /// What calls work with, unless the client is closed or of another process.
+    fn opened(&self) -> PyResult<Arc<Opened>> {
+        if self.process != std::process::id() {
+            return Err(forked());
+        }
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)
+    }
+
+    fn registry(&self, py: Python<'_>) -> PyResult<Arc<Registry>> {
+        let opened = self.opened()?;
+        opened.wait(py, opened.parts.registry(Duration::ZERO))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let opened = self.opened.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if self.process != std::process::id() {
+            // Threads do not survive a fork, and waiting for them would take forever. Connections and the folder to spill
+            // into are in use by the process that this one was forked from.
+            std::mem::forget(opened);
+        }
+    }
+}
+
+impl Opened {
     /// Waits for `work` with Python's lock released. Ctrl-C stops it.
     pub(crate) fn wait<T: Send>(
         &self,
         py: Python<'_>,
         work: impl Future<Output = anyhow::Result<T>> + Send,
     ) -> PyResult<T> {
-        if self.process != std::process::id() {
-            return Err(forked());
-        }
-        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let runtime: Arc<Runtime> = runtime.ok_or_else(closed)?;
-        wait(py, &runtime, work)
-    }
-
-    fn registry(&self, py: Python<'_>) -> PyResult<Arc<Registry>> {
-        self.wait(py, self.parts.registry(Duration::ZERO))
+        wait(py, self.runtime.as_ref().ok_or_else(closed)?, work)
     }
 }
 
-impl Drop for Client {
+impl Drop for Opened {
     fn drop(&mut self) {
-        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match runtime {
-            // The threads of a runtime do not survive a fork, and waiting for them would take forever.
-            Some(runtime) if self.process != std::process::id() => std::mem::forget(runtime),
-            Some(runtime) => {
-                if let Some(runtime) = Arc::into_inner(runtime) {
-                    runtime.shutdown_background();
-                }
-                let _ = std::fs::remove_dir_all(&self.parts.scratch);
+        let (parts, mut runtime) = (&self.parts, self.runtime.take());
+        let mut let_go = || {
+            let Some(runtime) = runtime.take() else { return };
+            // Python collects garbage wherever it is called: a thread of another client's may not wait, so all is just dropped.
+            if Handle::try_current().is_ok() {
+                return runtime.shutdown_background();
             }
-            None => {}
+            let _ = runtime.block_on(async { tokio::time::timeout(CLOSING_MAX, parts.close()).await });
+            runtime.shutdown_timeout(CLOSING_MAX);
+        };
+        // Other threads of Python need not wait for it. There is no lock to release when the interpreter is about to end.
+        if Python::try_attach(|py| py.detach(&mut let_go)).is_none() {
+            let_go();
         }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -282,10 +334,10 @@ impl Parts {
             context,
             settings,
             registry: Mutex::new((Arc::new(registry), std::time::Instant::now())),
-            engine: OnceLock::new(),
+            computing: Mutex::default(),
             scratch: std::env::temp_dir().join(scratch),
             online: OnceCell::new(),
-            cache: Cache::new(Duration::try_from_secs_f64(cache_seconds).unwrap_or_default()),
+            cache: Cache::new(Duration::try_from_secs_f64(cache_seconds).unwrap_or(Duration::MAX)),
         })
     }
 
@@ -325,12 +377,15 @@ impl Parts {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub(crate) fn engine(&self) -> anyhow::Result<Arc<Engine>> {
-        if let Some(engine) = self.engine.get() {
-            return Ok(Arc::clone(engine));
+    pub(crate) fn computing(&self) -> anyhow::Result<Arc<Computing>> {
+        // Two that begin at once must not make the same folder twice.
+        let mut computing = self.computing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(computing) = &*computing {
+            return Ok(Arc::clone(computing));
         }
-        let engine = Arc::new(Engine::new(self.settings.memory_bytes, &self.scratch)?);
-        Ok(Arc::clone(self.engine.get_or_init(|| engine)))
+        let scratch = Scratch(self.scratch.clone());
+        let started = Computing { engine: Engine::new(self.settings.memory_bytes, &scratch.0)?, _scratch: scratch };
+        Ok(Arc::clone(computing.insert(Arc::new(started))))
     }
 
     /// The project's online store.
@@ -340,6 +395,15 @@ impl Parts {
     pub(crate) async fn online(&self) -> anyhow::Result<&Arc<dyn OnlineStore>> {
         let opened = self.online.get_or_try_init(|| tidegate::engine::online(&self.settings)).await?;
         opened.as_ref().ok_or_else(|| tidegate::commands::online::no_store().into())
+    }
+
+    /// Waits for what is under way and lets go of connections and files.
+    async fn close(&self) {
+        if let Some(Some(online)) = self.online.get() {
+            online.close().await;
+        }
+        let store = Arc::clone(&self.registry.lock().unwrap_or_else(PoisonError::into_inner).0.store);
+        store.close().await;
     }
 }
 

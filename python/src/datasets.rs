@@ -9,16 +9,19 @@ use arrow_array::{RecordBatch, RecordBatchIterator, RecordBatchReader};
 use arrow_pyarrow::{FromPyArrow as _, IntoPyArrow as _};
 use arrow_schema::ArrowError;
 use chrono_tz::Tz;
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use tidegate::commands::dataset::{Wanted, here, parts, request, stale, told};
-use tidegate::error::UserError;
+use tidegate::context::Registry;
+use tidegate::error::{UserError, chain};
 use tidegate::times::TimeArgument;
-use tidegate_registry::dataset::{ColumnNames, Dataset};
+use tidegate_registry::dataset::{ColumnNames, Dataset, Manifest};
 use tidegate_registry::ids::DatasetId;
+use tidegate_registry::store::StoreError;
 use tidegate_registry::time::Instant;
 use tidegate_worker::dataset::{Collected, Spine, collect};
 
-use crate::client::{Client, Parts};
+use crate::client::{Opened, Parts};
 use crate::errors::raise;
 
 /// Where a dataset is that was made in Python, for lists.
@@ -35,15 +38,21 @@ pub(crate) struct Asked {
     pub(crate) name: Option<String>,
 }
 
+/// A dataset on its way to Python.
+///
+/// A `pyarrow.RecordBatchReader`; the manifest as JSON; views that labels were too late for, as a warning each; and why the
+/// registry does not remember the dataset although it was told to.
+pub(crate) type Made<'py> = (Bound<'py, PyAny>, String, Vec<String>, Option<String>);
+
 /// Joins features to labels. `kind` says what `given` is: `rows` (an Arrow stream), `file`, `sql`, or `entities` (an
-/// instant). Gives a `pyarrow.RecordBatchReader`, the manifest as JSON, and what the caller is to be warned of.
+/// instant).
 pub(crate) fn dataset<'py>(
-    client: &Client,
+    opened: &Opened,
     py: Python<'py>,
     kind: &str,
     given: &Bound<'py, PyAny>,
     asked: Asked,
-) -> PyResult<(Bound<'py, PyAny>, String, Vec<String>)> {
+) -> PyResult<Made<'py>> {
     let wanted = Wanted {
         spine: spine(py, kind, given)?,
         label_time: asked.event_timestamp,
@@ -52,15 +61,17 @@ pub(crate) fn dataset<'py>(
         at_snapshot: asked.at_snapshot,
         known_at: asked.known_at.as_deref().map(instant).transpose().map_err(|error| raise(&error))?,
     };
-    let (Collected { schema, batches, manifest }, warnings) =
-        client.wait(py, collected(&client.parts, wanted, asked.name))?;
+    let (Collected { schema, batches, manifest }, forgotten) =
+        opened.wait(py, collected(&opened.parts, wanted, asked.name))?;
+    let late = stale(&manifest);
     let manifest = serde_json::to_string(&manifest).context("writing the manifest").map_err(|error| raise(&error))?;
     let reader: Box<dyn RecordBatchReader + Send> =
         Box::new(RecordBatchIterator::new(batches.into_iter().map(Ok::<_, ArrowError>), schema));
-    Ok((reader.into_pyarrow(py)?, manifest, warnings))
+    Ok((reader.into_pyarrow(py)?, manifest, late, forgotten))
 }
 
-async fn collected(of: &Parts, wanted: Wanted, name: Option<String>) -> anyhow::Result<(Collected, Vec<String>)> {
+/// The dataset, and why it is not remembered under its name.
+async fn collected(of: &Parts, wanted: Wanted, name: Option<String>) -> anyhow::Result<(Collected, Option<String>)> {
     if wanted.at_snapshot.is_some() && wanted.known_at.is_some() {
         let both = UserError::new("a dataset is read at a snapshot or as it was known at a time, and not both");
         return Err(both.hint("leave `at_snapshot=` or `known_at=` out").into());
@@ -68,30 +79,58 @@ async fn collected(of: &Parts, wanted: Wanted, name: Option<String>) -> anyhow::
     let registry = of.registry(Duration::ZERO).await?;
     let request = request(wanted, &registry).await?;
     let parts = parts(&of.settings, &registry)?;
-    let engine = of.engine()?;
-    let working = Arc::clone(&engine);
-    let collected = engine.run(async move { collect(&working, &parts, &request).await }).await?.map_err(told)?;
-    if name.is_some() {
-        let dataset = Dataset {
-            id: DatasetId::generate(),
-            name,
-            place: IN_MEMORY.to_owned(),
-            created_at: registry.clock.now(),
-            actor: of.context.actor(),
-            manifest: collected.manifest.clone(),
-            pin: None,
-        };
-        registry.store.dataset_record(&dataset).await.context("remembering the dataset")?;
+    if let Some(name) = &name {
+        memorable(name, of, &registry).await?;
     }
-    let warnings = stale(&collected.manifest);
-    Ok((collected, warnings))
+    let computing = of.computing()?;
+    let working = Arc::clone(&computing);
+    let collecting = computing.engine.run(async move { collect(&working.engine, &parts, &request).await });
+    let collected = collecting.await?.map_err(told)?;
+    let forgotten = match name {
+        Some(name) => remember(name, of, &registry, &collected.manifest).await.err(),
+        None => None,
+    };
+    Ok((collected, forgotten))
+}
+
+/// Looks whether a dataset can be remembered, before time is spent on it.
+async fn memorable(name: &str, of: &Parts, registry: &Registry) -> anyhow::Result<()> {
+    if name.trim().is_empty() {
+        let empty = UserError::new("the dataset's name is empty");
+        return Err(empty.hint("leave `name=` out when the registry shall not remember it").into());
+    }
+    // No dataset has this id yet, so nothing changes; but a registry that cannot be written does not get as far as that.
+    match registry.store.dataset_unpin(DatasetId::generate(), &of.context.actor(), registry.clock.now()).await {
+        Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(anyhow!(error).context(format!("looking whether `{name}` can be remembered"))),
+    }
+}
+
+/// Lets the registry remember a dataset. What was computed is worth more than its name, so an error is but a warning.
+async fn remember(name: String, of: &Parts, registry: &Registry, manifest: &Manifest) -> Result<(), String> {
+    let dataset = Dataset {
+        id: DatasetId::generate(),
+        name: Some(name.clone()),
+        place: IN_MEMORY.to_owned(),
+        created_at: registry.clock.now(),
+        actor: of.context.actor(),
+        manifest: manifest.clone(),
+        pin: None,
+    };
+    registry.store.dataset_record(&dataset).await.map_err(|error| {
+        format!(
+            "the dataset is whole, but the registry does not remember it as `{name}`: {}. Lists and restores do not know \
+             of it, and what it was made of cannot be pinned: make it again under this name when the registry can be written",
+            chain(&anyhow!(error))
+        )
+    })
 }
 
 /// Where labels come from.
 fn spine(py: Python<'_>, kind: &str, given: &Bound<'_, PyAny>) -> PyResult<Spine> {
     Ok(match kind {
         "rows" => {
-            let reader = ArrowArrayStreamReader::from_pyarrow_bound(given)?;
+            let reader = ArrowArrayStreamReader::from_pyarrow_bound(given).map_err(|error| no_table(py, error))?;
             let schema = reader.schema();
             // A stream may be one of Python's own, and then takes the lock when it needs it.
             let batches = py.detach(|| reader.collect::<Result<Vec<RecordBatch>, ArrowError>>());
@@ -101,6 +140,15 @@ fn spine(py: Python<'_>, kind: &str, given: &Bound<'_, PyAny>) -> PyResult<Spine
         "sql" => Spine::Sql(given.extract()?),
         _ => Spine::Entities(instant(&given.extract::<String>()?).map_err(|error| raise(&error))?),
     })
+}
+
+/// Arrow's own word for a stream that has no columns is a bare `ValueError`.
+fn no_table(py: Python<'_>, error: PyErr) -> PyErr {
+    if !error.is_instance_of::<PyValueError>(py) {
+        return error;
+    }
+    let wrong = UserError::new(format!("the labels are no table: {}", error.value(py)));
+    raise(&wrong.hint("give a frame or a table: several columns, each with its name").into())
 }
 
 /// A time as people write it; without an offset it is one of UTC.

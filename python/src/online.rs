@@ -24,11 +24,13 @@ use tidegate_registry::switches::ViewSwitches;
 use tidegate_registry::time::{Instant, format_instant};
 use tidegate_worker::online::{Given, Live, OnlineError, OnlineRow, OnlineStore, Served, given};
 
-use crate::client::{Client, Parts};
+use crate::client::{Opened, Parts};
 use crate::values;
 
 /// What is remembered is compared with what is live so often.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// Definitions are read again within this time, or else those that are known go on to count.
+const DEFINITIONS_MAX: Duration = Duration::from_secs(2);
 /// Entities that are remembered of one view; one more, and all are forgotten.
 const ENTITIES_MAX: usize = 100_000;
 
@@ -41,12 +43,28 @@ pub(crate) struct Cache {
     ends: Mutex<HashMap<ViewId, (String, Instant)>>,
 }
 
+/// What is remembered of a view. What is live is noted even by those who remember no rows: see [`Reading::complete`].
 #[derive(Default)]
 struct Remembered {
     live: Option<Live>,
     switches: ViewSwitches,
+    /// When somebody last began to look what is live.
     checked: Option<Moment>,
     rows: HashMap<String, (Option<OnlineRow>, Moment)>,
+}
+
+/// Entities of a view, as far as they are known: all as of what was live at one moment.
+struct Reading {
+    live: Option<Live>,
+    switches: ViewSwitches,
+    /// Per entity, in the order of the question; `None` while it is not known.
+    rows: Vec<Option<Row>>,
+}
+
+/// The row of an entity, if it has one.
+struct Row {
+    stored: Option<OnlineRow>,
+    cached: bool,
 }
 
 impl Cache {
@@ -84,16 +102,16 @@ pub(crate) struct Asked {
     pub(crate) aged: bool,
     /// Entities that cannot be read are given as if they were not there.
     pub(crate) anyhow: bool,
-    /// How long the store, and the registry, may take to answer.
-    pub(crate) timeout: Duration,
+    /// How long the answer may take; `None` for as long as it takes.
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// Reads what is asked for.
 ///
 /// Gives a dict: `view`, `snapshot`, `age` (seconds, or `None`), `defaults` (per feature), and `entities`, each a tuple of
 /// found, event timestamp, unreachable, and per feature its value and where it comes from.
-pub(crate) fn get<'py>(client: &Client, py: Python<'py>, asked: &Asked) -> PyResult<Bound<'py, PyDict>> {
-    let answer = client.wait(py, read(&client.parts, asked))?;
+pub(crate) fn get<'py>(opened: &Opened, py: Python<'py>, asked: &Asked) -> PyResult<Bound<'py, PyDict>> {
+    let answer = opened.wait(py, read(&opened.parts, asked))?;
     let asked: Vec<&Feature> = match &asked.features {
         Some(names) => {
             let of = |name: &String| answer.view.features.iter().find(|feature| feature.name == *name);
@@ -138,7 +156,8 @@ pub(crate) fn get<'py>(client: &Client, py: Python<'py>, asked: &Asked) -> PyRes
 }
 
 async fn read(parts: &Parts, asked: &Asked) -> anyhow::Result<Answer> {
-    let registry = parts.known_registry(asked.timeout).await;
+    let deadline = Deadline::after(asked.timeout);
+    let registry = parts.known_registry(deadline.share(DEFINITIONS_MAX)).await;
     let view = select::view(&registry.project, &asked.view)?;
     for name in asked.features.as_deref().unwrap_or_default() {
         let found = view.features.iter().find(|feature| feature.name == *name);
@@ -158,10 +177,13 @@ async fn read(parts: &Parts, asked: &Asked) -> anyhow::Result<Answer> {
     if view.online.is_none() {
         return Err(not_online(view).into());
     }
-    let (live, entities) = entities(parts, view, &texts, now, asked).await?;
+    if texts.is_empty() {
+        return Ok(Answer { view: view.clone(), live: None, entities: Vec::new(), age: None });
+    }
+    let (live, entities) = entities(parts, view, &texts, now, asked.anyhow, deadline).await?;
     let age = match &live {
         Some(live) if asked.aged => {
-            let age = within(asked.timeout, "the registry", parts.cache.age(&registry, &view.id, live, now)).await;
+            let age = deadline.within("the registry", parts.cache.age(&registry, &view.id, live, now)).await;
             match age {
                 // How old it is cannot be told, so it may be too old.
                 Err(error) if asked.anyhow && is_unavailable(&error) => None,
@@ -173,13 +195,15 @@ async fn read(parts: &Parts, asked: &Asked) -> anyhow::Result<Answer> {
     Ok(Answer { view: view.clone(), live, entities, age })
 }
 
-/// Each entity from what is remembered, or else from the store.
+/// Each entity from what is remembered, or else from the store; with `anyhow` as if it were not there, should the store be
+/// away.
 async fn entities(
     parts: &Parts,
     view: &FeatureView,
     keys: &[String],
     now: Instant,
-    asked: &Asked,
+    anyhow: bool,
+    deadline: Deadline,
 ) -> anyhow::Result<(Option<Live>, Vec<Found>)> {
     let cache = &parts.cache;
     let checking = async {
@@ -187,61 +211,57 @@ async fn entities(
         cache.check(&**store, &view.id).await.context("looking what is live")?;
         Ok(store)
     };
-    let reachable = within(asked.timeout, "the online store", checking).await;
-    let known: Vec<Option<Found>> = keys.iter().map(|key| cache.recall(view, key, now)).collect();
-    let missing: Vec<&String> =
-        keys.iter().zip(&known).filter(|(_, known)| known.is_none()).map(|(key, _)| key).collect();
-    let mut live = cache.live(&view.id);
-    if missing.is_empty() {
-        return Ok((live, known.into_iter().flatten().collect()));
-    }
-    let read = match reachable {
-        Ok(store) => {
-            let wanted: Vec<(ViewId, String)> = missing.iter().map(|key| (view.id.clone(), (*key).clone())).collect();
-            let reading = async {
-                // All begin after the call, so what was switched off before is never given.
-                let all =
-                    tokio::try_join!(store.get_many(&wanted, now), store.live(&view.id), store.switches(&view.id));
-                all.context("reading features")
-            };
-            within(asked.timeout, "the online store", reading).await
-        }
-        Err(error) => Err(error),
-    };
-    let mut fresh = match read {
-        Ok((rows, now_live, switches)) => {
-            cache.remember(&view.id, &missing, &rows, now_live.as_ref(), &switches);
-            live = now_live;
-            let fresh = missing.iter().zip(rows).map(|(key, row)| Found {
-                served: given(view, key, row, live.clone(), &switches),
-                cached: false,
-                unreachable: false,
-            });
-            fresh.collect::<Vec<_>>()
-        }
-        Err(error) => {
-            if !(asked.anyhow && is_unavailable(&error)) {
-                return Err(error);
+    let reachable = deadline.within("the online store", checking).await;
+    let mut reading = cache.recall(&view.id, keys, now);
+    if reading.lacks_some() {
+        let read = match reachable {
+            Ok(store) => {
+                deadline.within("the online store", reading.complete(cache, &**store, &view.id, keys, now)).await
             }
-            missing.iter().map(|key| unreachable(view, key)).collect()
+            Err(error) => Err(error),
+        };
+        match read {
+            Err(error) if anyhow && is_unavailable(&error) => (),
+            read => read?,
         }
     }
-    .into_iter();
-    Ok((live, known.into_iter().filter_map(|known| known.or_else(|| fresh.next())).collect()))
+    let Reading { live, switches, rows } = reading;
+    let found = keys.iter().zip(rows).map(|(key, row)| match row {
+        Some(Row { stored, cached }) => {
+            Found { served: given(view, key, stored, live.clone(), &switches), cached, unreachable: false }
+        }
+        None => unreachable(view, key),
+    });
+    let found = found.collect();
+    Ok((live, found))
 }
 
-/// `work`, unless it takes longer than `limit`: then `who` is not available.
-async fn within<T>(
-    limit: Duration,
-    who: &'static str,
-    work: impl Future<Output = anyhow::Result<T>>,
-) -> anyhow::Result<T> {
-    match tokio::time::timeout(limit, work).await {
-        Ok(done) => done,
-        Err(_) => {
-            let slow = format!("{who} did not answer within {} s", limit.as_secs_f64());
+/// Until when an answer is wanted: one for all that it takes.
+#[derive(Clone, Copy)]
+struct Deadline {
+    timeout: Duration,
+    /// `None` for never.
+    at: Option<tokio::time::Instant>,
+}
+
+impl Deadline {
+    fn after(timeout: Option<Duration>) -> Self {
+        let now = tokio::time::Instant::now();
+        Self { timeout: timeout.unwrap_or_default(), at: timeout.and_then(|timeout| now.checked_add(timeout)) }
+    }
+
+    /// How long something may take that the answer can do without: at most `max`, and half of what is left.
+    fn share(self, max: Duration) -> Duration {
+        self.at.map_or(max, |at| max.min(at.saturating_duration_since(tokio::time::Instant::now()) / 2))
+    }
+
+    /// `work`, unless it does not end in time: then `who` is not available.
+    async fn within<T>(self, who: &'static str, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let Some(at) = self.at else { return work.await };
+        tokio::time::timeout_at(at, work).await.unwrap_or_else(|_| {
+            let slow = format!("{who} did not answer within {} s", self.timeout.as_secs_f64());
             Err(anyhow::Error::new(OnlineError::Unavailable(slow.into())).context("reading features"))
-        }
+        })
     }
 }
 
@@ -259,6 +279,7 @@ impl Cache {
         if self.lasts.is_zero() {
             return Ok(());
         }
+        let began = Moment::now();
         {
             let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
             let remembered = views.entry(view.clone()).or_default();
@@ -266,60 +287,41 @@ impl Cache {
                 return Ok(());
             }
             // Others need not look while this one does; and a store that is gone is not asked for by every call.
-            remembered.checked = Some(Moment::now());
+            remembered.checked = Some(began);
         }
         let (live, switches) = tokio::try_join!(store.live(view), store.switches(view))?;
-        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        let remembered = views.entry(view.clone()).or_default();
-        remembered.see(live.as_ref(), &switches);
+        self.see(view, live.as_ref(), &switches, began, |_| ());
         Ok(())
     }
 
-    /// What is remembered of an entity, unless its seconds are over.
-    fn recall(&self, view: &FeatureView, key: &str, now: Instant) -> Option<Found> {
-        if self.lasts.is_zero() {
-            return None;
-        }
-        let views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        let remembered = views.get(&view.id)?;
-        let (row, at) = remembered.rows.get(key)?;
-        let expired = row.as_ref().and_then(|row| row.expires_at).is_some_and(|expires| expires <= now);
-        (at.elapsed() < self.lasts && !expired).then(|| Found {
-            served: given(view, key, row.clone(), remembered.live.clone(), &remembered.switches),
-            cached: true,
-            unreachable: false,
-        })
-    }
-
-    fn live(&self, view: &ViewId) -> Option<Live> {
-        let views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        views.get(view)?.live.clone()
-    }
-
-    /// Remembers rows that were read when `live` was live.
-    fn remember(
-        &self,
-        view: &ViewId,
-        keys: &[&String],
-        rows: &[Option<OnlineRow>],
-        live: Option<&Live>,
-        switches: &ViewSwitches,
-    ) {
-        if self.lasts.is_zero() {
-            return;
-        }
+    /// What is remembered of entities, unless their seconds are over.
+    fn recall(&self, view: &ViewId, keys: &[String], now: Instant) -> Reading {
+        // All under one lock, for meanwhile something else could be seen to be live.
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
         let remembered = views.entry(view.clone()).or_default();
-        let was_empty = remembered.rows.is_empty();
-        // Rows that were read around a change may be of what was live before it.
-        if !remembered.see(live, switches) && !was_empty {
-            return;
+        let row = |key: &String| {
+            let (row, at) = remembered.rows.get(key)?;
+            let expired = row.as_ref().and_then(|row| row.expires_at).is_some_and(|expires| expires <= now);
+            (at.elapsed() < self.lasts && !expired).then(|| Row { stored: row.clone(), cached: true })
+        };
+        let rows = keys.iter().map(row).collect();
+        Reading { live: remembered.live.clone(), switches: remembered.switches.clone(), rows }
+    }
+
+    /// Notes what somebody saw to be live who began to look at `began`; `and_then` is done with what is remembered of it.
+    fn see(
+        &self,
+        view: &ViewId,
+        live: Option<&Live>,
+        switches: &ViewSwitches,
+        began: Moment,
+        and_then: impl FnOnce(&mut Remembered),
+    ) {
+        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        let remembered = views.entry(view.clone()).or_default();
+        if remembered.see(live, switches, began) {
+            and_then(remembered);
         }
-        if remembered.rows.len() + rows.len() > ENTITIES_MAX {
-            remembered.rows.clear();
-        }
-        let now = Moment::now();
-        remembered.rows.extend(keys.iter().zip(rows).map(|(key, row)| ((*key).clone(), (row.clone(), now))));
     }
 
     /// Seconds since the end of the interval that is live.
@@ -346,16 +348,77 @@ impl Cache {
     }
 }
 
+impl Reading {
+    fn lacks_some(&self) -> bool {
+        self.rows.iter().any(Option::is_none)
+    }
+
+    /// Reads what is not known yet.
+    ///
+    /// The store tells rows and what is live one after the other, and something else may go live between. Publish numbers only
+    /// grow, so rows are of what was live before them and is so after them still. Where that differs, all of them are read
+    /// again, with those that were remembered.
+    ///
+    /// # Errors
+    /// Those of the store.
+    async fn complete(
+        &mut self,
+        cache: &Cache,
+        store: &dyn OnlineStore,
+        view: &ViewId,
+        keys: &[String],
+        now: Instant,
+    ) -> anyhow::Result<()> {
+        loop {
+            let began = Moment::now();
+            let missing = keys.iter().zip(&self.rows).filter(|(_, row)| row.is_none());
+            let wanted: Vec<(ViewId, String)> = missing.map(|(key, _)| (view.clone(), key.clone())).collect();
+            // Both begin after the call, so what was switched off before is never given.
+            let both = tokio::try_join!(store.get_many(&wanted, now), store.switches(view));
+            let (rows, switches) = both.context("reading features")?;
+            let live = store.live(view).await.context("reading features")?;
+            self.switches = switches;
+            if self.live != live {
+                cache.see(view, live.as_ref(), &self.switches, began, |_| ());
+                self.live = live;
+                self.rows.fill_with(|| None);
+                continue;
+            }
+            cache.see(view, live.as_ref(), &self.switches, began, |remembered| {
+                if !cache.lasts.is_zero() {
+                    remembered.keep(wanted.iter().map(|(_, key)| key).zip(&rows), began);
+                }
+            });
+            let mut rows = rows.into_iter();
+            for row in self.rows.iter_mut().filter(|row| row.is_none()) {
+                *row = rows.next().map(|stored| Row { stored, cached: false });
+            }
+            return Ok(());
+        }
+    }
+}
+
 impl Remembered {
-    /// Notes what is live; forgets everything and says false when that is something else than before.
-    fn see(&mut self, live: Option<&Live>, switches: &ViewSwitches) -> bool {
-        self.checked = Some(Moment::now());
+    /// Notes what is live, and forgets all rows when that is something else than before. False when somebody who began to
+    /// look later saw something else: rows read under `live` are then not to be remembered.
+    fn see(&mut self, live: Option<&Live>, switches: &ViewSwitches, began: Moment) -> bool {
         let same = self.live.as_ref() == live;
+        if self.checked.is_some_and(|checked| checked > began) {
+            return same;
+        }
+        self.checked = Some(began);
+        self.switches = switches.clone();
         if !same {
             self.live = live.cloned();
             self.rows.clear();
         }
-        self.switches = switches.clone();
-        same
+        true
+    }
+
+    fn keep<'a>(&mut self, rows: impl ExactSizeIterator<Item = (&'a String, &'a Option<OnlineRow>)>, at: Moment) {
+        if self.rows.len() + rows.len() > ENTITIES_MAX {
+            self.rows.clear();
+        }
+        self.rows.extend(rows.map(|(key, row)| (key.clone(), (row.clone(), at))));
     }
 }

@@ -3,7 +3,12 @@
 import datetime as dt
 import json
 import random
+import sqlite3
+import subprocess
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -180,6 +185,55 @@ def test_labels_beyond_what_is_published_are_warned_of(client: tidegate.Client) 
         client.training_set(labels(), "carrier_delays")
 
 
+def test_a_set_that_cannot_be_remembered_is_handed_over_with_a_warning(project: Path) -> None:
+    """It may have taken hours."""
+    with tidegate.Client(project) as client:
+        expected = client.training_set(labels(), FEATURES)
+        db = sqlite3.connect(project / ".tidegate" / "registry.db", isolation_level=None)
+        db.execute("CREATE TRIGGER full BEFORE INSERT ON datasets BEGIN SELECT RAISE(ABORT, 'no room for it'); END")
+        with pytest.warns(tidegate.ForgottenWarning, match="does not remember it as `lost`") as caught:
+            found = client.training_set(labels(), FEATURES, name="lost")
+        assert found.to_arrow().equals(expected.to_arrow())
+        assert "no room for it" in str(caught[0].message)
+        assert "make it again under this name" in str(caught[0].message)
+        assert caught[0].filename == __file__, "it points at the caller"
+        db.execute("DROP TRIGGER full")
+        db.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            client.training_set(labels(), FEATURES, name="kept")
+        assert [dataset["name"] for dataset in client.datasets()][0] == "kept"
+        assert "lost" not in [dataset["name"] for dataset in client.datasets()]
+
+
+@contextmanager
+def written_by_another(project: Path) -> Iterator[None]:
+    """Nobody else can write into the registry meanwhile. Locks are of processes, so another one has to hold it."""
+    script = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+    holder = [sys.executable, "-c", script, project / ".tidegate" / "registry.db"]
+    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield
+        process.communicate()
+
+
+def test_a_registry_that_takes_no_name_is_found_before_anything_is_computed(project: Path) -> None:
+    # What is wrong with it shows when it is computed.
+    timeless = pa.table({"carrier": ["UA"], "event_timestamp": pa.array([None], pa.timestamp("us"))})
+    with tidegate.Client(project) as client:
+        with written_by_another(project), pytest.raises(tidegate.Unavailable, match="whether `weekly` can be remembered"):
+            client.training_set(timeless, FEATURES, name="weekly")
+        with pytest.raises(tidegate.WrongRequest, match="no `event_timestamp`"):
+            client.training_set(timeless, FEATURES, name="weekly")
+
+
 def test_several_threads_may_ask_at_once(client: tidegate.Client) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
@@ -206,6 +260,11 @@ def test_several_threads_may_ask_at_once(client: tidegate.Client) -> None:
         (7, FEATURES, {}, tidegate.WrongRequest, "labels cannot be a int"),
         ({"carrier": ["UA"], "event_timestamp": []}, FEATURES, {}, tidegate.WrongRequest, "equal length"),
         ("nowhere.parquet", FEATURES, {}, tidegate.WrongRequest, "cannot be read"),
+        (pa.chunked_array([["UA"]]), FEATURES, {}, tidegate.WrongRequest, "the labels are no table"),
+        (pa.array(["UA"]), FEATURES, {}, tidegate.WrongRequest, "the labels are no table"),
+        (pl.Series(["UA"]), FEATURES, {}, tidegate.WrongRequest, "the labels are no table"),
+        (pd.Series(["UA"]), FEATURES, {}, tidegate.WrongRequest, "hint: give a frame"),
+        (labels(), FEATURES, {"name": " "}, tidegate.WrongRequest, "the dataset's name is empty"),
         (tidegate.Sql("SELEC 1"), FEATURES, {}, tidegate.WrongRequest, "the spine's query is wrong"),
     ],
 )

@@ -1,15 +1,21 @@
 """Features online: values of their types, where they come from, and what is given in their place."""
 
 import datetime as dt
+import enum
 import math
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 
 import tidegate
 from conftest import Command
+from tidegate import _online
 
 FOREVER = dt.timedelta(days=36_500)
 
@@ -60,6 +66,38 @@ def test_several_entities_in_their_order(client: tidegate.Client) -> None:
     assert [list(row.features) for row in rows] == [["flights_7d"]] * 3
     assert rows[1].features == {"flights_7d": 0}
     assert client.online("carrier_delays", []) == []
+    assert client.online("carrier_delays", [], max_staleness=FOREVER) == []
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        lambda keys: (key for key in keys),
+        lambda keys: tuple(keys),
+        pd.DataFrame,
+        lambda keys: pd.DataFrame(keys).set_index("carrier"),
+        pl.DataFrame,
+        lambda keys: pa.Table.from_pylist(keys),
+        lambda keys: pa.RecordBatch.from_pylist(keys),
+        lambda keys: pa.table({"carrier": pa.array([key["carrier"] for key in keys]).dictionary_encode()}),
+    ],
+    ids=["generator", "tuple", "pandas", "index of pandas", "polars", "table", "batch", "dictionary"],
+)
+def test_several_entities_may_be_anything_with_rows(client: tidegate.Client, several: Any) -> None:
+    keys = [{"carrier": "UA"}, {"carrier": "nobody"}, {"carrier": "AA"}]
+    assert client.online("carrier_delays", several(keys)) == client.online("carrier_delays", keys)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["UA", 7, None, ["UA"], pl.Series(["UA"]), pd.Series(["UA"]), pa.chunked_array([["UA"]]), pa.array(["UA"])],
+    ids=lambda given: type(given).__name__,
+)
+def test_keys_without_names_are_refused(client: tidegate.Client, given: Any) -> None:
+    with pytest.raises(tidegate.WrongRequest) as caught:
+        client.online("carrier_delays", given)
+    assert caught.value.hint is not None
+    assert "frame" in caught.value.hint
 
 
 def test_what_is_missing_has_the_stored_default_then_the_callers(client: tidegate.Client) -> None:
@@ -95,6 +133,13 @@ def test_an_age_limit(client: tidegate.Client) -> None:
     assert instead.found
     assert set(instead.sources.values()) == {"default"}
     assert instead["flights_7d"] == 0
+    assert client.online("carrier_delays", [], max_staleness=3600) == [], "of nobody nothing is too old"
+
+
+def test_a_time_limit_may_be_none(client: tidegate.Client) -> None:
+    assert client.online("carrier_delays", {"carrier": "UA"}, timeout=None).found
+    assert client.online("carrier_delays", {"carrier": "UA"}, timeout=math.inf).found
+    assert client.online("carrier_delays", {"carrier": "UA"}, timeout=dt.timedelta(seconds=20)).found
 
 
 def test_a_feature_that_is_switched_off(project: Path, command: Command) -> None:
@@ -155,6 +200,40 @@ def test_what_is_remembered_is_dropped_when_something_else_goes_live(project: Pa
         assert set(client.online("carrier_delays", ua).sources.values()) == {"cache"}
 
 
+def test_no_answer_mixes_what_was_remembered_with_what_is_live_now(project: Path) -> None:
+    """Something else may go live just after it was looked what is live, and entities that are not remembered are of it."""
+    view, keys = "carrier_delays", [{"carrier": carrier} for carrier in ("UA", "AA", "DL")]
+    with tidegate.Client(project, cache_seconds=3600) as client, tidegate.Client(project) as forgetful:
+        snapshots = [snapshot["id"] for snapshot in client.snapshots(view=view, limit=2)]
+        before = client.online(view, keys[:2], max_staleness=FOREVER)
+        assert [row.snapshot for row in before] == snapshots[:1] * 2
+        with sqlite3.connect(project / ".tidegate" / "online.db") as db:
+            # As a restore does it.
+            changed = db.execute(
+                "UPDATE live SET generation = generation - 1, publish_number = publish_number + 1, "
+                "tag = replace(tag, ?, ?) WHERE view = 'carrier_delays@v1'",
+                snapshots,
+            )
+            assert changed.rowcount == 1
+        db.close()
+        after = client.online(view, keys, max_staleness=FOREVER)
+        expected = forgetful.online(view, keys, max_staleness=FOREVER)
+        assert [row.features for row in after] == [row.features for row in expected]
+        assert [row.snapshot for row in after] == snapshots[1:] * 3
+        assert after[0]["avg_dep_delay_7d"] != before[0]["avg_dep_delay_7d"]
+        assert {source for row in after for source in row.sources.values()} == {"online"}
+        assert (after[0].age or FOREVER) > (before[0].age or FOREVER) + dt.timedelta(hours=12)
+        again = client.online(view, keys)
+        assert [row.features for row in again] == [row.features for row in after]
+        assert {source for row in again for source in row.sources.values()} == {"cache"}
+
+
+def test_what_is_remembered_may_be_so_for_ever(project: Path) -> None:
+    with tidegate.Client(project, cache_seconds=math.inf) as client:
+        client.online("carrier_delays", {"carrier": "UA"})
+        assert client.online("carrier_delays", {"carrier": "UA"}).sources["flights_7d"] == "cache"
+
+
 def test_a_switch_reaches_what_is_remembered(project: Path, command: Command) -> None:
     with tidegate.Client(project, cache_seconds=3600) as client:
         client.online("carrier_delays", {"carrier": "UA"})
@@ -169,14 +248,45 @@ def test_keys_are_texts_numbers_dates_and_what_looks_like_them(client: tidegate.
     import numpy as np
 
     assert client.online("carrier_delays", {"carrier": np.str_("UA")}).found
+    for value, expected in [
+        (np.int64(7), "7"),
+        (np.bool_(True), "true"),
+        (np.datetime64("2013-01-09"), "2013-01-09"),
+        (np.datetime64("2013-01-09T12:00", "ns"), "2013-01-09T12:00:00+00:00"),
+    ]:
+        assert _online.text("key", value) == expected
     for keys, error, says in [
         ({"carier": "UA"}, tidegate.WrongRequest, "did you mean `carrier`?"),
         ({}, tidegate.WrongRequest, "the key `carrier` is missing"),
         ({"carrier": 1.5}, tidegate.WrongRequest, "the key `carrier` cannot be 1.5"),
+        ({"carrier": np.array(["UA", "AA"])}, tidegate.WrongRequest, "the key `carrier` cannot be array"),
+        ({"carrier": np.longdouble(1)}, tidegate.WrongRequest, "the key `carrier` cannot be np.longdouble"),
         ({"carrier": None}, tidegate.WrongRequest, "the key `carrier` cannot be None"),
     ]:
         with pytest.raises(error, match=says.replace("?", r"\?")):
             client.online("carrier_delays", keys)
+
+
+class Carrier(str, enum.Enum):
+    """A key as programs like to write it: ``str`` of a member is its name."""
+
+    UA = "UA"
+
+
+class Feature(str, enum.Enum):
+    FLIGHTS = "flights_7d"
+
+
+class Number(int, enum.Enum):
+    SEVEN = 7
+
+
+def test_members_of_enums_are_what_they_hold(client: tidegate.Client) -> None:
+    row = client.online("carrier_delays", {"carrier": Carrier.UA}, [Feature.FLIGHTS])
+    assert row == client.online("carrier_delays", {"carrier": "UA"}, ["flights_7d"])
+    assert row.found
+    assert _online.text("number", Number.SEVEN) == "7"
+    assert _online.text("flag", True) == "true"
 
 
 def test_names_that_mean_nothing(client: tidegate.Client) -> None:
@@ -191,6 +301,8 @@ def test_names_that_mean_nothing(client: tidegate.Client) -> None:
         client.online("carrier_delays", ua, "flights_7d")
     with pytest.raises(tidegate.WrongRequest, match="no length of time"):
         client.online("carrier_delays", ua, max_staleness=-1)
+    with pytest.raises(tidegate.WrongRequest, match="'soon' is no length of time"):
+        client.online("carrier_delays", ua, timeout="soon")  # type: ignore[arg-type]
 
 
 def test_a_batch_only_project_says_so(project: Path) -> None:

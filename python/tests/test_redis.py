@@ -3,8 +3,9 @@
 import shutil
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,50 @@ class Redis:
     def close(self) -> None:
         self.stop()
         self._held.close()
+
+
+class Proxy:
+    """Hands commands on to a server one by one, each after `before` has seen it."""
+
+    def __init__(self, port: int) -> None:
+        self.before: Callable[[bytes], None] = lambda _: None
+        self._behind = port
+        self._ears = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._ears.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._ears.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._ears.accept()
+            except OSError:
+                return  # closed
+            server = socket.create_connection(("127.0.0.1", self._behind))
+            threading.Thread(target=self._questions, args=(client, server), daemon=True).start()
+            threading.Thread(target=self._answers, args=(client, server), daemon=True).start()
+
+    def _questions(self, client: socket.socket, server: socket.socket) -> None:
+        stream = client.makefile("rb")
+        while line := stream.readline():
+            command = [line]
+            for _ in range(int(line[1:])):  # *2 $4 PING $1 x
+                length = stream.readline()
+                command += [length, stream.read(int(length[1:]) + 2)]
+            self.before(b"".join(command))
+            server.sendall(b"".join(command))
+        server.close()
+
+    @staticmethod
+    def _answers(client: socket.socket, server: socket.socket) -> None:
+        try:
+            while part := server.recv(1 << 16):
+                client.sendall(part)
+        except OSError:
+            pass  # one of both is gone
+        client.close()
 
 
 def serve_from(project: Path, port: int) -> None:
@@ -112,6 +157,57 @@ def test_a_store_that_says_nothing(project: Path) -> None:
             row = client.online("carrier_delays", UA, timeout=0.3, defaults={})
             assert set(row.sources.values()) == {"default"}
             assert time.monotonic() - began < 10, "without a limit each takes 15 s"
+
+
+@pytest.fixture
+def proxy(redis: Redis) -> Iterator[Proxy]:
+    between = Proxy(redis.port)
+    yield between
+    between.close()
+
+
+def test_the_time_limit_is_one_for_the_whole_answer(served: Path, proxy: Proxy) -> None:
+    """Connecting, looking what is live, and reading: each of them is fast enough, and all together are not."""
+    serve_from(served, proxy.port)
+    proxy.before = lambda _: time.sleep(0.25)
+    with tidegate.Client(served, cache_seconds=3600) as client:
+        client.online("carrier_delays", UA, timeout=60)
+        time.sleep(1.1)  # the next call looks what is live
+        began = time.monotonic()
+        with pytest.raises(tidegate.Unavailable, match="did not answer within 0.9 s"):
+            client.online("carrier_delays", {"carrier": "AA"}, timeout=0.9)
+        assert time.monotonic() - began < 2
+        assert client.online("carrier_delays", {"carrier": "AA"}, timeout=None).found
+
+
+@pytest.mark.parametrize("cache_seconds", [0, 3600])
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_rows_are_of_what_is_said_to_be_live(
+    served: Path, proxy: Proxy, command: Command, cache_seconds: float, asked_before: bool
+) -> None:
+    """Whatever goes live between the questions of one call."""
+    serve_from(served, proxy.port)
+    restored = threading.Event()
+
+    def restore(question: bytes) -> None:
+        if b"carrier_delays@v1:tag" in question and b"HMGET" in question and not restored.is_set():
+            restored.set()
+            command(served, "restore", "--view", "carrier_delays", "--last-good", "--reason", "a test", "--yes")
+
+    with tidegate.Client(served, cache_seconds=cache_seconds) as client, tidegate.Client(served) as forgetful:
+        old = forgetful.online("carrier_delays", UA)
+        if asked_before:
+            client.online("carrier_delays", {"carrier": "AA"})
+        proxy.before = restore
+        row = client.online("carrier_delays", UA, timeout=60)
+        assert restored.is_set()
+        new = forgetful.online("carrier_delays", UA)
+        assert new.snapshot != old.snapshot
+        assert new.features != old.features
+        assert (row.snapshot, row.features) in [(each.snapshot, each.features) for each in (old, new)]
+        time.sleep(1.1)
+        later = client.online("carrier_delays", UA)
+        assert (later.snapshot, later.features) == (new.snapshot, new.features)
 
 
 def test_a_store_that_is_not_there_at_first(served: Path, redis: Redis, command: Command) -> None:

@@ -8,17 +8,31 @@
 
 from ._client import Client
 from ._dataset import Dataset, Sql
-from ._errors import Failed, LateWarning, NotFound, Stale, TidegateError, Unavailable, WrongRequest
+from ._errors import Failed, ForgottenWarning, LateWarning, NotFound, Stale, TidegateError, Unavailable, WrongRequest
 from ._native import __version__
 from ._online import OnlineRow, Source
 
-for _public in (Client, Dataset, Failed, LateWarning, NotFound, OnlineRow, Sql, Stale, TidegateError, Unavailable, WrongRequest):
+for _public in (
+    Client,
+    Dataset,
+    Failed,
+    ForgottenWarning,
+    LateWarning,
+    NotFound,
+    OnlineRow,
+    Sql,
+    Stale,
+    TidegateError,
+    Unavailable,
+    WrongRequest,
+):
     _public.__module__ = __name__  # as users know them, in messages and in documentation
 
 __all__ = [
     "Client",
     "Dataset",
     "Failed",
+    "ForgottenWarning",
     "LateWarning",
     "NotFound",
     "OnlineRow",

@@ -6,15 +6,15 @@ import datetime as dt
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
 
 from . import _native, _online
 from ._dataset import Dataset, spine_of
-from ._errors import LateWarning, WrongRequest
-from ._online import OnlineRow
+from ._errors import ForgottenWarning, LateWarning, WrongRequest
+from ._online import Frame, OnlineRow
 
 Listed = list[dict[str, Any]]
 """What a list command prints with ``--format json``: its keys are stable."""
@@ -25,12 +25,14 @@ class Client:
 
     One client serves all threads of a process. It holds what the command would hold: connections to the registry and to the
     online store, and, from the first training set on, threads and memory within the project's ``memory:``. It can be used
-    with ``with``, and pickled, which opens another one where it is unpickled. A process that was forked needs its own.
+    with ``with``, and pickled, which opens another one of the same folder where it is unpickled. A process that was forked
+    needs its own.
 
     ``project``
         The folder; else the variable ``TIDEGATE_PROJECT_DIR``, else the nearest folder upwards.
     ``profile``
-        The section of ``profiles:`` in ``tidegate.yaml`` to lay over the settings.
+        The section of ``profiles:`` in ``tidegate.yaml`` to lay over the settings; else the one that the variable
+        ``TIDEGATE_PROFILE`` names.
     ``cache_seconds``
         How long features from the online store are remembered; 0 for not at all. What is remembered is dropped within a
         second after something else went live.
@@ -44,8 +46,9 @@ class Client:
         cache_seconds: float = 0.0,
     ) -> None:
         folder = project if project is not None else os.environ.get("TIDEGATE_PROJECT_DIR") or None
-        self._opened_with = (folder, profile, cache_seconds)
-        self._native = _native.Client(folder, profile, _online.seconds(cache_seconds) or 0.0)
+        self._profile = profile if profile is not None else os.environ.get("TIDEGATE_PROFILE") or None
+        self._cache_seconds = _online.seconds(cache_seconds) or 0.0
+        self._native = _native.Client(folder, self._profile, self._cache_seconds)
 
     @property
     def project(self) -> str:
@@ -86,7 +89,8 @@ class Client:
             ``full`` names columns ``view__feature``, ``short`` just ``feature``.
         ``name``
             Lets the registry remember the set under this name, with its manifest: ``datasets()`` lists it, a restore says
-            when it holds what is taken back, and ``tidegate dataset pin`` keeps what it was made of.
+            when it holds what is taken back, and ``tidegate dataset pin`` keeps what it was made of. A registry that cannot
+            be written is an error before anything is computed, and a ``ForgottenWarning`` afterwards.
         """
         kind, given = spine_of(spine)
         return self._dataset(kind, given, features, event_timestamp, at_snapshot, known_at, names, name)
@@ -119,10 +123,10 @@ class Client:
     ) -> Dataset:
         if names not in ("full", "short"):
             raise WrongRequest(f"`names` cannot be {names!r}", "it is `full` or `short`")
-        reader, manifest, late = self._native.dataset(
+        reader, manifest, late, forgotten = self._native.dataset(
             kind,
             spine,
-            features=[features] if isinstance(features, str) else [str(name) for name in features],
+            features=[_online.plain(name) for name in ([features] if isinstance(features, str) else features)],
             event_timestamp=event_timestamp,
             at_snapshot=at_snapshot,
             known_at=None if known_at is None else _online.instant(known_at),
@@ -131,6 +135,8 @@ class Client:
         )
         for told in late:
             warnings.warn(told, LateWarning, stacklevel=3)
+        if forgotten is not None:
+            warnings.warn(forgotten, ForgottenWarning, stacklevel=3)
         return Dataset(reader.read_all(), json.loads(manifest))
 
     @overload
@@ -138,36 +144,36 @@ class Client:
         self,
         view: str,
         keys: Mapping[str, Any],
-        features: Sequence[str] | None = None,
+        features: Iterable[str] | None = None,
         *,
         max_staleness: dt.timedelta | float | None = None,
         defaults: Mapping[str, Any] | None = None,
-        timeout: dt.timedelta | float = 5.0,
+        timeout: dt.timedelta | float | None = 5.0,
     ) -> OnlineRow: ...
 
     @overload
     def online(
         self,
         view: str,
-        keys: Sequence[Mapping[str, Any]],
-        features: Sequence[str] | None = None,
+        keys: Iterable[Mapping[str, Any]] | Frame,
+        features: Iterable[str] | None = None,
         *,
         max_staleness: dt.timedelta | float | None = None,
         defaults: Mapping[str, Any] | None = None,
-        timeout: dt.timedelta | float = 5.0,
+        timeout: dt.timedelta | float | None = 5.0,
     ) -> list[OnlineRow]: ...
 
     def online(
         self,
         view: str,
-        keys: Mapping[str, Any] | Sequence[Mapping[str, Any]],
-        features: Sequence[str] | None = None,
+        keys: Mapping[str, Any] | Iterable[Mapping[str, Any]] | Frame,
+        features: Iterable[str] | None = None,
         *,
         max_staleness: dt.timedelta | float | None = None,
         defaults: Mapping[str, Any] | None = None,
-        timeout: dt.timedelta | float = 5.0,
+        timeout: dt.timedelta | float | None = 5.0,
     ) -> OnlineRow | list[OnlineRow]:
-        """Features that are live now, of one entity (a dict) or several (a list of dicts), read at one moment.
+        """Features that are live now, of one entity (a dict) or several (a list of dicts, or a frame), read at one moment.
 
         A feature that an entity lacks has the default of its definition, else that of ``defaults``, else ``None``. Without
         ``defaults`` a store that does not answer is ``Unavailable``; with them, be they empty, there is always an answer,
@@ -176,7 +182,8 @@ class Client:
         ``max_staleness`` (seconds, or a ``timedelta``) is how old what is live may be, counted from the end of its interval.
         Older features are ``Stale``, or replaced by defaults when ``defaults`` are given.
 
-        ``timeout`` (the same) is how long the online store may take; longer is ``Unavailable``.
+        ``timeout`` (the same) is how long the answer may take in all, and ``None`` as long as it takes. When the online store
+        needs longer it is ``Unavailable``.
         """
         if isinstance(keys, Mapping):
             return _online.read(self._native, view, [keys], features, max_staleness, defaults, timeout)[0]
@@ -214,7 +221,10 @@ class Client:
         return _listed(self._native.datasets(view, built_from, limit))
 
     def close(self) -> None:
-        """Lets go of threads, connections and files. Calls that come afterwards are refused."""
+        """Lets go of threads, connections and files, once calls under way in other threads have ended.
+
+        Calls that come afterwards are refused. In a process that was forked there is nothing to let go of.
+        """
         self._native.close()
 
     def __enter__(self) -> Client:
@@ -226,7 +236,8 @@ class Client:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_open, self._opened_with)
+        # By where it is: another process may have another current folder, and other variables.
+        return (_open, (str(self.root), self._profile, self._cache_seconds))
 
     def __repr__(self) -> str:
         return f"<tidegate.Client of `{self.project}` in {self.root}>"

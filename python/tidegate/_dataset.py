@@ -89,6 +89,22 @@ def spine_of(given: object) -> tuple[str, object]:
             return "rows", pa.table(dict(given))
         except (pa.ArrowException, TypeError, ValueError) as error:
             raise WrongRequest(f"the labels are no table: {error}", "give columns of equal length") from error
+    if hasattr(given, "__arrow_c_stream__") and not _is_pandas(given):
+        return "rows", given
+    table = table_of(given, "labels")
+    if table is not None:
+        return "rows", table
+    raise WrongRequest(
+        f"labels cannot be a {type(given).__name__}",
+        "give a frame of pandas, Polars or Arrow, a dict of columns, a path, or `tidegate.Sql`",
+    )
+
+
+def table_of(given: object, what: str) -> pa.Table | None:
+    """A frame of pandas, Polars or Arrow as a table; ``None`` for anything that is none.
+
+    Raises ``WrongRequest`` for a frame that cannot be read, which is called ``what``.
+    """
     if _is_pandas(given):
         try:
             # An index with a name is a column; one without only counts.
@@ -96,17 +112,16 @@ def spine_of(given: object) -> tuple[str, object]:
             table = pa.Table.from_pandas(given, preserve_index=named)
         except (pa.ArrowException, TypeError, ValueError) as error:
             hint = "give each column values of one type"
-            raise WrongRequest(f"the labels cannot be read: {error}", hint) from error
+            raise WrongRequest(f"the {what} cannot be read: {error}", hint) from error
         # What pandas notes for itself would turn columns into an index again.
-        return "rows", table.replace_schema_metadata(None)
-    if hasattr(given, "__arrow_c_stream__"):
-        return "rows", given
-    if hasattr(given, "__arrow_c_array__"):
-        return "rows", pa.table(given)
-    raise WrongRequest(
-        f"labels cannot be a {type(given).__name__}",
-        "give a frame of pandas, Polars or Arrow, a dict of columns, a path, or `tidegate.Sql`",
-    )
+        return table.replace_schema_metadata(None)
+    if hasattr(given, "__arrow_c_stream__") or hasattr(given, "__arrow_c_array__"):
+        try:
+            return pa.table(given)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            hint = "give a frame or a table: several columns, each with its name"
+            raise WrongRequest(f"the {what} are no table: {error}", hint) from error
+    return None
 
 
 def _is_pandas(given: object) -> bool:

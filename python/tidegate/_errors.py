@@ -37,5 +37,9 @@ class Failed(TidegateError):
     """We failed. The message says at what."""
 
 
+class ForgottenWarning(UserWarning):
+    """A dataset was made, and the registry could not be told to remember it under its name."""
+
+
 class LateWarning(UserWarning):
     """Labels are later than what a view had, by more than its ``max_age``: they see what was known before."""

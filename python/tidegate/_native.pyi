@@ -39,7 +39,7 @@ class Client:
         known_at: str | None,
         short_names: bool,
         name: str | None,
-    ) -> tuple[pa.RecordBatchReader, str, list[str]]: ...
+    ) -> tuple[pa.RecordBatchReader, str, list[str], str | None]: ...
     def online(
         self,
         view: str,
@@ -48,5 +48,5 @@ class Client:
         features: list[str] | None,
         aged: bool,
         anyhow: bool,
-        timeout: float,
+        timeout: float | None,
     ) -> _Told: ...

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from ._dataset import table_of
 from ._errors import Stale, WrongRequest
 
 if TYPE_CHECKING:
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
 Source = Literal["online", "cache", "default", "caller", "none", "switched_off"]
 """Where a value comes from: the online store; what was read from it some seconds ago; the default in the feature's definition;
 the ``defaults`` of the call; nowhere, so that it is ``None``; or what a person had put in its place by ``tidegate feature disable``."""
+
+
+class Frame(Protocol):
+    """A frame of pandas, Polars or Arrow: anything that hands out Arrow streams."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,11 @@ class OnlineRow:
 def read(
     native: Native,
     view: str,
-    keys: Sequence[Mapping[str, Any]],
-    features: Sequence[str] | None,
+    keys: Iterable[Mapping[str, Any]] | Frame,
+    features: Iterable[str] | None,
     max_staleness: dt.timedelta | float | None,
     defaults: Mapping[str, Any] | None,
-    timeout: dt.timedelta | float,
+    timeout: dt.timedelta | float | None,
 ) -> list[OnlineRow]:
     """The rows of ``keys``, in their order.
 
@@ -57,24 +65,25 @@ def read(
     old, are no errors. Stored defaults come before the caller's: a model was trained on them.
     """
     limit = seconds(max_staleness)
-    names = None if features is None else _names(features)
-    asked = [[(str(name), text(name, value)) for name, value in key.items()] for key in keys]
+    entities = _entities(keys)
+    asked = [[(plain(name), text(name, value)) for name, value in entity.items()] for entity in entities]
     told = native.online(
         view,
         asked,
-        features=names,
+        features=None if features is None else _names(features),
         aged=limit is not None,
         anyhow=defaults is not None,
-        timeout=seconds(timeout) or 0.0,
+        timeout=seconds(timeout),
     )
     stored = told["defaults"]
     age = None if told["age"] is None else dt.timedelta(seconds=told["age"])
-    too_old = limit is not None and (told["age"] is None or told["age"] > limit)
-    unreachable = any(entity[2] for entity in told["entities"])
+    # Of nobody nothing is read, so nothing can be too old.
+    too_old = limit is not None and bool(entities) and (told["age"] is None or told["age"] > limit)
+    unreachable = any(row[2] for row in told["entities"])
     if too_old and defaults is None:
         raise _stale(told["view"], age, limit or 0.0)
     rows = []
-    for key, (found, at, _, given) in zip(keys, told["entities"], strict=True):
+    for entity, (found, at, _, given) in zip(entities, told["entities"], strict=True):
         values: dict[str, Any] = {}
         sources: dict[str, Source] = {}
         for name, (value, source) in given.items():
@@ -85,7 +94,7 @@ def read(
             values[name] = value
             sources[name] = source  # type: ignore[assignment]
         snapshot = None if unreachable and not found else told["snapshot"]
-        rows.append(OnlineRow(told["view"], dict(key), found, at, values, sources, snapshot, age))
+        rows.append(OnlineRow(told["view"], dict(entity), found, at, values, sources, snapshot, age))
     if defaults is not None and rows:
         unknown = [name for name in defaults if name not in rows[0].features]
         if unknown:
@@ -104,17 +113,41 @@ def _stale(view: str, age: dt.timedelta | None, limit: float) -> Stale:
     )
 
 
-def _names(features: Sequence[str]) -> list[str]:
+def _entities(given: Iterable[Mapping[str, Any]] | Frame) -> list[Mapping[str, Any]]:
+    """One dict of keys per entity, whatever they come as."""
+    hint = "give an entity's keys as a dict, as in `{'carrier': 'UA'}`, and those of several as a list of dicts or a frame"
+    table = table_of(given, "keys")
+    if table is not None:
+        rows: list[Mapping[str, Any]] = table.to_pylist()
+        return rows
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise WrongRequest(f"{given!r} says of no entity which keys it has", hint)
+    entities = list(given)
+    for entity in entities:
+        if not isinstance(entity, Mapping):
+            raise WrongRequest(f"{entity!r} does not say which keys it has", hint)
+    return entities
+
+
+def _names(features: Iterable[str]) -> list[str]:
     if isinstance(features, str):
         raise WrongRequest("`features` is one text", f"give a list, as in `[{features!r}]`")
-    return [str(name) for name in features]
+    return [plain(name) for name in features]
+
+
+def plain(name: object) -> str:
+    """A name as a text; one of an enum is what its member holds, which ``str`` would not say."""
+    return str.__str__(name) if isinstance(name, str) else str(name)
 
 
 def seconds(duration: dt.timedelta | float | None) -> float | None:
     """A duration in seconds, which must not be negative."""
     if duration is None:
         return None
-    found = duration.total_seconds() if isinstance(duration, dt.timedelta) else float(duration)
+    try:
+        found = duration.total_seconds() if isinstance(duration, dt.timedelta) else float(duration)
+    except (TypeError, ValueError):
+        found = math.nan
     if not found >= 0:
         raise WrongRequest(f"{duration!r} is no length of time", "give seconds or a `datetime.timedelta`")
     return found
@@ -122,17 +155,31 @@ def seconds(duration: dt.timedelta | float | None) -> float | None:
 
 def text(name: object, value: Any) -> str:
     """A key's value as the online store writes it."""
-    if hasattr(value, "item") and not isinstance(value, (dt.date, dt.datetime)):
-        value = value.item()  # a scalar of numpy, or of something alike
+    if not isinstance(value, (str, int, dt.date)):
+        value = _scalar(value)
     if isinstance(value, bool):
         return "true" if value else "false"
+    # A member of an enum has a name of its own, which is what `str` gives. The store knows what it stands for.
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, int):
+        return int.__repr__(value)
     if isinstance(value, dt.datetime):
         return instant(value)
     if isinstance(value, dt.date):
         return value.isoformat()
-    if isinstance(value, (str, int)):
-        return str(value)
     raise WrongRequest(f"the key `{name}` cannot be {value!r}", "keys are texts, whole numbers, booleans, dates and times")
+
+
+def _scalar(value: Any) -> Any:
+    """What a scalar of numpy, or of something alike, is in Python; anything else as it is."""
+    try:
+        found = value.item()
+    except (AttributeError, TypeError, ValueError):
+        return value
+    if isinstance(found, int) and type(value).__name__ == "datetime64":
+        return value.astype("datetime64[us]").item()  # nanoseconds would be a number
+    return found
 
 
 def instant(at: dt.datetime | dt.date | str) -> str:
