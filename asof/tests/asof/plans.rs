@@ -267,7 +267,7 @@ fn bad_input_is_refused_by_name() {
         assert!(join(Column::from_name("id"), good.clone()).contains("the time `id` of labels is `Int64`"), "no time");
         let text = History { keys: vec![(Column::from_name("id"), Column::from_name("text"))], ..good.clone() };
         let said = join(at(), text);
-        assert!(said.contains("the key `id` of the spine is `Int64` and `text` of history 1 is `Utf8`"), "{said}");
+        assert!(said.contains("the key `id` of the spine is `Int64` and `text` of the history is `Utf8`"), "{said}");
         let twice = history(facts.clone(), event(None), &["a", "a"]);
         assert!(join(at(), twice).contains("the name `a` appears twice in the output"), "twice");
         let period =

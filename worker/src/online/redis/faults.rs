@@ -468,17 +468,17 @@ async fn slots_that_move_between_nodes_are_followed() {
     cut_over(&store, 1).await.unwrap();
     let nodes = cluster.nodes();
     let ids: Vec<String> = nodes.iter().map(|node| node.cli(&["cluster", "myid"]).unwrap()).collect();
-    // The slot of one row of the next generation, from whichever node has it to the next.
-    let key = store.keys.row_prefix(&view(), 2) + "k77";
-    let slot = keys::slot(key.as_bytes());
-    let from = [5_460, 10_922].iter().filter(|last| slot > **last).count();
+    // The slot of one row of the next generation, in which nothing is yet, from whichever node has it to the next.
+    let count = |node: usize, slot: &str| nodes[node].cli(&["cluster", "countkeysinslot", slot]).unwrap();
+    let slots = (0..2_000).map(|row| keys::slot(format!("{}k{row}", store.keys.row_prefix(&view(), 2)).as_bytes()));
+    let mut places = slots.map(|slot| ([5_460, 10_922].iter().filter(|last| slot > **last).count(), slot.to_string()));
+    let (from, number) = places.find(|(node, slot)| count(*node, slot) == "0").unwrap();
     let to = (from + 1) % 3;
-    let number = slot.to_string();
     nodes[to].cli(&["cluster", "setslot", &number, "importing", &ids[from]]).unwrap();
     nodes[from].cli(&["cluster", "setslot", &number, "migrating", &ids[to]]).unwrap();
     // Half way the old node sends what it does not have to the new one (ASK).
     fill(&store, 2, &rows(2_000, "2")).await.unwrap();
-    assert_eq!(nodes[from].cli(&["cluster", "countkeysinslot", &number]).unwrap(), "0");
+    assert_eq!(count(from, &number), "0");
     for node in [to, from, 3 - from - to] {
         nodes[node].cli(&["cluster", "setslot", &number, "node", &ids[to]]).unwrap();
     }
