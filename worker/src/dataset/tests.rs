@@ -10,6 +10,7 @@ use futures::TryStreamExt as _;
 use tidegate_registry::dataset::{ColumnNames, Manifest, Output};
 use tidegate_registry::features::Selection;
 use tidegate_registry::restore::Restoring as _;
+use tidegate_servers::{Fault, Mode};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +20,8 @@ use super::{
     files, imported, open,
 };
 use crate::engine::Engine;
-use crate::objects::Stores;
+use crate::objects::testing::{self, BUCKET};
+use crate::objects::{Patience, Stores};
 use crate::sources::Sources;
 use crate::tests::{World, at, interval};
 
@@ -245,9 +247,14 @@ async fn of_two_builds_that_want_one_place_one_gets_it() {
     let world = three_days().await;
     let one = request(&world, Spine::Sql(MANY.to_owned()), &["revenue"]).await;
     let other = request(&world, Spine::Sql(MANY.to_owned()), &["last_receipt"]).await;
-    for (out, format) in [("out.parquet", PlaceFormat::Parquet), ("table", PlaceFormat::Delta)] {
-        let out = world.folder.path().join("datasets").join(out);
-        let place = Place::new(out.to_str().unwrap(), format, &Stores::default()).unwrap();
+    let fake = testing::fake();
+    let folder = (format!("{}/datasets/", world.folder.path().display()), Stores::default());
+    let bucket = (testing::place().to_string(), testing::stores(&fake.endpoint(), Patience::default()));
+    let places = [folder, bucket].into_iter().flat_map(|(root, stores)| {
+        [("out.parquet", PlaceFormat::Parquet), ("table", PlaceFormat::Delta)]
+            .map(|(out, format)| Place::new(&format!("{root}{out}"), format, &stores).unwrap())
+    });
+    for place in places {
         let both_are_here = Arc::new(Barrier::new(2));
         let mut builds = JoinSet::new();
         for request in [&one, &other] {
@@ -270,6 +277,23 @@ async fn of_two_builds_that_want_one_place_one_gets_it() {
     }
     let files = files_below(&world.folder.path().join("datasets"));
     assert_eq!(files.len(), 3, "a file with its manifest, and a table: {files:?}");
+    let keys = fake.keys(BUCKET, "");
+    assert_eq!(keys.len(), 5, "a file with its manifest, and a table with data, manifest and log: {keys:?}");
+}
+
+/// Nobody knows whether the commit landed, so nothing that it names is removed.
+#[tokio::test]
+async fn a_table_whose_commit_was_not_answered_stays_whole() {
+    let world = three_days().await;
+    let fake = testing::fake();
+    let stores = testing::stores(&fake.endpoint(), testing::short());
+    let place = Place::new(&format!("{}table", testing::place()), PlaceFormat::Delta, &stores).unwrap();
+    let asked = request(&world, labels(&[("a", "2024-01-03T00:00:00Z")]), &["revenue"]).await;
+    fake.inject(Fault::new(Mode::ApplyThenRefuse(500)).on("PUT", "_delta_log"));
+    let error = attempt(&world, &asked, &place, &mut |_| {}).await.unwrap_err();
+    assert!(error.to_string().contains("may be whole: `tidegate dataset import s3://lake/"), "{error:?}");
+    fake.heal();
+    assert_eq!(imported(&place).await.unwrap().output.rows, 1);
 }
 
 #[tokio::test]
