@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use tidegate_worker::online::OnlineStore;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::OnceCell;
 
-use crate::errors::{closed, forked, raise};
+use crate::errors::{closed, forked, raise, unsafe_here};
 use crate::online::Cache;
 use crate::{datasets, online};
 
@@ -36,6 +37,9 @@ const WAITING_THREADS: usize = 2;
 const CLOSING_MAX: Duration = Duration::from_secs(2);
 /// What answers from the online store rest on is read from the registry so often.
 const DEFINITIONS_AGE: Duration = Duration::from_secs(5);
+
+/// How many clients have threads, and in which process.
+static OPEN: (AtomicUsize, AtomicU32) = (AtomicUsize::new(0), AtomicU32::new(0));
 
 /// A project, opened.
 #[pyclass(frozen, module = "tidegate._native")]
@@ -52,7 +56,12 @@ pub(crate) struct Opened {
     pub(crate) parts: Parts,
     /// `None` only when all is let go of.
     runtime: Option<Runtime>,
+    /// After both, whose threads it counts.
+    _counted: Counted,
 }
+
+/// One of the clients that have threads.
+struct Counted;
 
 /// What calls work with.
 pub(crate) struct Parts {
@@ -81,6 +90,7 @@ impl Client {
     #[new]
     #[pyo3(signature = (project, profile, cache_seconds))]
     fn open(py: Python<'_>, project: Option<PathBuf>, profile: Option<String>, cache_seconds: f64) -> PyResult<Self> {
+        let counted = Counted::new()?;
         let shared = Shared {
             project,
             profile,
@@ -106,7 +116,7 @@ impl Client {
             project: parts.settings.project.to_string(),
             root: parts.settings.root.clone(),
             process: std::process::id(),
-            opened: Mutex::new(Some(Arc::new(Opened { parts, runtime: Some(runtime) }))),
+            opened: Mutex::new(Some(Arc::new(Opened { parts, runtime: Some(runtime), _counted: counted }))),
         })
     }
 
@@ -312,6 +322,29 @@ impl Drop for Opened {
     }
 }
 
+impl Counted {
+    /// Counts a client.
+    ///
+    /// # Errors
+    /// When this process was forked from one where a client was open. Locks and queues that the threads there were in are
+    /// copied as they were, with nobody left to leave them; threads that are started here would come upon them, now and then.
+    fn new() -> PyResult<Self> {
+        let ((open, process), here) = (&OPEN, std::process::id());
+        if process.swap(here, Ordering::Relaxed) != here && open.load(Ordering::Relaxed) > 0 {
+            process.store(0, Ordering::Relaxed);
+            return Err(unsafe_here());
+        }
+        open.fetch_add(1, Ordering::Relaxed);
+        Ok(Self)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        OPEN.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
@@ -328,7 +361,7 @@ impl Parts {
         };
         let registry = applied(&context, &settings).await?;
         static OPENED: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-        let number = OPENED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let number = OPENED.fetch_add(1, Ordering::Relaxed);
         let scratch = format!("tidegate-python-{}-{number}", process::owner().replace(':', "-"));
         Ok(Self {
             context,

@@ -27,11 +27,19 @@ pub(crate) fn raise(error: &anyhow::Error) -> PyErr {
 
 /// The client was carried into another process, where none of its threads are.
 pub(crate) fn forked() -> PyErr {
+    python::Failed::new_err(("this client was opened by the process that this one was forked from", Some(AFTER_A_FORK)))
+}
+
+/// A client is opened in a process that was forked from one where another one is open.
+pub(crate) fn unsafe_here() -> PyErr {
     python::Failed::new_err((
-        "this client was opened by the process that this one was forked from",
-        Some("open a client in each process, after it has begun"),
+        "a client was open in the process that this one was forked from: what its threads held there is held here for ever",
+        Some(AFTER_A_FORK),
     ))
 }
+
+const AFTER_A_FORK: &str = "open clients only in the processes that use them, after they have begun; a process that forks \
+                            closes its own before, or starts others by `spawn` or `forkserver`";
 
 /// The client has been closed.
 pub(crate) fn closed() -> PyErr {
