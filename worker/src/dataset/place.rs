@@ -4,6 +4,7 @@ use std::path::Path as FsPath;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use chrono::{TimeDelta, Utc};
 use futures::StreamExt as _;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
@@ -14,6 +15,9 @@ use url::Url;
 
 use super::{DatasetError, DatasetRequest};
 use crate::objects::{Stores, is_object_url};
+
+/// A file follows its manifest at once; nobody needs so long for it.
+const SHOWN_WITHIN: TimeDelta = TimeDelta::minutes(1);
 
 /// How a dataset is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,10 +97,30 @@ impl Place {
     }
 
     /// Removes the manifest of a build that died before its file was there.
-    pub(super) async fn forget_the_dead(&self) -> Result<()> {
-        match self.store.delete(&self.manifest()).await {
+    ///
+    /// # Errors
+    /// [`DatasetError::Wrong`] when the manifest is so new that its file may be about to follow.
+    pub(super) async fn forget_the_dead(&self) -> Result<(), DatasetError> {
+        let manifest = self.manifest();
+        let found = match self.store.head(&manifest).await {
+            Ok(found) => found,
+            Err(object_store::Error::NotFound { .. }) => return Ok(()),
+            Err(error) => return Err(anyhow!(error).context(format!("looking at `{manifest}`")).into()),
+        };
+        #[expect(clippy::disallowed_methods, reason = "stores date what they hold by the real time")]
+        let now = Utc::now();
+        if now - found.last_modified < SHOWN_WITHIN {
+            return Err(DatasetError::wrong(
+                format!(
+                    "`{}` has a manifest of this minute: its build is about to finish, or has just died",
+                    self.name
+                ),
+                "wait a minute and try again, or name another place",
+            ));
+        }
+        match self.store.delete(&manifest).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("removing `{}`", self.manifest())),
+            Err(error) => Err(anyhow!(error).context(format!("removing `{manifest}`")).into()),
         }
     }
 

@@ -387,6 +387,10 @@ async fn what_is_not_whole_is_neither_imported_nor_in_the_way() {
     assert_eq!(imported(&place).await.unwrap(), manifest);
     std::fs::remove_file(&out).unwrap();
     assert!(wrong(imported(&place).await.unwrap_err()).contains("does not have the bytes"));
+    let early = wrong(attempt(&world, &asked, &place, &mut |_| {}).await.unwrap_err());
+    assert!(early.contains("has a manifest of this minute"), "{early}");
+    let left = std::fs::File::options().write(true).open(out.with_extension("parquet.manifest.json")).unwrap();
+    left.set_modified(std::time::UNIX_EPOCH).unwrap();
     built(&world, &asked, "out.parquet", PlaceFormat::Parquet).await;
     imported(&place).await.unwrap();
 
