@@ -210,8 +210,9 @@ def test_no_answer_mixes_what_was_remembered_with_what_is_live_now(project: Path
         with sqlite3.connect(project / ".tidegate" / "online.db") as db:
             # As a restore does it.
             changed = db.execute(
-                "UPDATE live SET generation = generation - 1, publish_number = publish_number + 1, "
-                "tag = replace(tag, ?, ?) WHERE view = 'carrier_delays@v1'",
+                "UPDATE live SET publish_number = publish_number + 1, tag = replace(tag, ?, ?), "
+                "generation = (SELECT max(generation) FROM generations WHERE view = live.view AND state = 'published' "
+                "AND generation < live.generation) WHERE view = 'carrier_delays@v1'",
                 snapshots,
             )
             assert changed.rowcount == 1
