@@ -25,8 +25,8 @@ class Client:
 
     One client serves all threads of a process. It holds what the command would hold: connections to the registry and to the
     online store, and, from the first training set on, threads and memory within the project's ``memory:``. It can be used
-    with ``with``, and pickled, which opens another one of the same folder where it is unpickled. A process that was forked
-    needs its own.
+    with ``with``, and pickled, which opens another one of the same folder where it is unpickled. Open clients after forking:
+    one that was carried over is of no use, and where one was open at the fork no other can be opened.
 
     ``project``
         The folder; else the variable ``TIDEGATE_PROJECT_DIR``, else the nearest folder upwards.

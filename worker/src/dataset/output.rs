@@ -54,7 +54,7 @@ const BATCHES_AHEAD: usize = 4;
 ///
 /// # Errors
 /// Those of [`super::open`]; [`DatasetError::Wrong`] when something stands at `place`, or a label has no instant;
-/// [`DatasetError::Stopped`]. Nothing is left there then.
+/// [`DatasetError::Stopped`]. Nothing is left there then, but for a table whose commit was not answered, which may be whole.
 pub async fn build(
     engine: &Engine,
     parts: &DatasetParts,
