@@ -223,6 +223,8 @@ pub struct DatasetFilter {
     pub views: Vec<ViewId>,
     /// Exactly these names or ids, or ids that begin so, when it is there.
     pub called: Option<String>,
+    /// Written at exactly this place, when it is there.
+    pub place: Option<String>,
     /// At most so many, newest first; 0 for all.
     pub limit: u32,
 }

@@ -121,6 +121,9 @@ fn select(filter: &DatasetFilter, pairs: Option<&[(ViewId, SnapshotId)]>) -> Bui
         }
         select.push(")");
     }
+    if let Some(place) = &filter.place {
+        select.push(" AND d.place = ").push_bind(place.clone());
+    }
     if !filter.views.is_empty() {
         select.push(" AND EXISTS (SELECT 1 FROM dataset_views AS v WHERE v.dataset = d.id AND v.view IN ");
         select.push_list(filter.views.iter().map(ToString::to_string)).push(")");

@@ -66,7 +66,7 @@ pub async fn build(
     if place.is_taken().await? {
         return Err(taken(place));
     }
-    place.forget_the_dead().await?;
+    place.forget_what_is_gone(&*parts.store).await?;
     let opened = open(engine, parts, request, place.format).await?;
     let mut made = Vec::new();
     match write(request, place, opened, stop, told, &mut made).await {

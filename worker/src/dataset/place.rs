@@ -10,7 +10,8 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use sha2::{Digest as _, Sha256};
-use tidegate_registry::dataset::{MANIFEST_FORMAT, Manifest, OutputFile};
+use tidegate_registry::dataset::{DatasetFilter, MANIFEST_FORMAT, Manifest, OutputFile};
+use tidegate_registry::store::Store;
 use url::Url;
 
 use super::{DatasetError, DatasetRequest};
@@ -96,20 +97,21 @@ impl Place {
         }
     }
 
-    /// Removes the manifest of a build that died before its file was there.
+    /// Removes a manifest whose file somebody has removed, or whose build died before the file was there.
     ///
     /// # Errors
-    /// [`DatasetError::Wrong`] when the manifest is so new that its file may be about to follow.
-    pub(super) async fn forget_the_dead(&self) -> Result<(), DatasetError> {
+    /// [`DatasetError::Wrong`] when the file may be about to follow.
+    pub(super) async fn forget_what_is_gone(&self, registry: &dyn Store) -> Result<(), DatasetError> {
         let manifest = self.manifest();
-        let found = match self.store.head(&manifest).await {
+        let looking = || format!("looking at `{manifest}`");
+        let found = match self.store.get(&manifest).await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => return Ok(()),
-            Err(error) => return Err(anyhow!(error).context(format!("looking at `{manifest}`")).into()),
+            Err(error) => return Err(anyhow!(error).context(looking()).into()),
         };
         #[expect(clippy::disallowed_methods, reason = "stores date what they hold by the real time")]
-        let now = Utc::now();
-        if now - found.last_modified < SHOWN_WITHIN {
+        let is_new = Utc::now() - found.meta.last_modified < SHOWN_WITHIN;
+        if is_new && !self.is_recorded(&found.bytes().await.with_context(looking)?, registry).await? {
             return Err(DatasetError::wrong(
                 format!(
                     "`{}` has a manifest of this minute: its build is about to finish, or has just died",
@@ -122,6 +124,14 @@ impl Place {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(anyhow!(error).context(format!("removing `{manifest}`")).into()),
         }
+    }
+
+    /// Whether the registry knows a dataset of this place with this manifest: one whose file was there.
+    async fn is_recorded(&self, manifest: &[u8], registry: &dyn Store) -> Result<bool> {
+        let Ok(manifest) = serde_json::from_slice::<Manifest>(manifest) else { return Ok(false) };
+        let there = DatasetFilter { place: Some(self.name.clone()), ..DatasetFilter::default() };
+        let recorded = registry.datasets(&there).await.context("reading the datasets")?;
+        Ok(recorded.iter().any(|dataset| dataset.manifest == manifest))
     }
 
     /// Whether its first commit is there, after which its files are not only ours.

@@ -7,8 +7,9 @@ use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampMicr
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use datafusion::arrow::util::pretty::pretty_format_batches;
 use futures::TryStreamExt as _;
-use tidegate_registry::dataset::{ColumnNames, Manifest, Output};
+use tidegate_registry::dataset::{ColumnNames, Dataset, Datasets as _, Manifest, Output};
 use tidegate_registry::features::Selection;
+use tidegate_registry::ids::DatasetId;
 use tidegate_registry::restore::Restoring as _;
 use tidegate_servers::{Fault, Mode};
 use tokio::task::JoinSet;
@@ -391,6 +392,21 @@ async fn what_is_not_whole_is_neither_imported_nor_in_the_way() {
     assert!(early.contains("has a manifest of this minute"), "{early}");
     let left = std::fs::File::options().write(true).open(out.with_extension("parquet.manifest.json")).unwrap();
     left.set_modified(std::time::UNIX_EPOCH).unwrap();
+    let manifest = built(&world, &asked, "out.parquet", PlaceFormat::Parquet).await;
+    imported(&place).await.unwrap();
+
+    // A dataset that was recorded had its file, so somebody has removed that one.
+    let dataset = Dataset {
+        id: DatasetId::generate(),
+        name: None,
+        place: place.name().to_owned(),
+        created_at: at("2024-01-05T00:00:00Z"),
+        actor: "ana".to_owned(),
+        manifest,
+        pin: None,
+    };
+    world.store.dataset_record(&dataset).await.unwrap();
+    std::fs::remove_file(&out).unwrap();
     built(&world, &asked, "out.parquet", PlaceFormat::Parquet).await;
     imported(&place).await.unwrap();
 

@@ -154,8 +154,9 @@ pub(super) async fn import(arguments: ImportArguments, registry: &Registry, cont
             .hint("when the registry is an older copy of the one that it was built with: bring back a newer one first")
             .into());
     }
-    let known = registry.store.datasets(&DatasetFilter::default()).await?;
-    if let Some(known) = known.iter().find(|known| known.place == place.name() && known.manifest == manifest) {
+    let there = DatasetFilter { place: Some(place.name().to_owned()), ..DatasetFilter::default() };
+    let known = registry.store.datasets(&there).await?;
+    if let Some(known) = known.iter().find(|known| known.manifest == manifest) {
         return Err(UserError::new(format!("`{}` is known as `{}` already", place.name(), known.label())).into());
     }
     let dataset = Dataset {

@@ -29,7 +29,7 @@ pub(crate) async fn dataset(store: &dyn Store, name: &str, snapshot: SnapshotId)
     Dataset {
         id: DatasetId::generate(),
         name: Some(name.to_owned()),
-        place: "/tmp/out.parquet".to_owned(),
+        place: format!("/data/{name}.parquet"),
         created_at: day(5),
         actor: "ana".to_owned(),
         manifest: Manifest {
@@ -91,6 +91,9 @@ pub async fn a_dataset_is_found_by_name_and_by_what_it_was_built_from(fixture: &
     assert_eq!(names(store, &called(&early.id.to_string()[..23])).await, ["early"]);
     assert_eq!(names(store, &called("%")).await, [""; 0]);
     assert_eq!(store.datasets(&called("late")).await.unwrap(), [late]);
+    let at = |place: &str| DatasetFilter { place: Some(place.to_owned()), ..DatasetFilter::default() };
+    assert_eq!(names(store, &at(&early.place)).await, ["early"]);
+    assert_eq!(names(store, &at("/data")).await, [""; 0]);
     let of = |view_name: &str| DatasetFilter { views: vec![view(view_name)], ..DatasetFilter::default() };
     assert_eq!(names(store, &of("a@v1")).await.len(), 3);
     assert_eq!(names(store, &of("b@v1")).await.len(), 0);
