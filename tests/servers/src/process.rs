@@ -239,7 +239,12 @@ mod tests {
         let port = Port::reserve().unwrap();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.number()));
         for _ in 0..2 {
-            assert!(TcpStream::connect(address).is_err(), "nobody listens there");
+            // A child that another test is starting at this moment has our files open until it has become its program.
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while TcpStream::connect(address).is_ok() {
+                assert!(Instant::now() < deadline, "somebody else listens there");
+                std::thread::sleep(Duration::from_millis(5));
+            }
             let server = TcpListener::bind(address).unwrap();
             TcpStream::connect(address).unwrap();
             drop(server);
