@@ -115,6 +115,8 @@ async fn measure(what: &str, folder: &Path) {
     };
     let _ = std::fs::remove_dir_all(&out);
     let _ = std::fs::remove_file(&out);
+    // Without it nobody could know that the build before has ended: the registry is not told of these.
+    let _ = std::fs::remove_file(out.with_added_extension("manifest.json"));
     let place = Place::new(out.to_str().unwrap(), format, &Stores::default()).unwrap();
     let parts = DatasetParts {
         store: Arc::<SqliteStore>::clone(&world.store),

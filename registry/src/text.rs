@@ -15,7 +15,7 @@ pub fn write_integer(value: impl itoa::Integer, out: &mut Vec<u8>) {
 
 /// Appends the shortest text that reads back equal.
 #[inline]
-pub fn write_float<F: ryu::Float + Into<f64>>(value: F, out: &mut Vec<u8>) {
+pub fn write_float<F: zmij::Float + Into<f64>>(value: F, out: &mut Vec<u8>) {
     let wide: f64 = value.into();
     let text = if wide.is_nan() {
         "NaN"
@@ -24,7 +24,16 @@ pub fn write_float<F: ryu::Float + Into<f64>>(value: F, out: &mut Vec<u8>) {
     } else if wide == f64::NEG_INFINITY {
         "-Infinity"
     } else {
-        return out.extend_from_slice(ryu::Buffer::new().format_finite(value).as_bytes());
+        let mut buffer = zmij::Buffer::new();
+        let text = buffer.format_finite(value);
+        // Exponents above zero come with a sign, which ours do not have; smaller numbers have no such exponent.
+        return match (wide.abs() >= 1e12).then(|| text.split_once('+')).flatten() {
+            Some((digits, exponent)) => {
+                out.extend_from_slice(digits.as_bytes());
+                out.extend_from_slice(exponent.as_bytes());
+            }
+            None => out.extend_from_slice(text.as_bytes()),
+        };
     };
     out.extend_from_slice(text.as_bytes());
 }
@@ -95,4 +104,59 @@ fn civil(days: i64) -> (i64, u64, u64) {
     let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     (year, month as u64, day as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn float<F: zmij::Float + Into<f64>>(value: F) -> String {
+        let mut out = Vec::new();
+        write_float(value, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_text_of_a_number_never_changes() {
+        // Digests are stored for years, and online stores hold these texts.
+        let texts = [0.0, -0.0, 7.0, 0.1, 1e-5, 1e-6, 1.5e-7, 5e-324, 1e15, 1e16, 1.25e17, f64::MAX].map(float);
+        let kept = [
+            "0.0",
+            "-0.0",
+            "7.0",
+            "0.1",
+            "0.00001",
+            "1e-6",
+            "1.5e-7",
+            "5e-324",
+            "1000000000000000.0",
+            "1e16",
+            "1.25e17",
+            "1.7976931348623157e308",
+        ];
+        assert_eq!(texts, kept);
+        assert_eq!(
+            [1e12_f32, 1e13, -1e13, 0.1, f32::MAX].map(float),
+            ["1000000000000.0", "1e13", "-1e13", "0.1", "3.4028235e38"]
+        );
+        assert_eq!([f64::NAN, f64::INFINITY, f64::NEG_INFINITY].map(float), ["NaN", "Infinity", "-Infinity"]);
+    }
+
+    proptest! {
+        /// Another algorithm finds the same digits.
+        #[test]
+        fn the_shortest_text_is_that_of_ryu(bits in any::<u64>(), whole in any::<i64>(), shift in 0_u32..64) {
+            for value in [f64::from_bits(bits), (whole >> shift) as f64, (whole >> shift) as f64 / 100.0] {
+                if value.is_finite() {
+                    prop_assert_eq!(float(value), ryu::Buffer::new().format_finite(value));
+                }
+            }
+            let value = f32::from_bits(bits as u32);
+            if value.is_finite() {
+                prop_assert_eq!(float(value), ryu::Buffer::new().format_finite(value));
+            }
+        }
+    }
 }

@@ -6,6 +6,7 @@ use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::TimestampMicrosecondType;
 use datafusion::arrow::record_batch::RecordBatch;
 use tidegate_registry::model::{ColumnType, FeatureView, Key, Output};
+use tidegate_registry::text::write_float;
 
 use super::EncodedRow;
 use crate::entity_key;
@@ -44,7 +45,11 @@ pub fn defaults(view: &FeatureView) -> String {
         let text = match (default, default.as_f64(), &feature.kind) {
             (serde_json::Value::String(text), ..) => text.clone(),
             // Written as `0`, it is still `0.0` in a column of floats.
-            (_, Some(number), ColumnType::Float | ColumnType::Double) => ryu::Buffer::new().format(number).to_owned(),
+            (_, Some(number), ColumnType::Float | ColumnType::Double) => {
+                let mut text = Vec::new();
+                write_float(number, &mut text);
+                into_text(text)
+            }
             (other, ..) => other.to_string(),
         };
         (feature.name.clone(), serde_json::Value::String(text))
