@@ -72,9 +72,9 @@ impl LabelSpan {
             Rule::Interval { published, .. } => {
                 let seen = published.iter().filter(|period| {
                     micros_to_ticks(period.available_from, unit) <= last
-                        && micros_to_ticks(period.available_until, unit) >= first
+                        && micros_to_ticks(period.available_until, unit) > first
                 });
-                let starts = seen.map(|period| micros_to_ticks(period.interval_start, unit));
+                let starts = seen.map(|period| micros_to_ticks(period.interval, unit));
                 match (starts.clone().min(), starts.max()) {
                     (None, _) | (_, None) => return lit(false),
                     bounds => bounds,

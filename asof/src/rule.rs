@@ -45,7 +45,7 @@ pub enum Rule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Period {
     /// What the rows of this state hold in [`Rule::Interval::interval`].
-    pub interval_start: i64,
+    pub interval: i64,
     /// The first instant at which a label sees this state.
     pub available_from: i64,
     /// The first instant at which it sees it no more; `i64::MAX` when no later state has taken its place.
@@ -60,7 +60,7 @@ impl Rule {
             if period.available_from > period.available_until {
                 return plan_err!(
                     "the period of {} is available until {}, before it is available from {}",
-                    period.interval_start,
+                    period.interval,
                     period.available_until,
                     period.available_from
                 );
@@ -70,12 +70,12 @@ impl Rule {
             if pair[0].available_until > pair[1].available_from {
                 return plan_err!(
                     "the periods of {} and {} overlap: sort them by availability and end each where the next begins",
-                    pair[0].interval_start,
-                    pair[1].interval_start
+                    pair[0].interval,
+                    pair[1].interval
                 );
             }
         }
-        let mut starts: Vec<i64> = published.iter().map(|period| period.interval_start).collect();
+        let mut starts: Vec<i64> = published.iter().map(|period| period.interval).collect();
         starts.sort_unstable();
         if let Some(pair) = starts.windows(2).find(|pair| pair[0] == pair[1]) {
             return plan_err!("two periods begin at {}: a state is available once", pair[0]);
@@ -109,7 +109,7 @@ impl Rule {
             Self::Interval { published, .. } => {
                 let mut by_start: Vec<(i64, u32)> = (0u32..)
                     .zip(published.iter())
-                    .map(|(number, period)| (micros_to_ticks(period.interval_start, unit), number))
+                    .map(|(number, period)| (micros_to_ticks(period.interval, unit), number))
                     .collect();
                 by_start.sort_unstable();
                 let spans = published

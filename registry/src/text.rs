@@ -150,12 +150,12 @@ mod tests {
         fn the_shortest_text_is_that_of_ryu(bits in any::<u64>(), whole in any::<i64>(), shift in 0_u32..64) {
             for value in [f64::from_bits(bits), (whole >> shift) as f64, (whole >> shift) as f64 / 100.0] {
                 if value.is_finite() {
-                    prop_assert_eq!(float(value), ryu::Buffer::new().format_finite(value));
+                    prop_assert_eq!(float(value), ryu::Buffer::new().format_finite(value).to_owned());
                 }
             }
             let value = f32::from_bits(bits as u32);
             if value.is_finite() {
-                prop_assert_eq!(float(value), ryu::Buffer::new().format_finite(value));
+                prop_assert_eq!(float(value), ryu::Buffer::new().format_finite(value).to_owned());
             }
         }
     }

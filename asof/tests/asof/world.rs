@@ -145,8 +145,8 @@ fn rule() -> impl Strategy<Value = TableRule> {
             .prop_map(|(starts, steps, open)| {
                 let mut from = 0;
                 let mut periods: Vec<Period> = Vec::new();
-                for (interval_start, step) in starts.into_iter().zip(steps) {
-                    periods.push(Period { interval_start, available_from: from, available_until: from + step });
+                for (interval, step) in starts.into_iter().zip(steps) {
+                    periods.push(Period { interval, available_from: from, available_until: from + step });
                     from += step;
                 }
                 if let (Some(last), true) = (periods.last_mut(), open) {
@@ -456,7 +456,7 @@ fn see<'a>(label: &Label, table: &'a Table) -> Option<&'a Fact> {
                 let until = period.available_until;
                 period.available_from * MICRO <= t && (until == i64::MAX || t < until * MICRO)
             })?;
-            mine.filter(|fact| fact.nanos.unwrap() == period.interval_start * MICRO).max_by(|a, b| values(a, b))
+            mine.filter(|fact| fact.nanos.unwrap() == period.interval * MICRO).max_by(|a, b| values(a, b))
         }
     }
 }

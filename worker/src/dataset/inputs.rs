@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use datafusion::common::{Column, DFSchema, ScalarValue};
-use datafusion::logical_expr::{LogicalPlanBuilder, lit};
+use datafusion::logical_expr::{Expr, LogicalPlanBuilder, lit};
 use datafusion::prelude::{DataFrame, SessionContext};
 use indexmap::IndexMap;
 use tidegate_asof::{History, Period, Rule};
@@ -15,10 +15,10 @@ use tidegate_registry::restore::AsOf;
 use tidegate_registry::store::{LedgerEntry, Store};
 use tidegate_registry::time::{Instant, format_instant};
 
-use super::{DatasetError, DatasetParts, DatasetRequest};
+use super::{DatasetError, DatasetRequest};
 use crate::lake::Lake;
 use crate::reads::{column, scan};
-use crate::types::{INTERVAL_START, arrow_type, timestamp};
+use crate::types::{EVENT_TIMESTAMP, INTERVAL_END, INTERVAL_START, arrow_type, timestamp};
 
 /// One view as it is read.
 pub(crate) struct Input {
@@ -26,19 +26,6 @@ pub(crate) struct Input {
     pub(crate) noted: ViewInput,
     /// What was published, newest interval first.
     pub(crate) ledger: Vec<LedgerEntry>,
-}
-
-/// What is read of one view, for a plan that is only shown.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ViewFiles {
-    /// The view.
-    pub view: ViewId,
-    /// What the manifest will say of it.
-    pub input: ViewInput,
-    /// Data files of that version.
-    pub files: u64,
-    /// Their bytes.
-    pub bytes: u64,
 }
 
 /// What each view is at the request's number.
@@ -67,23 +54,6 @@ pub(crate) async fn of(store: &dyn Store, request: &DatasetRequest) -> Result<In
         inputs.insert(id.clone(), Input { noted, ledger });
     }
     Ok(inputs)
-}
-
-/// What building the dataset would read.
-///
-/// # Errors
-/// Those of [`super::open`], as far as they have to do with views.
-pub async fn files(parts: &DatasetParts, request: &DatasetRequest) -> Result<Vec<ViewFiles>, DatasetError> {
-    let mut all = Vec::new();
-    for (view, input) in of(&*parts.store, request).await? {
-        let files = match input.noted.delta_version {
-            Some(version) => parts.lake.pinned_files(&view, version).await?,
-            None => Vec::new(),
-        };
-        let bytes = files.iter().map(|file| file.size).sum();
-        all.push(ViewFiles { view, input: input.noted, files: files.len() as u64, bytes });
-    }
-    Ok(all)
 }
 
 pub(crate) fn view<'a>(request: &'a DatasetRequest, id: &ViewId) -> Result<&'a FeatureView, DatasetError> {
@@ -142,11 +112,19 @@ pub(super) async fn histories(
             }
             keys.push((Column::from_name(&key.name), Column::from_name(&key.name)));
         }
-        let rows = table(ctx, lake, request, id, input).await?;
+        let mut rows = table(ctx, lake, request, id, input).await?;
+        if let (Output::Partial { .. }, Some(end)) =
+            (&view.output, input.ledger.iter().map(|of| of.interval.end()).max())
+        {
+            // True of every row. But only of columns that a condition names does the scan know the files' statistics, by which
+            // it leaves out, once the labels are known, what none of them sees.
+            let condition = column(EVENT_TIMESTAMP).lt_eq(instant(end.timestamp_micros()));
+            rows = rows.filter(condition).with_context(|| format!("reading the table of `{id}`"))?;
+        }
         let mine: Vec<_> = taken.iter().filter(|(_, of, _)| of == id).collect();
         // Typed as declared, whatever an old table or an empty one holds.
         let mut columns: Vec<_> = keys.iter().map(|(_, key)| column(key.name())).collect();
-        columns.extend([column("event_timestamp"), column(INTERVAL_START)]);
+        columns.extend([EVENT_TIMESTAMP, INTERVAL_START, INTERVAL_END].map(column));
         for (_, _, feature) in &mine {
             let declared = view.features.iter().find(|known| known.name == *feature);
             let declared = declared.with_context(|| format!("`{id}` has no feature `{feature}`"))?;
@@ -167,13 +145,15 @@ pub(super) async fn histories(
 }
 
 /// What a label may see of a view: the point-in-time rule.
-fn rule(view: &FeatureView, ledger: &[LedgerEntry]) -> Result<Rule, DatasetError> {
+pub(super) fn rule(view: &FeatureView, ledger: &[LedgerEntry]) -> Result<Rule, DatasetError> {
     Ok(match view.output {
         Output::Full => {
-            Rule::Interval { interval: Column::from_name(INTERVAL_START), published: periods(view, ledger)? }
+            // The start would do as well, but it is the partition's, and no column of a file: only of columns do the
+            // statistics tell a scan, once the labels are known, which files it need not open.
+            Rule::Interval { interval: Column::from_name(INTERVAL_END), published: periods(view, ledger)? }
         }
         Output::Partial { ttl } => Rule::Event {
-            time: Column::from_name("event_timestamp"),
+            time: Column::from_name(EVENT_TIMESTAMP),
             delay: view.serving_delay,
             ttl: Some(ttl),
             tie_break: vec![Column::from_name(INTERVAL_START)],
@@ -220,13 +200,18 @@ fn periods(view: &FeatureView, ledger: &[LedgerEntry]) -> Result<Arc<[Period]>, 
         .iter()
         .enumerate()
         .map(|(at, entry)| Period {
-            interval_start: entry.interval.start().timestamp_micros(),
+            interval: entry.interval.end().timestamp_micros(),
             available_from: from(entry),
             available_until: at.checked_sub(1).map_or(i64::MAX, |later| from(&ledger[later])),
         })
         .collect();
     periods.reverse();
     Ok(periods.into())
+}
+
+/// An instant of so many microseconds since 1970.
+fn instant(micros: i64) -> Expr {
+    datafusion::logical_expr::cast(lit(ScalarValue::TimestampMicrosecond(Some(micros), None)), timestamp())
 }
 
 /// The rows of `id` that count at `at`: what is known of every entity then.
@@ -242,21 +227,23 @@ pub(crate) async fn state_at(
     let rows = table(ctx, lake, request, id, input).await?;
     let micros = at.timestamp_micros();
     let delay = i64::try_from(view.serving_delay.as_micros()).context("the serving delay is too long")?;
-    let instant = |micros: i64| {
-        datafusion::logical_expr::cast(lit(ScalarValue::TimestampMicrosecond(Some(micros), None)), timestamp())
-    };
     let rows = match view.output {
         Output::Full => {
             let periods = periods(view, &input.ledger)?;
             let now = periods.iter().find(|period| (period.available_from..period.available_until).contains(&micros));
-            match now {
-                Some(period) => rows.filter(column(INTERVAL_START).eq(instant(period.interval_start))),
+            let is_now = |entry: &&LedgerEntry| {
+                now.is_some_and(|period| entry.interval.end().timestamp_micros() == period.interval)
+            };
+            match input.ledger.iter().find(is_now) {
+                Some(entry) => {
+                    rows.filter(column(INTERVAL_START).eq(instant(entry.interval.start().timestamp_micros())))
+                }
                 None => rows.filter(lit(false)),
             }
         }
         Output::Partial { ttl } => {
             let ttl = i64::try_from(ttl.as_micros()).context("the ttl is too long")?;
-            let time = || column("event_timestamp");
+            let time = || column(EVENT_TIMESTAMP);
             let oldest = instant(micros.saturating_sub(ttl));
             rows.filter(time().gt(oldest).and(time().lt_eq(instant(micros.saturating_sub(delay)))))
         }

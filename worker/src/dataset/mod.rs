@@ -14,6 +14,7 @@ mod memory;
 mod order;
 mod output;
 mod place;
+mod preview;
 pub(crate) mod spine;
 #[cfg(test)]
 mod tests;
@@ -45,10 +46,10 @@ use crate::lake::Lake;
 use crate::reads::column;
 use crate::sources::Sources;
 
-pub use self::inputs::{ViewFiles, files};
 pub use self::memory::{Collected, collect};
 pub use self::output::build;
 pub use self::place::{Place, PlaceFormat, imported};
+pub use self::preview::{ViewFiles, files};
 
 /// The column of a spine that says when, unless the request names another.
 pub const LABEL_TIME: &str = "event_timestamp";

@@ -10,7 +10,7 @@ use futures::TryStreamExt as _;
 use tidegate_registry::dataset::{ColumnNames, Dataset, Datasets as _, Manifest, Output};
 use tidegate_registry::features::Selection;
 use tidegate_registry::ids::DatasetId;
-use tidegate_registry::restore::Restoring as _;
+use tidegate_registry::restore::{AsOf, Restoring as _};
 use tidegate_servers::{Fault, Mode};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,7 @@ use super::{
     files, imported, open,
 };
 use crate::engine::Engine;
+use crate::lake::Lake;
 use crate::objects::testing::{self, BUCKET};
 use crate::objects::{Patience, Stores};
 use crate::sources::Sources;
@@ -425,6 +426,45 @@ fn files_below(folder: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn what_would_be_read_is_what_labels_can_see() {
+    let world = three_days().await;
+    let both = ["revenue.total", "last_receipt.largest"];
+    let read = async |spine: Spine| {
+        let asked = request(&world, spine, &both).await;
+        let all = files(&engine(&world), &parts(&world), &asked).await.unwrap();
+        all.iter().map(|of| (of.files, of.table_files)).collect::<Vec<_>>()
+    };
+    assert_eq!(read(labels(&[("a", "2024-01-01T00:00:00Z")])).await, [(0, 3), (0, 3)], "nothing was known");
+    assert_eq!(read(labels(&[("a", "2024-01-02T00:00:00Z")])).await, [(1, 3), (1, 3)]);
+    assert_eq!(read(labels(&[("a", "2024-01-05T00:00:00Z"), ("b", "2024-01-02T00:00:00Z")])).await, [(3, 3), (3, 3)]);
+    assert_eq!(read(labels(&[("a", "2024-01-05T00:00:00Z")])).await, [(1, 3), (1, 3)]);
+    assert_eq!(read(labels(&[("a", "2025-01-01T00:00:00Z")])).await, [(1, 3), (0, 3)], "rows of one view have expired");
+    assert_eq!(read(Spine::Entities(at("2024-01-02T00:00:00Z"))).await, [(1, 3), (1, 3)]);
+    assert_eq!(read(labels(&[])).await, [(0, 3), (0, 3)]);
+    let lost = request(&world, Spine::File { place: "no.csv".to_owned() }, &both).await;
+    let error = files(&engine(&world), &parts(&world), &lost).await.unwrap_err();
+    assert!(wrong(error).contains("`no.csv` cannot be read"));
+
+    // What is not counted is not opened.
+    let asked = request(&world, labels(&[("a", "2024-01-02T00:00:00Z")]), &both).await;
+    let found = rows(&world, &asked).await;
+    let parts = parts(&world);
+    for view in asked.features.views.keys() {
+        let AsOf { delta_version, .. } = world.store.as_of(view, asked.number).await.unwrap();
+        let table = parts.lake.load(view, delta_version).await.unwrap();
+        let table_folder = parts.lake.table_url(view).to_file_path().unwrap();
+        for file in Lake::files_of(&table)
+            .unwrap()
+            .iter()
+            .filter(|file| file.slice > at("2024-01-01T00:00:00Z").timestamp_micros())
+        {
+            std::fs::remove_file(table_folder.join(&file.path)).unwrap();
+        }
+    }
+    assert_eq!(rows(&world, &asked).await, found);
+}
+
+#[tokio::test]
 async fn many_rows_keep_their_order_on_all_cores() {
     let world = three_days().await;
     let start = at("2024-01-02T00:00:00Z");
@@ -482,8 +522,8 @@ async fn a_spine_may_be_a_query_or_all_entities() {
     let found = rows(&world, &all).await;
     insta::assert_snapshot!("spine_of_all_entities", found);
     let plan = request(&world, Spine::Entities(at("2024-01-04T00:00:00Z")), &["lifetime"]).await;
-    let reads = files(&parts(&world), &plan).await.unwrap();
-    assert_eq!((reads[0].files, reads[0].input.intervals), (3, 3));
+    let reads = files(&engine(&world), &parts(&world), &plan).await.unwrap();
+    assert_eq!((reads[0].files, reads[0].table_files, reads[0].input.intervals), (1, 3, 3));
     let plan = explain(&engine(&world), &parts(&world), &plan).await.unwrap();
     assert!(plan.contains("PointInTime"), "{plan}");
 }

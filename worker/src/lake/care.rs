@@ -8,6 +8,7 @@ use std::path::{Path as FsPath, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, Utc};
+use delta_kernel::expressions::Scalar;
 use deltalake::DeltaTable;
 use deltalake::kernel::Action;
 use deltalake::protocol::checkpoints::create_checkpoint;
@@ -21,6 +22,7 @@ use tidegate_registry::time::{Instant, format_instant};
 
 use super::commit::{CommitNote, NOTE, PUBLISH, RESTORE, RUN, RestoreNote, slice_of};
 use super::{Lake, OwnerMark};
+use crate::types::EVENT_TIMESTAMP;
 
 /// Log entries read at the same time.
 const READS_AHEAD: usize = 16;
@@ -82,6 +84,17 @@ pub(crate) struct TableFile {
     pub(crate) slice: i64,
     /// Its rows, where the log has statistics.
     pub(crate) rows: Option<u64>,
+}
+
+/// A data file of a view's table, and of when its rows are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DatedFile {
+    /// In bytes.
+    pub(crate) size: u64,
+    /// The start of its interval, in microseconds since 1970.
+    pub(crate) slice: i64,
+    /// Between which instants its `event_timestamp`s are, in microseconds, where the log has statistics.
+    pub(crate) events: Option<(i64, i64)>,
 }
 
 impl Lake {
@@ -231,6 +244,27 @@ impl Lake {
     pub async fn pinned_files(&self, view: &ViewId, version: u64) -> Result<Vec<PinnedTableFile>> {
         let files = Self::files_of(&self.load(view, Some(version)).await?)?;
         Ok(files.into_iter().map(|file| PinnedTableFile { path: file.path, size: file.size }).collect())
+    }
+
+    /// The files that make up a view's table at `version`, with what the log says of their time.
+    pub(crate) async fn dated_files(&self, view: &ViewId, version: u64) -> Result<Vec<DatedFile>> {
+        let table = self.load(view, Some(version)).await?;
+        let event = |values: Option<Scalar>| {
+            let Some(Scalar::Struct(values)) = values else { return None };
+            let place = values.fields().iter().position(|field| field.name() == EVENT_TIMESTAMP)?;
+            match values.values().get(place) {
+                Some(Scalar::Timestamp(micros)) => Some(*micros),
+                _ => None,
+            }
+        };
+        let file = |file: deltalake::kernel::LogicalFileView| {
+            Ok(DatedFile {
+                size: u64::try_from(file.size()).unwrap_or_default(),
+                slice: slice_of(&file)?,
+                events: event(file.min_values()).zip(event(file.max_values())),
+            })
+        };
+        table.snapshot()?.log_data().iter().map(file).collect()
     }
 
     /// Writes a checkpoint at `version`.

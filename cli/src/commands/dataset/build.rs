@@ -107,7 +107,11 @@ pub(super) async fn run(arguments: Arguments, registry: &Registry, context: &Con
     let request = request(wanted(&arguments)?, registry).await?;
     let parts = parts(&settings, registry)?;
     if arguments.dry_run {
-        let reads: Vec<Reads> = files(&parts, &request).await.map_err(told)?.iter().map(Reads::of).collect();
+        let scratch = Scratch::new();
+        let engine = Arc::new(Engine::new(settings.memory_bytes, &scratch.0)?);
+        let working = Arc::clone(&engine);
+        let reads = engine.run(async move { files(&working, &parts, &request).await }).await?.map_err(told)?;
+        let reads: Vec<Reads> = reads.iter().map(Reads::of).collect();
         context.output.list(&reads)?;
         return Ok(Exit::Done);
     }
@@ -384,6 +388,7 @@ struct Reads {
     covers: Option<String>,
     files: u64,
     bytes: u64,
+    table_files: u64,
 }
 
 impl Reads {
@@ -396,6 +401,7 @@ impl Reads {
             covers: reads.input.covers.map(format_instant),
             files: reads.files,
             bytes: reads.bytes,
+            table_files: reads.table_files,
         }
     }
 }
@@ -410,7 +416,7 @@ impl Row for Reads {
             or_none(&self.snapshot),
             self.intervals.to_string(),
             or_none(&self.covers),
-            self.files.to_string(),
+            format!("{} of {}", self.files, self.table_files),
             self.bytes.to_string(),
         ]
     }
