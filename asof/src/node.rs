@@ -88,8 +88,8 @@ impl History {
     /// Leaves out what is before the first and after the last published period, so that scans can do without it.
     fn without_unpublished(mut self) -> Result<Self> {
         let Rule::Interval { interval, published } = &self.rule else { return Ok(self) };
-        let starts = || published.iter().map(|period| period.interval);
-        let (Some(first), Some(last)) = (starts().min(), starts().max()) else { return Ok(self) };
+        let values = || published.iter().map(|period| period.interval);
+        let (Some(first), Some(last)) = (values().min(), values().max()) else { return Ok(self) };
         let place = index_of(self.plan.schema(), interval, "a history")?;
         let own = self.plan.schema().field(place).data_type();
         let micros = TimeUnit::Microsecond;

@@ -71,11 +71,12 @@ impl LabelSpan {
             ),
             Rule::Interval { published, .. } => {
                 let seen = published.iter().filter(|period| {
-                    micros_to_ticks(period.available_from, unit) <= last
-                        && micros_to_ticks(period.available_until, unit) > first
+                    let until = micros_to_ticks(period.available_until, unit);
+                    // the end of time stands for no end
+                    micros_to_ticks(period.available_from, unit) <= last && (until > first || until == i64::MAX)
                 });
-                let starts = seen.map(|period| micros_to_ticks(period.interval, unit));
-                match (starts.clone().min(), starts.max()) {
+                let values = seen.map(|period| micros_to_ticks(period.interval, unit));
+                match (values.clone().min(), values.max()) {
                     (None, _) | (_, None) => return lit(false),
                     bounds => bounds,
                 }

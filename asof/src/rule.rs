@@ -75,10 +75,10 @@ impl Rule {
                 );
             }
         }
-        let mut starts: Vec<i64> = published.iter().map(|period| period.interval).collect();
-        starts.sort_unstable();
-        if let Some(pair) = starts.windows(2).find(|pair| pair[0] == pair[1]) {
-            return plan_err!("two periods begin at {}: a state is available once", pair[0]);
+        let mut values: Vec<i64> = published.iter().map(|period| period.interval).collect();
+        values.sort_unstable();
+        if let Some(pair) = values.windows(2).find(|pair| pair[0] == pair[1]) {
+            return plan_err!("two periods are those of {}: a state is available once", pair[0]);
         }
         Ok(())
     }

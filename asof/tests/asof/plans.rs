@@ -274,7 +274,7 @@ fn bad_input_is_refused_by_name() {
         for (periods, message) in [
             (vec![period(0, 1, 3), period(1, 2, 4)], "the periods of 0 and 1 overlap"),
             (vec![period(0, 3, 1)], "the period of 0 is available until 1, before it is available from 3"),
-            (vec![period(0, 1, 2), period(0, 2, 3)], "two periods begin at 0"),
+            (vec![period(0, 1, 2), period(0, 2, 3)], "two periods are those of 0"),
         ] {
             let rule = Rule::Interval { interval: at(), published: periods.into() };
             let said = join(at(), history(facts.clone(), rule, &["b"]));
