@@ -134,7 +134,8 @@ impl ColumnProfile {
         }
         let (low, high) = (self.quantiles[above - 1], self.quantiles[above]);
         let part = (rank - RANKS[above - 1]) / (RANKS[above] - RANKS[above - 1]);
-        Some(low * (1.0 - part) + high * part)
+        // rounding must not carry it beyond its neighbours
+        Some((low * (1.0 - part) + high * part).max(low).min(high))
     }
 }
 
@@ -308,5 +309,10 @@ mod tests {
         }
         assert_eq!(profile.quantile(1.1), None);
         assert_eq!(profile.quantile(f64::NAN), None);
+
+        let one = ColumnProfile { quantiles: vec![14006.33184909752; RANKS.len()], ..ColumnProfile::default() };
+        for rank in 0..=1_000 {
+            assert_eq!(one.quantile(f64::from(rank) / 1e3), Some(14006.33184909752), "{rank}");
+        }
     }
 }
